@@ -42,6 +42,10 @@ $(VENV)/.stamp-dev: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[server,dev]'
 	@touch $@ $(VENV)/.stamp-server
 
+$(VENV)/.stamp-browser: pyproject.toml scripts/install | $(BIN)/python
+	@scripts/install $(BIN)/python -e '.[browser]'
+	@touch $@ $(VENV)/.stamp-server $(VENV)/.stamp-dev
+
 $(VENV)/.stamp-bench: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[server,bench]'
 	@touch $@ $(VENV)/.stamp-server
@@ -100,6 +104,11 @@ test-long: $(VENV)/.stamp-dev ## Runs the tests that take minutes each.
 .PHONY: battle
 battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for half an hour; writes benchmarks/results/battle.json.
 	@BATTLE_RESULTS=benchmarks/results/battle.json $(BIN)/python -m pytest tests/battle -m 'long or not long' -k 'not short' --timeout=7200 $(ARGS)
+
+.PHONY: test-browser
+test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chromium; PICTURES=1 draws the pictures of docs/console.md anew.
+	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; }
+	@CONSOLE_PICTURES=$(PICTURES) $(BIN)/python -m pytest -n 0 tests/server/console $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/.stamp-dev ## Runs the tests that need a GPU; `pip install livefactor[cuda13]` (or cuda12) first.

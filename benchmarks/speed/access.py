@@ -1,15 +1,17 @@
-"""What TLS and tokens cost: `python -m benchmarks.speed.access`.
+"""What TLS, tokens and encryption at rest cost: `python -m benchmarks.speed.access`.
 
-Three servers take turns: in plain text, with TLS, and in plain text with an access file. This
-process asks each for the scores of 64 candidates, one call after the other, and sends it a stream
-of batches of 65,536 events. Figures are medians: the CPU time of both processes together, and its
-ratio to plain text. The check of a token is timed alone, in this process.
+Four servers take turns: in plain text, with TLS, in plain text with an access file, and in plain
+text with an encrypted data folder. This process asks each for the scores of 64 candidates, one call
+after the other, and sends it a stream of batches of 65,536 events. Figures are medians: the CPU
+time of both processes together, and its ratio to plain text. The check of a token is timed alone,
+in this process.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import statistics
 import sys
 import tempfile
@@ -47,8 +49,10 @@ def _servers(folder: Path) -> Iterator[dict[str, tuple[Server, Access]]]:
         "plain": (),
         "tls": ("--tls-cert", str(signed.certificate), "--tls-key", str(signed.key)),
         "token": ("--access", str(folder / "access.toml")),
+        "encrypted": ("--encryption-key-file", str(_key_file(folder / "data.key"))),
     }
     access = {"plain": Access(), "tls": Access(ca=authority.file), "token": Access(token=token)}
+    access["encrypted"] = Access()
     with ExitStack() as stack:
         found = {}
         for name, own in flags.items():
@@ -57,6 +61,12 @@ def _servers(folder: Path) -> Iterator[dict[str, tuple[Server, Access]]]:
             with Models(found[name][0].target, access=access[name]) as models:
                 models.create(MODEL, **SPECS[MODEL])  # type: ignore[arg-type]
         yield found
+
+
+def _key_file(path: Path) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(secrets.token_hex(32))
+    return path
 
 
 def _access_file(path: Path) -> str:
@@ -134,7 +144,7 @@ def measure(rounds: int = ROUNDS, calls: int = CALLS, events: int = EVENTS) -> d
     for kind, taken in call.items():
         figures[f"access_{kind}_call_cpu_us"] = statistics.median(taken) / calls * 1e6
         figures[f"access_{kind}_ingest_cpu_ns"] = statistics.median(ingest[kind]) / events * 1e9
-    for kind in ("tls", "token"):
+    for kind in ("tls", "token", "encrypted"):
         for what, taken in (("call_cpu", call), ("ingest_cpu", ingest), ("ingest_rate", rates)):
             pairs = zip(taken[kind], taken["plain"], strict=True)
             figures[f"ratio_access_{kind}_{what}"] = statistics.median(own / plain for own, plain in pairs)

@@ -18,6 +18,7 @@ from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.deltas import Deltas
 from livefactor_kernels.update import Update
 
 __all__ = [
@@ -157,6 +158,12 @@ class Backend(Protocol):
         """Learns from consecutive interactions records, with the bits of one `apply` per record.
 
         Only the last revision becomes visible.
+        """
+
+    def add(self, deltas: Deltas) -> None:
+        """Adds a record of deltas to its rows (`tables/deltas.py`), then sets the revision.
+
+        The caller holds the gate. Only a model that merges (`spec.merge`) has it.
         """
 
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:

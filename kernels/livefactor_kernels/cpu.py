@@ -26,6 +26,7 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.head import Head
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun, joined
@@ -185,6 +186,15 @@ class CpuModel:
         if self._mixer is not None:
             self._mixer.count(update, popularity, self.items.bias)
         self.advance(update.revision, update.user_count, update.item_count)
+
+    def add(self, deltas: Deltas) -> None:
+        """See `backend.Backend.add`."""
+        nobody, counts = np.empty(0, np.uint32), (deltas.user_count, deltas.item_count)
+        users, items = (deltas.rows, nobody) if deltas.side == USERS else (nobody, deltas.rows)
+        self.head.open()
+        self.pins.protect(Update(deltas.revision, users, items, None, None, *counts))
+        add(self.spec, (self.users, self.items)[deltas.side].padded().__getitem__, deltas)
+        self.advance(deltas.revision, *counts)
 
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """See `backend.Backend.set_embeddings`."""

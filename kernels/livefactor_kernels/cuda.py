@@ -55,6 +55,7 @@ from livefactor_kernels.spec.model import (
 )
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cuda import CudaTable, livefactor_init_kernel
+from livefactor_kernels.tables.deltas import Deltas
 from livefactor_kernels.tables.state import GlobalMean, Part, state_of
 from livefactor_kernels.update import Update
 
@@ -187,6 +188,10 @@ class CudaModel:
         """
         with self.lock:
             self._table(side).load_sections(sections, count)
+
+    def add(self, deltas: Deltas) -> None:
+        """See `backend.Backend.add`. No spec on this backend merges."""
+        raise AssertionError("merge: `spec.checks.check_cuda` refuses it")
 
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """See `backend.Backend.set_embeddings`. No spec on this backend has embeddings."""

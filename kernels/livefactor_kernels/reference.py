@@ -28,6 +28,7 @@ from livefactor_kernels.solve.prior.reference import ReferenceArithmetic as Prio
 from livefactor_kernels.solve.reference import Solver
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, read_rows
+from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.reference import ReferenceTables
 from livefactor_kernels.tables.state import ANSWERING, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun
@@ -101,6 +102,13 @@ class ReferenceModel:
             items if item_count is None else item_count,
         )
         self.revision = revision
+
+    def add(self, deltas: Deltas) -> None:
+        """See `backend.Backend.add`."""
+        table = (self.users, self.items)[deltas.side]
+        with table.lock:
+            add(self.spec, partial(getattr, table), deltas)
+        self.advance(deltas.revision, deltas.user_count, deltas.item_count)
 
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """See `backend.Backend.set_embeddings`."""

@@ -71,10 +71,11 @@ def valid_messages() -> dict[str, list[Any]]:
     labels = updates_pb2.Labels(side=updates_pb2.SIDE_ITEM, ids=[4, 5], labels=["mug", "lamp"])
     marks = updates_pb2.Availability(item_ids=[4, 5], available=False)
     vectors = updates_pb2.Embeddings(side=updates_pb2.SIDE_ITEM, ids=[4], dimension=2, vectors=[1, 2])
+    deltas = updates_pb2.FactorDeltas(side=2, ids=[4], dimension=2, deltas=[1, 2], biases=[3], weight=2)
     update = [
         dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
         dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),
-        dict(model=MODEL, producer=stamp, embeddings=vectors),
+        dict(model=MODEL, producer=stamp, embeddings=vectors), dict(model=MODEL, factor_deltas=deltas),
     ]  # fmt: skip
     few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
     best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)

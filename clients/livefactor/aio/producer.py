@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from livefactor.aio.connection import ThreadRunner, awaited
 from livefactor.errors import LivefactorError, ProducerClosed
-from livefactor.pushing.producer import CLOSE_AFTER_ERROR_S, Producer, ProducerBase
+from livefactor.pushing.base import ProducerBase
+from livefactor.pushing.producer import CLOSE_AFTER_ERROR_S, Producer
 
 log = logging.getLogger("livefactor")
 
@@ -57,6 +58,7 @@ class AsyncProducer(ProducerBase):
     push_labels = awaited(Producer.push_labels)
     set_available = awaited(Producer.set_available)
     push_embeddings = awaited(Producer.push_embeddings)
+    push_deltas = awaited(Producer.push_deltas)
     flush = awaited(Producer.flush)
     keep = awaited(Producer.keep)
     has_applied = awaited(Producer.has_applied)

@@ -12,7 +12,8 @@ with labels or without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from livefactor.errors import ColumnError
 from livefactor.pushing.batching import PREFIX_BYTES_MAX, Batch, BatchSettings
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import LABELS, encode_labels
+from livefactor.wire.ids import HashTexts, Ids, as_keys
 from livefactor.wire.keys import keys_of
 from livefactor.wire.limits import LABEL_BYTES_MAX
 
@@ -111,6 +113,20 @@ class TextReader:
             # The error must name the row in `ids`.
             return keys_of(ids)
         return np.fromiter(map(known.__getitem__, ids), np.uint64, len(ids))
+
+
+def read_ids(
+    labels: Mapping[str, IdLabels], side: str, ids: Ids, hashed: HashTexts
+) -> tuple[npt.NDArray[np.uint64], Callable[[], None] | None]:
+    """The keys of a column of ids of one side, and what takes the labels of its string ids.
+
+    The second is None if the producer sends no labels. Raises ColumnError for ids of a wrong type.
+    """
+    name = f"{side}_ids"
+    if side not in labels:
+        return as_keys(name, ids, hashed), None
+    reader = labels[side].reader()
+    return as_keys(name, ids, reader), partial(labels[side].take, reader)
 
 
 def label_cuts(labels: Sequence[str], settings: BatchSettings) -> list[tuple[int, int]]:

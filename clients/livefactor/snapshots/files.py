@@ -21,7 +21,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -52,6 +52,9 @@ _OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0
 
 StrPath = str | os.PathLike[str]
 
+SEALED_FILE = "snapshot.sealed"
+"""The only file of a snapshot that a server encrypted. The server and its commands can read it."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verification:
@@ -71,13 +74,16 @@ class Verification:
         )
 
 
-def verify(path: StrPath, root_hash: bytes | None = None) -> Verification:
+def verify(
+    path: StrPath, root_hash: bytes | None = None, files: Mapping[str, io.FileIO] | None = None
+) -> Verification:
     """Check every byte of the snapshot folder `path`. This needs no server and no network.
 
-    root_hash: the root hash that the snapshot must have (32 bytes); None for any. SnapshotInvalid
-    names the bad file, tensor and block.
+    root_hash: the root hash that the snapshot must have (32 bytes); None for any. files: the open
+    files by name, which this closes; None for those of the folder. SnapshotInvalid names the bad
+    file, tensor and block.
     """
-    with _Folder(Path(path), root_hash) as folder:
+    with _Folder(Path(path), root_hash, files) as folder:
         folder.tensors()
         return Verification(
             folder.manifest,
@@ -86,12 +92,14 @@ def verify(path: StrPath, root_hash: bytes | None = None) -> Verification:
         )
 
 
-def load(path: StrPath, root_hash: bytes | None = None) -> LoadedSnapshot:
+def load(
+    path: StrPath, root_hash: bytes | None = None, files: Mapping[str, io.FileIO] | None = None
+) -> LoadedSnapshot:
     """Verify the snapshot folder `path` and map its arrays.
 
     `verify` explains arguments and errors.
     """
-    with _Folder(Path(path), root_hash) as folder:
+    with _Folder(Path(path), root_hash, files) as folder:
         return LoadedSnapshot(Path(path), folder.manifest, folder.tensors())
 
 
@@ -109,7 +117,7 @@ def open_file(folder: StrPath, name: str) -> io.FileIO:
 
     Raises SnapshotInvalid for a link or a special file.
     """
-    if name not in fmt.FILES:
+    if name not in (*fmt.FILES, SEALED_FILE):
         raise SnapshotInvalid("", f"{name[:64]!r} is not a file of a snapshot")
     path = Path(folder) / name
     try:
@@ -128,11 +136,17 @@ def open_file(folder: StrPath, name: str) -> io.FileIO:
 class _Folder:
     """The open files of a snapshot. Opening checks everything except the tensors."""
 
-    def __init__(self, path: Path, root_hash: bytes | None) -> None:
-        _check_names(path)
+    def __init__(
+        self, path: Path, root_hash: bytes | None, files: Mapping[str, io.FileIO] | None = None
+    ) -> None:
         self._stack = contextlib.ExitStack()
+        if files is None:
+            _check_names(path)
         try:
-            self.files = {name: self._stack.enter_context(open_file(path, name)) for name in fmt.FILES}
+            self.files = {
+                name: self._stack.enter_context(open_file(path, name) if files is None else files[name])
+                for name in fmt.FILES
+            }
             sizes = {name: os.fstat(file.fileno()).st_size for name, file in self.files.items()}
             self.manifest_bytes = sizes.pop(fmt.MANIFEST_FILE)
             self.manifest = self._manifest(sum(sizes.values()))
@@ -189,6 +203,8 @@ def _check_names(path: Path) -> None:
         names = set(os.listdir(path))
     except OSError as error:
         raise SnapshotInvalid("", f"cannot be listed: {os.strerror(error.errno or 0)}") from None
+    if SEALED_FILE in names:
+        raise SnapshotInvalid(SEALED_FILE, "is encrypted; fetch the snapshot from its server")
     for name in sorted(set(fmt.FILES) - names):
         raise SnapshotInvalid(name, "is missing")
     for name in sorted(names - set(fmt.FILES)):

@@ -671,6 +671,35 @@ class EmbeddingMap(google.protobuf.message.Message):
 global___EmbeddingMap = EmbeddingMap
 
 @typing.final
+class Merge(google.protobuf.message.Message):
+    """Deltas of rows that someone else learned (FactorDeltas, docs/privacy.md). Needs rule SGD or SOFTMAX, and
+    another optimizer than FTRL. An absent field has the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    NORM_MAX_FIELD_NUMBER: builtins.int
+    learning_rate: builtins.float
+    """Multiplies the deltas, up to 100. 0: the model takes no deltas."""
+    norm_max: builtins.float
+    """A contribution with a larger Euclidean norm is scaled down to it. Above 0 with learning_rate."""
+    def __init__(
+        self,
+        *,
+        learning_rate: builtins.float | None = ...,
+        norm_max: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_norm_max", b"_norm_max", "learning_rate", b"learning_rate", "norm_max", b"norm_max"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_norm_max", b"_norm_max", "learning_rate", b"learning_rate", "norm_max", b"norm_max"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_norm_max", b"_norm_max"]) -> typing.Literal["norm_max"] | None: ...
+
+global___Merge = Merge
+
+@typing.final
 class EventType(google.protobuf.message.Message):
     """The meaning of an event type (Interactions.event_types). A type without an entry has weight 1."""
 
@@ -726,6 +755,7 @@ class ModelSpec(google.protobuf.message.Message):
     MIX_FIELD_NUMBER: builtins.int
     AUTO_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
+    MERGE_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -774,6 +804,8 @@ class ModelSpec(google.protobuf.message.Message):
     def auto(self) -> global___Auto: ...
     @property
     def embeddings(self) -> global___EmbeddingMap: ...
+    @property
+    def merge(self) -> global___Merge: ...
     def __init__(
         self,
         *,
@@ -802,9 +834,10 @@ class ModelSpec(google.protobuf.message.Message):
         mix: global___Mix | None = ...,
         auto: global___Auto | None = ...,
         embeddings: global___EmbeddingMap | None = ...,
+        merge: global___Merge | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

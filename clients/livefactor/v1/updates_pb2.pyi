@@ -413,6 +413,58 @@ class Embeddings(google.protobuf.message.Message):
 global___Embeddings = Embeddings
 
 @typing.final
+class FactorDeltas(google.protobuf.message.Message):
+    """What someone else learned: deltas that are added to the rows of one side (docs/privacy.md). A message is
+    one contribution. Its deltas are multiplied by Merge.learning_rate * weight, and by
+    Merge.norm_max / norm if the Euclidean norm of all its numbers is above Merge.norm_max.
+
+    A message is refused as a whole with INVALID_ARGUMENT if the model takes no deltas (ModelSpec.merge), for
+    another dimension than the spec's k, for an id that occurs twice, for a number that is NaN or
+    infinite, for a weight outside its limits, and for biases if bias_learning_rate is 0. The text
+    names the row. A message has at most 786,432 deltas. New users and items are rejected with
+    USERS_FULL, ITEMS_FULL or MEMORY_FULL like those of interactions.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    DIMENSION_FIELD_NUMBER: builtins.int
+    DELTAS_FIELD_NUMBER: builtins.int
+    BIASES_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    side: global___Side.ValueType
+    dimension: builtins.int
+    """It must equal k of the model's spec."""
+    weight: builtins.float
+    """Above 0 and at most the spec's weight_max. 0: 1."""
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Each id once."""
+
+    @property
+    def deltas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """ids * dimension numbers, row by row."""
+
+    @property
+    def biases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """One delta of a bias an id. Empty: the biases stay."""
+
+    def __init__(
+        self,
+        *,
+        side: global___Side.ValueType = ...,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        dimension: builtins.int = ...,
+        deltas: collections.abc.Iterable[builtins.float] | None = ...,
+        biases: collections.abc.Iterable[builtins.float] | None = ...,
+        weight: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["biases", b"biases", "deltas", b"deltas", "dimension", b"dimension", "ids", b"ids", "side", b"side", "weight", b"weight"]) -> None: ...
+
+global___FactorDeltas = FactorDeltas
+
+@typing.final
 class ApplyUpdatesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -422,6 +474,7 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
+    FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     @property
@@ -434,6 +487,8 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     def availability(self) -> global___Availability: ...
     @property
     def embeddings(self) -> global___Embeddings: ...
+    @property
+    def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
         *,
@@ -443,10 +498,11 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
         labels: global___Labels | None = ...,
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
+        factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factor_deltas"] | None: ...
 
 global___ApplyUpdatesRequest = ApplyUpdatesRequest
 
@@ -523,6 +579,7 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
+    FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     @property
     def producer(self) -> global___ProducerStamp: ...
@@ -534,6 +591,8 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     def availability(self) -> global___Availability: ...
     @property
     def embeddings(self) -> global___Embeddings: ...
+    @property
+    def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
         *,
@@ -543,10 +602,11 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         labels: global___Labels | None = ...,
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
+        factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factor_deltas"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest
 

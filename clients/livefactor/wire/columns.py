@@ -54,6 +54,7 @@ from livefactor.wire.twins import (
 __all__ = [
     "AVAILABILITY",
     "EMBEDDINGS",
+    "FACTOR_DELTAS",
     "INTERACTIONS",
     "LABELS",
     "AvailabilityColumns",
@@ -83,6 +84,7 @@ __all__ = [
     "encode_score_response",
     "interaction_parts",
     "join",
+    "parse_body",
     "parts_size",
     "select",
     "select_labels",
@@ -92,6 +94,7 @@ INTERACTIONS = "interactions"
 LABELS = "labels"
 AVAILABILITY = "availability"
 EMBEDDINGS = "embeddings"
+FACTOR_DELTAS = "factor_deltas"
 _COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
     "user_ids": KEYS,
     "item_ids": KEYS,
@@ -115,7 +118,9 @@ _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
 _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
-_CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS)
+_CHANGE_NUMBERS = _numbers(
+    updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FACTOR_DELTAS
+)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()
 _COLUMN_TAGS = _tags(_COLUMN_NUMBERS.values())
@@ -211,7 +216,7 @@ class Stamp(NamedTuple):
 class UpdateRequest(NamedTuple):
     """One ApplyUpdates or StreamUpdates request.
 
-    change: INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, or None. body: the bytes of the change.
+    change: the name of its field, such as INTERACTIONS, or None. body: the bytes of the change.
     """
 
     model: str
@@ -329,7 +334,7 @@ def encode_labels(side: int, ids: Ids, labels: Sequence[str]) -> bytes:
 
 def decode_labels(body: bytes) -> LabelColumns:
     """Read a Labels message. Raises ColumnError if the bytes do not parse or the lengths differ."""
-    twin, body = _parse_body(_LabelsTwin, updates_pb2.Labels, body)
+    twin, body = parse_body(_LabelsTwin, updates_pb2.Labels, body)
     ids, labels = twin_column(twin, "ids", KEYS), list(twin.labels)
     if len(labels) != len(ids):
         raise ColumnError(f"labels has {len(labels)} rows, expected {len(ids)} (ids)")
@@ -353,7 +358,7 @@ def encode_availability(item_ids: Ids, available: bool) -> bytes:
 
 def decode_availability(body: bytes) -> AvailabilityColumns:
     """Read an Availability message. Raises ColumnError if the bytes do not parse."""
-    twin, body = _parse_body(_AvailabilityTwin, updates_pb2.Availability, body)
+    twin, body = parse_body(_AvailabilityTwin, updates_pb2.Availability, body)
     ids = twin_column(twin, "item_ids", KEYS)
     return AvailabilityColumns(ids, twin.available, body)
 
@@ -379,7 +384,7 @@ def decode_embeddings(body: bytes) -> EmbeddingColumns:
 
     Raises ColumnError if the bytes do not parse or the sizes differ.
     """
-    twin, body = _parse_body(_EmbeddingsTwin, updates_pb2.Embeddings, body)
+    twin, body = parse_body(_EmbeddingsTwin, updates_pb2.Embeddings, body)
     ids, wide = twin_column(twin, "ids", KEYS), twin_column(twin, "vectors", FLOATS)
     if len(wide) and twin.half_vectors:
         raise ColumnError("vectors: expected either vectors or half_vectors, got both")
@@ -412,7 +417,7 @@ def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -
 def encode_apply(model: str, stamp: Stamp, change: str, body: bytes) -> bytes:
     """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest.
 
-    change: INTERACTIONS, LABELS, AVAILABILITY or EMBEDDINGS.
+    change: the name of its field, such as INTERACTIONS.
     """
     return apply_prefix(model, stamp, change, len(body)) + body
 
@@ -466,7 +471,7 @@ def _spans(body: bytes, tags: dict[int, int]) -> dict[int, tuple[int, int]] | No
     return spans
 
 
-def _parse_body(twin: type[Any], public: Any, body: bytes) -> tuple[Any, bytes]:
+def parse_body(twin: type[Any], public: Any, body: bytes) -> tuple[Any, bytes]:
     """The twin message that `body` holds, and the body in canonical form."""
     parsed = parse_twin(twin, public, body)
     if parsed.ByteSize() != len(body):

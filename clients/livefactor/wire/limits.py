@@ -31,6 +31,9 @@ BATCH_ROWS_MAX = 65_536
 EMBEDDING_NUMBERS_MAX = 1 << 18
 """Numbers of all vectors of a batch of embeddings."""
 
+DELTA_NUMBERS_MAX = 3 << 18
+"""Deltas of all rows of a batch: 3 MiB, and the ids and biases fit into a message beside them."""
+
 LABEL_BYTES_MAX = 1024
 """Bytes of a label. The server rejects the row of a longer one."""
 

@@ -51,6 +51,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
+    _check_merge(spec)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
     if spec.rule == Rule.SOLVE:
@@ -73,6 +74,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("solve.ridge_events", spec.solve.ridge_events),
         ("history.paged", spec.history.paged),
         ("embeddings.dimension", spec.embeddings.dimension),
+        ("merge.learning_rate", spec.merge.learning_rate),
     ):
         _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
     return spec
@@ -187,6 +189,22 @@ def _check_adaptive_rate(spec: ModelSpec) -> None:
     _require(is_sgd, "optimizer.kind", "sgd with an adaptive rate", spec.optimizer.kind)
     is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
     _require(is_float32, "factor_dtype", "float32 with an adaptive rate", spec.factor_dtype)
+
+
+def _check_merge(spec: ModelSpec) -> None:
+    rate, most = spec.merge.learning_rate, spec.merge.norm_max
+    _require(_finite32(rate) and 0.0 <= rate <= 100.0, "merge.learning_rate", "0..100", rate)
+    if not rate:
+        _require(most == 0.0, "merge.norm_max", "0 without merge.learning_rate", most)
+        return
+    is_norm = _finite32(most) and 1e-6 <= most <= 1e30
+    _require(is_norm, "merge.norm_max", "1e-6..1e30 with merge.learning_rate", most)
+    learns = spec.rule in (Rule.SGD, Rule.SOFTMAX)
+    rule = "sgd or softmax with merge.learning_rate, because rule solve solves rows from their events"
+    _require(learns, "rule", rule, Rule(spec.rule).name.lower())
+    # With FTRL the factors follow from sums of gradients, so the next step would undo a delta.
+    is_other = spec.optimizer.kind != OptimizerKind.FTRL
+    _require(is_other, "optimizer.kind", "another one than ftrl with merge.learning_rate", "ftrl")
 
 
 def _is_half_life(value: float, least: float) -> bool:

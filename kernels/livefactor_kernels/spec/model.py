@@ -309,6 +309,20 @@ class Regularization:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """Deltas of rows that someone else learned (`tables/deltas.py`), with rules SGD and SOFTMAX.
+
+    Attributes:
+        learning_rate: factor on the deltas of a contribution, up to 100. With 0 the model takes no
+            deltas.
+        norm_max: maximum Euclidean norm of a contribution. A longer one is scaled down.
+    """
+
+    learning_rate: float = 0.0
+    norm_max: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EventType:
     """The meaning of an event type.
 
@@ -391,6 +405,7 @@ class ModelSpec:
         solve, softmax: parameters of these rules.
         replay: replay, with any rule.
         adaptive_rate: adaptive learning rate, with rule SGD.
+        merge: deltas that someone else learned, with rules SGD and SOFTMAX.
         event_types: weights by event type.
         regularization: clipping, max-norm, frequency-scaled L2, dropout.
         limits: limits of tables and events.
@@ -418,6 +433,7 @@ class ModelSpec:
     auto: Auto = field(default_factory=Auto)
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
+    merge: Merge = field(default_factory=Merge)
     event_types: tuple[EventType, ...] = ()
     regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)

@@ -20,6 +20,7 @@ from livefactor_server.challenging.metrics import ContestMetrics
 from livefactor_server.challenging.notes import Added, Notes, Plan
 from livefactor_server.challenging.process import Process
 from livefactor_server.engine.engine import Engine
+from livefactor_server.log import sealing
 from livefactor_server.model import spec_codec
 from livefactor_server.statuses import exhausted, exists, not_found, precondition
 from livefactor_server.text import quoted
@@ -267,7 +268,7 @@ class Challengers:
                 return
             task = Task(
                 self._name, str(self._subject.folder), plan.entries, plan.judge_from, self._cpu_share,
-                self._memory_bytes_max,
+                self._memory_bytes_max, key.secret.hex() if (key := sealing.present()) else "",
             )  # fmt: skip
             self._champion, self._report, self._sent = state.spec_body, None, None
             self._counted_s, self._waiting_since_s = 0.0, 0.0

@@ -36,6 +36,7 @@ class Task:
         judge_from: number of events that are learned before judging begins.
         cpu_share: maximum share of one core.
         memory_bytes_max: maximum bytes of memory of the states of all contestants together.
+        key: the key of the data at rest in hex. Empty for plain data.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Task:
     judge_from: int
     cpu_share: float
     memory_bytes_max: int
+    key: str = field(default="", repr=False)
 
     def to_line(self) -> str:
         """The task as a line."""

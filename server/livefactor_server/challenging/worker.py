@@ -28,10 +28,12 @@ from livefactor_server.challenging.contest import Contest, Evidence, Standing
 from livefactor_server.challenging.messages import Figures, Go, Report, Task
 from livefactor_server.challenging.pace import Pace
 from livefactor_server.challenging.schedule import ALLOWED_S_LEAST
+from livefactor_server.log import sealing
 from livefactor_server.log.errors import LogError
 from livefactor_server.log.following import Follower
 from livefactor_server.log.format import Kind, Record, hash_name_of
 from livefactor_server.log.recovery import note_kind
+from livefactor_server.log.sealing import Key
 from livefactor_server.snapshots.freezing import freeze_idle
 from livefactor_server.snapshots.replay import challenger_store, compile_kernels, log_folder
 
@@ -204,6 +206,7 @@ def main() -> None:
     os.nice(NICE)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     task, orders = Task.from_line(sys.stdin.readline()), queue.SimpleQueue[Go]()
+    sealing.use(Key(bytes.fromhex(task.key)) if task.key else None)
     threading.Thread(target=_listen, args=(orders,), name="orders", daemon=True).start()
     Worker(task, orders, sys.stdout).run()
 

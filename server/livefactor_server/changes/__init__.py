@@ -29,17 +29,18 @@ from livefactor_server.changes.change import (
     WireChange,
 )
 from livefactor_server.changes.columns import apply_columns, skip_columns
+from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.engine import EngineChange
+from livefactor_server.changes.history.retention import RetentionChange
+from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
+from livefactor_server.changes.history.switch import SwitchChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects, decode_rejects, encode_rejects
-from livefactor_server.changes.retention import RetentionChange
-from livefactor_server.changes.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.short_updates import ShortUpdate
 from livefactor_server.changes.spec import SpecChange
-from livefactor_server.changes.switch import SwitchChange
 
 __all__ = [
     "CHANGES",
@@ -49,6 +50,7 @@ __all__ = [
     "WIRE_CHANGES",
     "AvailabilityChange",
     "Change",
+    "DeltasChange",
     "EmbeddingsChange",
     "EngineChange",
     "Header",
@@ -88,6 +90,7 @@ _ALL: tuple[type[Change], ...] = (
     EmbeddingsChange,
     RetentionChange,
     RollbackChange,
+    DeltasChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

@@ -38,7 +38,7 @@ def apply_columns(state: ModelState, records: Columns) -> int:
 
 
 def skip_columns(state: ModelState, records: Columns) -> None:
-    """Passes interactions records that the state skips (`rollback.py`)."""
+    """Passes interactions records that the state skips (`history/rollback.py`)."""
     last = records.revision + len(records) - 1
     state.backend.advance(last)
     _settle(state, records)

@@ -9,6 +9,7 @@ import numpy as np
 from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.changes.bodies import decode_bodies
+from livefactor_server.changes.deltas import DeltasChange, deltas_misfit
 from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.interactions import InteractionsChange, good_values, good_weights
 from livefactor_server.log.columns import KIND, Columns
@@ -40,6 +41,8 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
     if new.limits.weight_max < old.limits.weight_max:
         return False
     if old.embeddings.dimension not in (0, new.embeddings.dimension):
+        return False
+    if old.merge.learning_rate and not _merges_alike(new, old):
         return False
     if new.loss == Loss.SQUARED and old.loss != Loss.SQUARED:
         # Only squared loss requires values.
@@ -96,7 +99,17 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
             if found != spec.embeddings.dimension:
                 expected = f"the spec expects dimension {spec.embeddings.dimension}"
                 return f"revision {record.revision} has vectors of dimension {found}, and {expected}"
+        if record.kind == Kind.FACTOR_DELTAS:
+            deltas = DeltasChange.from_log(bytes(record.body)).columns
+            if reason := deltas_misfit(spec, deltas):
+                return f"revision {record.revision} has deltas: {reason}"
     return ""
+
+
+def _merges_alike(new: ModelSpec, old: ModelSpec) -> bool:
+    """Whether `new` takes all deltas that `old` takes."""
+    has_biases = bool(new.optimizer.bias_learning_rate) or not old.optimizer.bias_learning_rate
+    return new.merge.learning_rate > 0 and new.k == old.k and has_biases
 
 
 def _misfit(values: Column, weights: Column, spec: ModelSpec) -> str:

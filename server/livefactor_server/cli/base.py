@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -132,6 +133,24 @@ Target = Annotated[
     ),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="Name of the model.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--encryption-key-file",
+        envvar="LIVEFACTOR_ENCRYPTION_KEY_FILE",
+        show_envvar=False,
+        help="File with the key of an encrypted data folder.",
+    ),
+]
+KeyCommand = Annotated[
+    str,
+    typer.Option(
+        "--encryption-key-command",
+        envvar="LIVEFACTOR_ENCRYPTION_KEY_COMMAND",
+        show_envvar=False,
+        help="Command that prints this key.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Secret = Annotated[
     str,
@@ -215,3 +234,17 @@ def rate(events_per_s: float | None) -> str:
         if events_per_s >= scale:
             return f"{events_per_s / scale:.2f} {unit}events/s"
     return f"{events_per_s:.2f} events/s"
+
+
+def use_key(file: Path | None, command: str) -> None:
+    """Sets the key of encrypted data for this command, if one is given. A bad one ends it."""
+    if file is None and not command:
+        return
+    from livefactor_server.hosting.keys import BadKey, read_key
+    from livefactor_server.log import sealing
+
+    try:
+        sealing.use(read_key(file, command))
+    except BadKey as error:
+        complain(error)
+        raise typer.Exit(2) from None

@@ -12,7 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
-from livefactor_server.cli.base import AsJson, Model, complain, emit, log_app, say
+from livefactor_server.cli.base import (
+    AsJson,
+    KeyCommand,
+    KeyFile,
+    Model,
+    complain,
+    emit,
+    log_app,
+    say,
+    use_key,
+)
 
 
 @log_app.command("show")
@@ -27,8 +37,11 @@ def show(
         bool, typer.Option(help="Show the last --count records (20 by default) instead of the first.")
     ] = False,
     as_json: AsJson = False,
+    encryption_key_file: KeyFile = None,
+    encryption_key_command: KeyCommand = "",
 ) -> None:
     """List the records of a log, verify them, and say where the log is damaged."""
+    use_key(encryption_key_file, encryption_key_command)
     from livefactor_server.changes import show as log_show
     from livefactor_server.log.store import LogError
     from livefactor_server.snapshots.replay import log_folder

@@ -11,6 +11,8 @@ import typer
 from livefactor_server.cli.base import (
     DEFAULT_TARGET,
     AsJson,
+    KeyCommand,
+    KeyFile,
     Model,
     Target,
     app,
@@ -20,6 +22,7 @@ from livefactor_server.cli.base import (
     progress,
     reason,
     table,
+    use_key,
 )
 
 if TYPE_CHECKING:
@@ -105,15 +108,19 @@ def verify_command(
         str, typer.Option(help="Backend of the replay: cpu, cuda, auto, or reference (plain NumPy, slow).")
     ] = "cpu",
     as_json: AsJson = False,
+    encryption_key_file: KeyFile = None,
+    encryption_key_command: KeyCommand = "",
 ) -> None:
     """Check every byte of a snapshot. With --replay, check that the log gives the model's states.
 
     This needs no server.
     """
+    use_key(encryption_key_file, encryption_key_command)
     if replay:
         _verify_replay(path, backend, as_json)
         return
-    from livefactor.snapshots.files import SnapshotInvalid, verify
+    from livefactor.errors import SnapshotInvalid
+    from livefactor_server.snapshots.store import verify
 
     try:
         manifest = verify(path).manifest

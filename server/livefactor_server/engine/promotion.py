@@ -1,13 +1,14 @@
 """Promotion: a new spec, and the state that it gives, which is built beside the live one.
 
-A rollback is a promotion whose spec stays: the new state skips records (`changes/rollback.py`).
+A rollback is a promotion whose spec stays: the new state skips records
+(`changes/history/rollback.py`).
 
     caller's thread   check ─▶ start ─▶ follow the log until little of it is left
     LOG stage         wait for the APPLY stage ─▶ follow the rest ─▶ append SWITCH ─▶ swap states
 
 The model learns and answers with its present spec until the swap. Updates wait while the rest is
 followed, for `PAUSE_S` or a little more. A refusal, a drain or an error before the SWITCH record is
-durable leaves the model as it was. `changes/switch.py` defines what the record means.
+durable leaves the model as it was. `changes/history/switch.py` defines what the record means.
 """
 
 from __future__ import annotations

@@ -116,12 +116,22 @@ def back_up(data: Path, backup: Path) -> list[ModelBackup]:
 
 
 def _models(data: Path, to: Path, before: dict[str, int]) -> list[ModelBackup]:
+    folders = model_folders(data)
+    (to / "models").mkdir(parents=True, exist_ok=True)
+    return [_model(folder, to / "models" / folder.name, before.get(folder.name, 0)) for folder in folders]
+
+
+def model_folders(data: Path) -> list[Path]:
+    """The folders of the models of a data folder or of a backup, in order of their names.
+
+    Raises:
+        BackupError: there is no data folder.
+    """
     models = data / "models"
     if not models.is_dir():
         raise BackupError(f"{data} is no data folder: it has no folder models")
-    (to / "models").mkdir(parents=True, exist_ok=True)
     return [
-        _model(folder, to / "models" / folder.name, before.get(folder.name, 0))
+        folder
         for folder in sorted(models.iterdir())
         if MODEL_NAME.fullmatch(folder.name) and log_folder(folder).is_dir()
     ]

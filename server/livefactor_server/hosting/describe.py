@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_server.changes.rollback import Ranges
+from livefactor_server.changes.history.rollback import Ranges
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.judging.hold import Hold
 from livefactor_server.log.gaps import Gap
@@ -34,7 +34,7 @@ class Description:
         root_hash: root hash of the state at `revision`, b"" if it was not requested.
         specs: (revision, logged bytes) of the known specs up to `revision`, oldest first. The last
             one is in force.
-        skipped: the revisions that were rolled back (`changes/rollback.py`).
+        skipped: the revisions that were rolled back (`changes/history/rollback.py`).
         gap: the revisions that the log lacks, None for a whole log.
         spec_revision: the revision from which `spec` is in force, None if it is not known yet.
     """

@@ -144,7 +144,7 @@ def _touches_in(log: Log, question: Question, low: int, high: int) -> Iterator[T
     keys = [int(key).to_bytes(8, "little") for key in (question.user_id, question.item_id)]
     for records in replay.between(log, low - 1, high):
         for record in records:
-            if record.kind not in (Kind.INTERACTIONS, Kind.EMBEDDINGS):
+            if record.kind not in (Kind.INTERACTIONS, Kind.EMBEDDINGS, Kind.FACTOR_DELTAS):
                 continue
             body = bytes(record.body)
             # A column of ids has their bytes as they are. So most records need no decoding.

@@ -42,6 +42,7 @@ from livefactor_server.hosting.faults import Fault, Faults
 from livefactor_server.hosting.folders import Folders
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.judging.board import Board
+from livefactor_server.log.errors import WrongKey
 from livefactor_server.log.store import Log
 from livefactor_server.model import spec_codec
 from livefactor_server.snapshots import replay
@@ -216,6 +217,9 @@ class Hosting:
     def _keep(self, name: str, progress: Progress | None) -> None:
         try:
             self._models[name] = self._open(name, progress)
+        except WrongKey:
+            # It would be the same for each model.
+            raise
         except Exception as error:
             self._faults.note(name, error)
 

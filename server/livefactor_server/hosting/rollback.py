@@ -1,4 +1,4 @@
-"""Decides which records a rollback skips. `changes/rollback.py` says what that means."""
+"""Decides which records a rollback skips. `changes/history/rollback.py` says what that means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from livefactor_server.changes import Rollback
-from livefactor_server.changes.rollback import SKIPPABLE, ranges_of
+from livefactor_server.changes.history.rollback import SKIPPABLE, ranges_of
 from livefactor_server.hosting.earlier import Moment, revision_at
 from livefactor_server.log.store import Log, LogGap
 from livefactor_server.snapshots.replay import between, skipped_at

@@ -5,6 +5,7 @@ LogError
 ├── LogFull       The disk has no room. Nothing of the group remains, and the log still works.
 ├── LogGap        A retention policy deleted the records that the caller wants to read.
 ├── LogFailed     A write or a sync failed. The log refuses all records until it is opened again.
+├── WrongKey      The log is encrypted with another key, or it is not encrypted.
 └── LogDamaged    Synced bytes differ from what was written. It names the path, offset and reason.
 """
 
@@ -34,6 +35,10 @@ class LogGap(LogError):
 
 class LogFailed(LogError):
     """A write or a sync failed. Only recovery can tell what reached the disk."""
+
+
+class WrongKey(LogError):
+    """The log is encrypted with another key, or a key is given for a log that is not encrypted."""
 
 
 class LogDamaged(LogError):

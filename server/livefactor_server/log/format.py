@@ -16,7 +16,7 @@ A group, little-endian and unsigned unless noted:
     group header, 152 bytes
       0    8  magic        GROUP_MAGIC
       8    4  checksum     CRC32C of bytes 12 to 151
-     12    2  version      of this layout, GROUP_VERSION
+     12    2  version      of this layout, GROUP_VERSION, or SEALED_VERSION (`sealing.py`)
      14    1  hash         HASH_IDS: the hash that the log uses, the same in every group
      15    1  producers    entries of the producer list
      16   16  log id       random; no client knows it, so no payload can imitate a group of this log
@@ -28,7 +28,7 @@ A group, little-endian and unsigned unless noted:
      64    8  mark         last revision that was synced before this write; 0 in the first
      72    8  time         signed; times of the records are relative to it
      80    4  segment      length of this file when it was made, in blocks of 4,096
-     84    4  zero
+     84    4  key          id of the key of a sealed group; zero in a plain one
      88   32  previous     chain hash before the first record
     120   32  last         chain hash of the last record
     producer list, then zeros to a multiple of 8; an entry is
@@ -105,6 +105,7 @@ MAGIC = b"lvfactor"
 GROUP_MAGIC = b"lvfgroup"
 HEADER_VERSION = 1
 GROUP_VERSION = 2
+SEALED_VERSION = 3
 EARLIER_MAGIC_AT = 128
 """The byte at which a segment of layout 1 has MAGIC."""
 
@@ -117,12 +118,13 @@ SALT_BYTES = 16
 HASH_BYTES = 32
 NO_HASH = bytes(HASH_BYTES)
 NO_SALT = bytes(SALT_BYTES)
+NO_KEY = bytes(4)
 FLAG_ERASED = 1
 _ZEROS = bytes(1 << 20)
 HASH_IDS = {"sha256": 1, "blake3": 2}
 
 CHECKSUM = struct.Struct("<I")
-GROUP = struct.Struct("<HBB16sIIQQQQqI4x32s32s")
+GROUP = struct.Struct("<HBB16sIIQQQQqI4s32s32s")
 PRODUCER = struct.Struct("<QQB")
 HEAD = struct.Struct("<BBHIIIIi16s")
 ERASURE = struct.Struct("<I4xQ32s32s")
@@ -151,6 +153,7 @@ class Kind(IntEnum):
     EMBEDDINGS = 9
     RETENTION = 10
     ROLLBACK = 11
+    FACTOR_DELTAS = 12
 
 
 @dataclass(slots=True)
@@ -185,6 +188,7 @@ class GroupHead(NamedTuple):
     mark: int
     time_us: int
     segment: int
+    key: bytes
     previous: bytes
     last: bytes
 

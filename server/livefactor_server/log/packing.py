@@ -27,11 +27,14 @@ from livefactor_server.log.format import (
     HEAD_BYTES,
     HEADER_VERSION,
     MAGIC,
+    NO_KEY,
     PRODUCER,
+    SEALED_VERSION,
     Entry,
     align,
     parts_of,
 )
+from livefactor_server.log.sealing import GroupSeal
 
 PRODUCERS_MAX = 255
 """Maximum number of different (producer, epoch) in one group."""
@@ -52,7 +55,7 @@ _COPY_BYTES_MAX = 32 * 1024
 class Stamp:
     """The fields of a group header that the writer sets.
 
-    `place` is in bytes, `segment` is in blocks.
+    `place` is in bytes, `segment` is in blocks. `seal` encrypts the group. None leaves it plain.
     """
 
     log_id: bytes
@@ -61,6 +64,7 @@ class Stamp:
     place: int
     segment: int
     mark: int
+    seal: GroupSeal | None = None
 
 
 class GroupBuffer:
@@ -112,6 +116,7 @@ def pack_group(
     hash_id: int,
     new_hash: Callable[..., Any],
     grown: PackedGroup | None = None,
+    seal_bytes: int = 0,
 ) -> tuple[PackedGroup, list[bytes]]:
     """Packs the producer list and the record heads of a group, and computes its chain hashes.
 
@@ -122,6 +127,7 @@ def pack_group(
         new_hash: the function of that hash.
         grown: a group that the entries continue, if `can_grow` allows it. The result then has its
             records and the entries. None packs the entries alone.
+        seal_bytes: room for the seal, in bytes.
 
     Returns:
         The group, and the chain hash of each entry.
@@ -154,6 +160,7 @@ def pack_group(
         payload += (entry.rejects, *parts) if rejects else parts
     packed = b"".join(heads) if grown is None else b"".join((grown.heads, *heads))
     size = GROUP_HEADER_BYTES + align(len(listed), GROUP_ALIGN) + len(packed) + sum(map(len, payload))
+    size += seal_bytes
     revision, records = (
         (entries[0].revision, len(entries))
         if grown is None
@@ -207,11 +214,15 @@ def _number_producers(
 
 
 def lay_out(buffer: memoryview, at: int, group: PackedGroup, stamp: Stamp, size: int) -> None:
-    """Writes the group to `buffer[at:]`, and zeros after it up to `size` bytes in all."""
+    """Writes the group to `buffer[at:]`, and zeros after it up to `size` bytes in all.
+
+    Then it seals the group.
+    """
+    version, key_id = (GROUP_VERSION, NO_KEY) if stamp.seal is None else (SEALED_VERSION, stamp.seal.key_id)
     header = GROUP.pack(
-        GROUP_VERSION, stamp.hash_id, len(group.numbers), stamp.log_id, stamp.incarnation,
+        version, stamp.hash_id, len(group.numbers), stamp.log_id, stamp.incarnation,
         group.records, stamp.place, size, group.revision, stamp.mark, group.time_us,
-        stamp.segment, group.previous, group.last,
+        stamp.segment, key_id, group.previous, group.last,
     )  # fmt: skip
     start = at
     padding = bytes(-len(group.listed) % GROUP_ALIGN)
@@ -226,3 +237,5 @@ def lay_out(buffer: memoryview, at: int, group: PackedGroup, stamp: Stamp, size:
             np.copyto(np.frombuffer(buffer, np.uint8, len(part), at), np.frombuffer(part, np.uint8))
         at = end
     buffer[at : start + size] = bytes(start + size - at)
+    if stamp.seal is not None:
+        stamp.seal.close(buffer, start, size)

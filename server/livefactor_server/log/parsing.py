@@ -26,6 +26,7 @@ from livefactor_server.log.format import (
     MAGIC,
     PRODUCER,
     PRODUCER_BYTES_MAX,
+    SEALED_VERSION,
     BadGroup,
     GroupHead,
     Record,
@@ -50,7 +51,7 @@ def read_group_head(memory: memoryview, at: int, place: int, path: Path) -> Grou
     if crc32c(raw[CHECKED_FROM:]) != CHECKSUM.unpack_from(raw, len(GROUP_MAGIC))[0]:
         raise BadGroup(place, "the checksum of the group's header is wrong")
     head = GroupHead._make(GROUP.unpack_from(raw, CHECKED_FROM))
-    if head.version != GROUP_VERSION:
+    if head.version not in (GROUP_VERSION, SEALED_VERSION):
         raise LogError(
             f"{path} at byte {place}: the group has layout version {head.version}, which is not supported"
         )
@@ -66,6 +67,8 @@ def read_records(
     """
     place = head.place
     end = at + head.size
+    if head.version == SEALED_VERSION:
+        raise BadGroup(place, "the encrypted bytes of the group do not match its tag")
     if head.size < GROUP_HEADER_BYTES or end > len(memory):
         raise BadGroup(place, "the file ends inside a group's payload")
     producers, cursor = _read_producers(memory, at + GROUP_HEADER_BYTES, end, head)

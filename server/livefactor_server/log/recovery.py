@@ -33,6 +33,7 @@ from livefactor_server.log.format import (
     is_zero,
 )
 from livefactor_server.log.parsing import read_group_head
+from livefactor_server.log.sealing import opened
 from livefactor_server.log.segments import zero_range
 from livefactor_server.log.tail import Slot, write_slot
 from livefactor_server.log.walk import (
@@ -189,7 +190,8 @@ def _read_spec(io: FileIO, segments: list[Segment], later: Cursor) -> Record:
     first = segments[0]
     cursor = start_cursor(first.first)
     try:
-        records, _ = read_group(io.map(first.path), DATA_START, DATA_START, cursor, first.path)
+        memory, origin = opened(io.map(first.path), 0, DATA_START, first.path, 1)
+        records, _ = read_group(memory, DATA_START - origin, DATA_START, cursor, first.path)
     except BadGroup as bad:
         raise LogDamaged(first.path, bad.offset, bad.reason) from None
     if (cursor.log_id, cursor.hash_id) != (later.log_id, later.hash_id):

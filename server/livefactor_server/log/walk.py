@@ -47,7 +47,8 @@ from livefactor_server.log.format import (
 )
 from livefactor_server.log.gaps import Gap, Hole
 from livefactor_server.log.parsing import read_group_head, read_records
-from livefactor_server.log.tail import Slot, place_of, read_slots
+from livefactor_server.log.sealing import opened
+from livefactor_server.log.tail import Slot, place_of, read_slots, with_tail
 
 SEGMENT_NAME = re.compile(r"(\d{20})\.log")
 _NO_MAGIC = bytes(len(GROUP_MAGIC))
@@ -274,7 +275,7 @@ class Walk:
         yield from self._groups(index, view, 0, offset, min(base, limit))
         at = self._at
         if is_last and at < limit:
-            memory = _with_tail(view, at, base, self.stop[1].content)
+            memory = with_tail(view, at, base, self.stop[1].content)
             yield from self._groups(index, memory, at, at, limit)
         if self._at < limit:
             bad = self._bad or BadGroup(self._at, "zeros where a group should start")
@@ -303,7 +304,11 @@ class Walk:
         whole group, and `_bad` is the error of the bytes that follow it, or None.
         """
         path, self._bad, self._at = self.segments[index].path, None, offset
+        given, given_origin, until = memory, origin, offset
         while self._at < limit:
+            if self._at >= until:
+                memory, origin = opened(given, given_origin, self._at, path)
+                until = limit if memory is given else origin + len(memory)
             at = self._at - origin
             if memory[at : at + len(_NO_MAGIC)] == _NO_MAGIC:
                 return
@@ -364,7 +369,7 @@ class Walk:
     def _groups_of(self, slot: Slot, index: int, view: memoryview, start: int) -> list[Group] | None:
         """The groups from byte `start` to the end of the slot, or None if they are not whole."""
         before = replace(self.cursor)
-        memory = _with_tail(view, start, slot.base, slot.content)
+        memory = with_tail(view, start, slot.base, slot.content)
         groups = list(self._groups(index, memory, start, start, slot.end))
         if self._at == slot.end:
             return groups
@@ -408,13 +413,6 @@ class Walk:
         if self.progress is not None:
             before = sum(segment.size for segment in self.segments[:index])
             self.progress(before + offset, sum(segment.size for segment in self.segments))
-
-
-def _with_tail(view: memoryview, start: int, base: int, content: bytes) -> memoryview:
-    """The bytes of the file from `start` on. `content` replaces those from `base` on."""
-    if start >= base:
-        return memoryview(content[start - base :])
-    return memoryview(bytes(view[start:base]) + content)
 
 
 def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slot]) -> StreamEnd:
@@ -482,12 +480,15 @@ def find_later_group(view: memoryview, start: int, cursor: Cursor, path: Path) -
 
 def _whole_group(view: memoryview, offset: int, cursor: Cursor, path: Path) -> GroupHead | None:
     try:
-        head = read_group_head(view, offset, offset, path)
+        view, origin = opened(view, 0, offset, path, 1)
+        head = read_group_head(view, offset - origin, offset, path)
         if head.place != offset or (cursor.begun and head.log_id != cursor.log_id):
             return None
         if cursor.begun and head.incarnation < cursor.incarnation:
             return None
-        read_records(view, offset, head, path, cursor.new_hash or hash_function(hash_name_of(head.hash_id)))
+        read_records(
+            view, offset - origin, head, path, cursor.new_hash or hash_function(hash_name_of(head.hash_id))
+        )
     except BadGroup:
         return None
     return head

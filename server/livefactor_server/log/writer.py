@@ -19,6 +19,7 @@ from livefactor_server.log.errors import LogFailed, LogFull
 from livefactor_server.log.format import DATA_START, GROUP_ALIGN, Entry, align
 from livefactor_server.log.packing import GroupBuffer, PackedGroup, Stamp, can_grow, lay_out, pack_group
 from livefactor_server.log.recovery import Contents
+from livefactor_server.log.sealing import SEAL_BYTES, seal_of
 from livefactor_server.log.segments import Preallocator, zero_range
 from livefactor_server.log.tail import CONTENT_BYTES_MAX, SLOTS, Slot, write_slot
 from livefactor_server.log.walk import Segment, StreamEnd, segment_name
@@ -63,6 +64,8 @@ class StreamWriter:
             )
         self._io, self._folder, self._segment_bytes = io, folder, segment_bytes
         self._cursor, self._incarnation = contents.cursor, contents.cursor.incarnation
+        self._seal = seal_of(self._cursor.log_id)
+        self._seal_bytes = SEAL_BYTES if self._seal is not None else 0
         self._buffer, self._slot_buffer = GroupBuffer(), GroupBuffer().reserve(BLOCK_BYTES)
         self._preallocator = Preallocator(io, folder, ahead)
         self._preallocator.discard()
@@ -98,7 +101,9 @@ class StreamWriter:
             grown, entries, self.end.base + CONTENT_BYTES_MAX - self._open_at
         ):
             grown = None
-        group, hashes = pack_group(entries, cursor.hash, cursor.hash_id, cursor.new_hash, grown)
+        group, hashes = pack_group(
+            entries, cursor.hash, cursor.hash_id, cursor.new_hash, grown, self._seal_bytes
+        )
         if grown is not None:
             start, size = self._open_at, align(group.size, GROUP_ALIGN)
         else:
@@ -198,7 +203,7 @@ class StreamWriter:
         whole = total - total % BLOCK_BYTES
         stamp = Stamp(
             self._cursor.log_id, self._cursor.hash_id, self._incarnation, start,
-            segment.size // BLOCK_BYTES, max(self._cursor.revision, 0),
+            segment.size // BLOCK_BYTES, max(self._cursor.revision, 0), self._seal,
         )  # fmt: skip
         buffer = self._buffer.reserve(total)
         buffer[:used] = end.content[:used]

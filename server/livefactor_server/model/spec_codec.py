@@ -27,6 +27,7 @@ from livefactor_kernels.spec.model import (
     History,
     Limits,
     Loss,
+    Merge,
     Mix,
     ModelSpec,
     Optimizer,
@@ -78,6 +79,7 @@ _PARTS: dict[str, Any] = {
     "regularization": Regularization,
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,
+    "merge": Merge,
 }
 """Parts of the spec. The bytes lack a part in which all fields have their defaults."""
 

@@ -61,7 +61,8 @@ def update_request(raw: bytes) -> UpdateRequest:
         return UpdateRequest(model, producer, epoch, sequence, wire.INTERACTIONS, short.columns.body, short)
     request = wire.decode_apply(raw)
     if request.change is None:
-        raise invalid("change: it is missing; expected interactions, labels, availability or embeddings")
+        fields = ", ".join(WIRE_CHANGES)
+        raise invalid(f"change: it is missing; expected one of {fields}")
     stamp = request.stamp
     return UpdateRequest(
         request.model, stamp.producer_id.encode(), stamp.epoch, stamp.sequence, request.change, request.body

@@ -2,8 +2,9 @@
 
 A restart loads the newest snapshot and applies the rest of the log. An audit applies the whole log.
 Like the live engine, both use `changes.place` and `changes.apply`, so a record always has the same
-effect. A state is that of one spec from the beginning of the log on (`changes/switch.py`). So after
-a switch only snapshots with the new spec help, whoever took them.
+effect. A state is that of one spec from the beginning of the log on
+(`changes/history/switch.py`). So after a switch only snapshots with the new spec help, whoever took
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from livefactor.snapshots.format import Manifest
 from livefactor_server import changes
 from livefactor_server.changes import Change, EngineChange, Header, bodies, change_of, decode_rejects
 from livefactor_server.changes import ReplayError as ReplayError
-from livefactor_server.changes.rollback import (
+from livefactor_server.changes.history.rollback import (
     SKIPPABLE,
     Ranges,
     Rollback,

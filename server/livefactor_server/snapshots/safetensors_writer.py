@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from livefactor.snapshots.format import Layout, Place
+from livefactor.snapshots.format import MANIFEST_FILE, Layout, Place
 
 SYNC_BYTES = 32 << 20
 """Number of written bytes after which the files are synced.
@@ -26,13 +26,14 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 class TensorFiles:
     """The safetensors files of a layout in `folder`, open for writing.
 
-    It is a context manager. Call `sync` before it exits.
+    It is a context manager. Call `finish` before it exits.
 
     Raises:
         OSError: as the file system reports it, with ENOSPC if the space cannot be reserved.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
+        self._folder = folder
         self._files: dict[str, int] = {}
         self._unsynced = 0
         try:
@@ -57,6 +58,11 @@ class TensorFiles:
         for file in self._files.values():
             os.fsync(file)
         self._unsynced = 0
+
+    def finish(self, manifest: bytes) -> None:
+        """Writes the manifest, and makes everything durable."""
+        self.sync()
+        write_file(self._folder / MANIFEST_FILE, [manifest])
 
     def _close(self) -> None:
         for file in self._files.values():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import shutil
@@ -31,7 +32,9 @@ from livefactor.snapshots import format as fmt
 from livefactor.snapshots.files import Verification
 from livefactor.snapshots.format import Layout, Manifest, Place, Tensor
 from livefactor.snapshots.loaded import LoadedSnapshot
-from livefactor_server.snapshots.safetensors_writer import TensorFiles, sync_folder, write_file
+from livefactor_server.log.sealing import present
+from livefactor_server.snapshots.safetensors_writer import TensorFiles, sync_folder
+from livefactor_server.snapshots.sealed import SealedFiles, SealedSnapshot, is_sealed
 
 USERS, ITEMS = 0, 1
 PASS_BYTES = 4 << 20
@@ -213,11 +216,10 @@ class SnapshotStore:
         try:
             layout = state.layout
             temporary.mkdir()
-            with TensorFiles(temporary, layout) as files:
+            with _new_files(temporary, layout) as files:
                 tensors = _scan(state, layout, files.write, progress)
-                files.sync()
-            manifest = _manifest(state, tensors)
-            write_file(temporary / fmt.MANIFEST_FILE, [manifest.to_json()])
+                manifest = _manifest(state, tensors)
+                files.finish(manifest.to_json())
             sync_folder(temporary)
             return self._publish(temporary, manifest)
         except OSError as error:
@@ -235,7 +237,7 @@ class SnapshotStore:
         with self._lock:
             if os.path.lexists(final):
                 with contextlib.suppress(SnapshotInvalid):
-                    return snapshot_files.verify(final, manifest.root_hash).manifest
+                    return verify(final, manifest.root_hash).manifest
                 self._discard(final)
             os.rename(temporary, final)
             sync_folder(self.folder)
@@ -272,7 +274,7 @@ class SnapshotStore:
             SnapshotInvalid: the manifest is invalid.
         """
         path = self._path(snapshot_id)
-        manifest = snapshot_files.read_manifest(path)
+        manifest = _read_manifest(path)
         _check_name(path, manifest)
         return manifest, path
 
@@ -291,7 +293,7 @@ class SnapshotStore:
             SnapshotInvalid: the snapshot does not verify.
         """
         path = self._path(snapshot_id)
-        loaded = snapshot_files.load(path)
+        loaded = snapshot_files.load(path, files=_plain_files(path))
         _check_name(path, loaded.manifest)
         return loaded
 
@@ -303,7 +305,7 @@ class SnapshotStore:
             SnapshotInvalid: the snapshot does not verify.
         """
         path = self._path(snapshot_id)
-        verification = snapshot_files.verify(path)
+        verification = verify(path)
         _check_name(path, verification.manifest)
         return verification
 
@@ -331,6 +333,9 @@ class SnapshotStore:
             SnapshotInvalid: the manifest is invalid.
         """
         _, path = self.open(snapshot_id)
+        if is_sealed(path):
+            yield from _sealed_pieces(path)
+            return
         with contextlib.ExitStack() as stack:
             files = [(name, stack.enter_context(snapshot_files.open_file(path, name))) for name in fmt.FILES]
             for name, file in files:
@@ -339,6 +344,47 @@ class SnapshotStore:
                 while data := file.read(FETCH_BYTES):
                     yield Piece(name, offset, size, data)
                     offset += len(data)
+
+
+def _new_files(folder: Path, layout: Layout) -> TensorFiles | SealedFiles:
+    key = present()
+    return TensorFiles(folder, layout) if key is None else SealedFiles(folder, key, layout)
+
+
+def verify(path: Path, root_hash: bytes | None = None) -> Verification:
+    """Checks every byte of the snapshot in a folder, also if it is encrypted with the present key.
+
+    Raises:
+        SnapshotInvalid: it does not verify, or it does not have the root hash.
+    """
+    return snapshot_files.verify(path, root_hash, _plain_files(path))
+
+
+def _plain_files(path: Path) -> dict[str, io.FileIO] | None:
+    """The files of an encrypted snapshot, in memory. None for a plain one."""
+    if not is_sealed(path):
+        return None
+    with SealedSnapshot(path) as sealed:
+        return sealed.files()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not is_sealed(path):
+        return snapshot_files.read_manifest(path)
+    with SealedSnapshot(path) as sealed:
+        try:
+            return Manifest.from_json(sealed.manifest())
+        except ValueError as error:
+            raise SnapshotInvalid(fmt.MANIFEST_FILE, str(error)) from None
+
+
+def _sealed_pieces(path: Path) -> Iterator[Piece]:
+    with SealedSnapshot(path) as sealed:
+        for name in fmt.FILES:
+            size = sealed.size(name)
+            for offset, data in sealed.pieces(name):
+                for start in range(0, len(data), FETCH_BYTES):
+                    yield Piece(name, offset + start, size, data[start : start + FETCH_BYTES])
 
 
 def _check_name(path: Path, manifest: Manifest) -> None:

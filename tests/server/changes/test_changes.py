@@ -14,7 +14,8 @@ import pytest
 from livefactor.snapshots.format import Manifest
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
-from livefactor_kernels.spec.model import Embeddings, Limits
+from livefactor.wire.deltas import encode_deltas
+from livefactor_kernels.spec.model import Embeddings, Limits, Merge, ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import (
     CHANGES,
@@ -47,6 +48,8 @@ SPEC = preset(
     embeddings=Embeddings(2),
     limits=Limits(users_max=100, items_max=100, value_abs_max=1.0, error_max=1e3),
 )
+MERGING = preset("clicks_sgd", k=2, merge=Merge(0.5, 100.0), limits=SPEC.limits)
+"""A spec that takes deltas, which rule solve does not."""
 SPEC_BODY = spec_codec.encode(SPEC)
 
 BODIES = {
@@ -55,6 +58,9 @@ BODIES = {
     wire.AVAILABILITY: wire.encode_availability([10, 12], False),
     wire.EMBEDDINGS: wire.encode_embeddings(
         updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]], np.float16)
+    ),
+    wire.FACTOR_DELTAS: encode_deltas(
+        updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]]), np.array([5, 6]), 2.0
     ),
 }
 """A message for each field of an ApplyUpdatesRequest."""
@@ -66,11 +72,15 @@ class Base:
     lineage, revision, root_hash = uuid.UUID(int=7), 12, bytes(range(32))
 
 
+def spec_of(kind: type[Change]) -> ModelSpec:
+    return MERGING if kind.kind == Kind.FACTOR_DELTAS else SPEC
+
+
 def received(kind: type[Change]) -> Change:
     """Return the change as a server gets it, from a request or from the server itself."""
     if kind.field is not None:
         raw = wire.encode_apply("m", wire.Stamp("p", 1, 1), kind.field, BODIES[kind.field])
-        change, rejects = decode.change_from_wire(decode.update_request(raw), SPEC, 100)
+        change, rejects = decode.change_from_wire(decode.update_request(raw), spec_of(kind), 100)
         assert rejects == NO_REJECTS
         return change
     base: Manifest = Base()  # type: ignore[assignment]
@@ -83,12 +93,12 @@ def received(kind: type[Change]) -> Change:
     return made[kind]
 
 
-def state() -> ModelState:
-    return ModelState.empty(SPEC, SPEC_BODY, uuid.UUID(int=0), "cpu", b"")
+def state(spec: ModelSpec = SPEC) -> ModelState:
+    return ModelState.empty(spec, spec_codec.encode(spec), uuid.UUID(int=0), "cpu", b"")
 
 
 def applied(change: Change) -> ModelState:
-    found = state()
+    found = state(spec_of(type(change)))
     header = Header(1, b"p", 1, 1, bytes(32), bytes(32), NO_REJECTS, bytes([1]) * 32, b"")
     if not change.opens_producer:
         found.producers.open(b"p", 1)
@@ -147,6 +157,9 @@ def test_what_each_change_does_to_a_state() -> None:
     assert done[Kind.AVAILABILITY].marks.freeze().keys().tolist() == [10, 12]
     opened = done[Kind.OPEN_PRODUCER].producers.get(b"p")
     assert opened is not None and (opened.epoch, opened.last_sequence, opened.note) == (1, 0, b"row 7")
+    merged = done[Kind.FACTOR_DELTAS].backend
+    assert merged.published == (0, 2) and not done[Kind.FACTOR_DELTAS].events
+    assert merged.sections(1, 2)["bias"].tolist() == [5.0, 6.0]
     described = done[Kind.EMBEDDINGS].backend
     assert described.published == (0, 2) and not done[Kind.EMBEDDINGS].events
     assert described.sections(1, 2)["embedding"].tolist() == [[1, 2], [3, 4]]

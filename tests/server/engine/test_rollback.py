@@ -12,7 +12,7 @@ import pytest
 
 from engine_rig import SEGMENT_BYTES, SPEC, Rig, batch, state_root
 from livefactor_server.changes import OpenProducerChange, show
-from livefactor_server.changes.rollback import Ranges, are_in, is_in, ranges_of, up_to
+from livefactor_server.changes.history.rollback import Ranges, are_in, is_in, ranges_of, up_to
 from livefactor_server.hosting.earlier import Moment, state_at
 from livefactor_server.hosting.rollback import Batches, to_moment, without
 from livefactor_server.log.store import Log

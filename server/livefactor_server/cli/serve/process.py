@@ -58,6 +58,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     set_up_logging(settings.log_level, settings.log_format)
     try:
         entry = settings.entry()
+        settings.use_key()
     except ValueError as error:
         complain(error)
         return 2

@@ -101,6 +101,16 @@ class ServerSettings:
             "Access file with the tokens, roles and models of callers. Without it, everybody may do everything."
         ),
     ] = None
+    encryption_key_file: Annotated[
+        Path | None,
+        _option(
+            "File with the key that encrypts logs and snapshots: 64 hexadecimal digits. Others must not be"
+            " able to read it."
+        ),
+    ] = None
+    encryption_key_command: Annotated[
+        str, _option("Command that prints this key, for example one of a key store. It runs at the start.")
+    ] = ""
     insecure: Annotated[
         bool, _option("Allow an address other than loopback without TLS: all traffic can be read on the way.")
     ] = False
@@ -259,6 +269,18 @@ class ServerSettings:
             certificate = CertificateFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
             certificate.check()
         return Entry(certificate, None if self.access is None else Grants(self.access))
+
+    def use_key(self) -> None:
+        """Reads the key of the data at rest, and sets it for the process.
+
+        Raises:
+            BadKey: there is no usable key.
+        """
+        if self.encryption_key_file is not None or self.encryption_key_command:
+            from livefactor_server.hosting.keys import read_key
+            from livefactor_server.log import sealing
+
+            sealing.use(read_key(self.encryption_key_file, self.encryption_key_command))
 
     def hosting(self) -> HostingSettings:
         """The settings of the models.

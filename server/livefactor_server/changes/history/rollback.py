@@ -7,7 +7,7 @@ again gets its first answer, and the next sequence follows. Every other record h
 it would have had alone: draws depend on its own revision, and rows are given out in the order of
 the records that are left.
 
-Interactions, labels, availability and embeddings can be skipped. Like SWITCH, the record does not
+Interactions, labels, availability, embeddings and deltas can be skipped. Like SWITCH, the record does not
 change a state step by step: whoever wants the state at or after it makes one from the log. A state
 with other skipped revisions passes the record without effect.
 """
@@ -29,7 +29,9 @@ from livefactor_server.model.state import ModelState
 Ranges = tuple[tuple[int, int], ...]
 """Revisions as pairs (first, last), ascending and apart."""
 
-SKIPPABLE = frozenset({Kind.INTERACTIONS, Kind.LABELS, Kind.AVAILABILITY, Kind.EMBEDDINGS})
+SKIPPABLE = frozenset(
+    {Kind.INTERACTIONS, Kind.LABELS, Kind.AVAILABILITY, Kind.EMBEDDINGS, Kind.FACTOR_DELTAS}
+)
 
 
 def ranges_of(pairs: Iterable[tuple[int, int]]) -> Ranges:
