@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
-from livefactor.snapshots import files as snapshot_files
 from livefactor.snapshots.format import Manifest
 from livefactor.wire.limits import MODEL_NAME
 from livefactor_kernels.spec.model import ModelSpec, SpecError
@@ -47,6 +46,7 @@ from livefactor_server.log.store import Log
 from livefactor_server.model import spec_codec
 from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.store import SnapshotNotFound, SnapshotStore
+from livefactor_server.snapshots.store import verify as verify_snapshot
 from livefactor_server.statuses import (
     exhausted,
     exists,
@@ -368,7 +368,7 @@ class Hosting:
         self._check_name(name)
         origin = self.get(source)
         with earlier.snapshot_at(origin.folder, origin.engine, moment, check) as path:
-            return self._begin_with(name, snapshot_files.verify(path).manifest, path)
+            return self._begin_with(name, verify_snapshot(path).manifest, path)
 
     def restore(self, name: str, source: str, snapshot_id: str) -> Hosted:
         """Creates a model that begins with a snapshot of the model `source`.

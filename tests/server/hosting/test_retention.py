@@ -8,10 +8,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import click.testing
 import pytest
+import typer
 
 from engine_rig import SEGMENT_BYTES, SPEC, Rig, batch, replayed_root, state_root
 from livefactor_server.changes import show
+from livefactor_server.cli.app import app
+from livefactor_server.cli.serve.settings import EntryError, ServerSettings
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.hosting import backup
 from livefactor_server.hosting.describe import describe
@@ -66,6 +70,17 @@ def test_the_text_of_a_policy() -> None:
     for text in ("", "0d", "5", "r", "-1d", "1.5GB", "7 d", "3x", "1gb"):
         with pytest.raises(PolicyError, match="30d, 100GB or 5000000r"):
             Policy.of(text)
+
+
+def test_the_settings_of_a_server() -> None:
+    settings = ServerSettings(log_keep="30d", log_archive=Path("archive"))
+    assert settings.hosting().keeper.retention == Policy.of("30d", Path("archive"))
+    assert ServerSettings().hosting().keeper.retention is None
+    with pytest.raises(EntryError, match="--log-archive needs --log-keep"):
+        ServerSettings(log_archive=Path("archive")).entry()
+    command = typer.main.get_command(app)
+    asked = click.testing.CliRunner().invoke(command, ["serve", "--log-keep", "soon"])
+    assert asked.exit_code == 2 and "30d, 100GB or 5000000r" in asked.output
 
 
 def test_nothing_goes_without_a_snapshot_that_stands_in_for_it(rig: Rig) -> None:
