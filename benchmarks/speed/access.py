@@ -1,10 +1,10 @@
-"""What TLS, tokens and encryption at rest cost: `python -m benchmarks.speed.access`.
+"""What TLS, tokens, encryption at rest and traces cost: `python -m benchmarks.speed.access`.
 
 Four servers take turns: in plain text, with TLS, in plain text with an access file, and in plain
 text with an encrypted data folder. This process asks each for the scores of 64 candidates, one call
 after the other, and sends it a stream of batches of 65,536 events. Figures are medians: the CPU
-time of both processes together, and its ratio to plain text. The check of a token is timed alone,
-in this process.
+time of both processes together, and its ratio to plain text. The check of a token and the
+spans of an update are timed alone, in this process.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from benchmarks.speed.streams import ITEMS, KEY_STEP
 from livefactor import Access, BatchSettings, Models, Producer, Scorer
 from livefactor_server.access.callers import check_role, grant_of
 from livefactor_server.access.grants import Grants, Role, digest, new_token
+from livefactor_server.telemetry import traces
 
 MODEL = "squared"
 CALLS, EVENTS, ROUNDS = 1_000, 1 << 21, 5
@@ -122,6 +123,30 @@ def token_check_us(checks: int = CHECKS) -> float:
         return (time.process_time() - started) / checks * 1e6
 
 
+def trace_us(sample: float | None, calls: int = CHECKS) -> float:
+    """Microseconds of CPU time that the spans of an update take, its steps included.
+
+    sample: the share of the calls that have spans; None for no tracing.
+    """
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
+    traces.use(None if sample is None else traces.Traces(provider, sample))
+    started = time.process_time()
+    for _ in range(calls):
+        trace = traces.begin("UpdateService.ApplyUpdates", (("user-agent", "grpc"),))
+        if trace is not None:
+            for step in ("queue", "log", "apply"):
+                trace.step(step, 0.0, 1.0)
+            trace.end("OK", model=MODEL, producer="bench", revision=1)
+    taken = (time.process_time() - started) / calls * 1e6
+    traces.use(None)
+    return taken
+
+
 def measure(rounds: int = ROUNDS, calls: int = CALLS, events: int = EVENTS) -> dict[str, float]:
     """Flat figures: microseconds of CPU time, and ratios to plain text."""
     load = Load(events, 65_536)
@@ -141,6 +166,8 @@ def measure(rounds: int = ROUNDS, calls: int = CALLS, events: int = EVENTS) -> d
                 with _cpu_s(server, kept[1].setdefault(kind, [])):
                     kept[2].setdefault(kind, []).append(_ingest(server, access, load))
     figures = {"access_token_check_us": token_check_us()}
+    for name, sample in (("off", None), ("1_percent", 0.01), ("all", 1.0)):
+        figures[f"access_trace_{name}_us"] = trace_us(sample)
     for kind, taken in call.items():
         figures[f"access_{kind}_call_cpu_us"] = statistics.median(taken) / calls * 1e6
         figures[f"access_{kind}_ingest_cpu_ns"] = statistics.median(ingest[kind]) / events * 1e9

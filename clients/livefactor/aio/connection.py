@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 
 from livefactor.access import Access
+from livefactor.calling import tracing
 from livefactor.calling.blocking import Connection
 from livefactor.calling.failures import translated
 from livefactor.calling.plans import Begin, Hedge, Next, Plan, Send, Step, Until, Wait, Work
@@ -116,27 +117,30 @@ class AsyncConnection(Route, Runner):
 
     async def _call(self, step: Send) -> bytes:
         try:
-            if step.hedge is not None:
-                return await self._call_both(step, step.hedge)
-            return await self._call_at(step.at, step)
+            with tracing.call(step.path, self.metadata) as metadata:
+                if step.hedge is not None:
+                    return await self._call_both(step, step.hedge, metadata)
+                return await self._call_at(step.at, step, metadata)
         except (grpc.RpcError, grpc.aio.UsageError) as error:
             raise translated(error, step.doing) from None
 
-    async def _call_at(self, at: int, step: Send) -> bytes:
+    async def _call_at(self, at: int, step: Send, metadata: tracing.Metadata) -> bytes:
         call = self._calls.get((at, step.path))
         if call is None:
             call = self._calls[at, step.path] = self._channel_at(at).unary_unary(step.path)
-        answer: bytes = await call(step.request, timeout=step.timeout, metadata=self.metadata)
+        answer: bytes = await call(step.request, timeout=step.timeout, metadata=metadata)
         return answer
 
-    async def _call_both(self, step: Send, hedge: Hedge) -> bytes:
+    async def _call_both(self, step: Send, hedge: Hedge, metadata: tracing.Metadata) -> bytes:
         began = monotonic()
-        calls = [asyncio.create_task(self._call_at(step.at, step))]
+        calls = [asyncio.create_task(self._call_at(step.at, step, metadata))]
         try:
             await asyncio.wait(calls, timeout=hedge.after_s)
             if not calls[0].done():
                 left = None if step.timeout is None else step.timeout - (monotonic() - began)
-                calls.append(asyncio.create_task(self._call_at(hedge.at, step._replace(timeout=left))))
+                calls.append(
+                    asyncio.create_task(self._call_at(hedge.at, step._replace(timeout=left), metadata))
+                )
             waiting = set(calls)
             while waiting:
                 ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -151,7 +155,7 @@ class AsyncConnection(Route, Runner):
 
     def _begin(self, step: Begin) -> Any:
         begin = self._channel_at(step.at).unary_stream(step.path)
-        return begin(step.request, timeout=step.timeout, metadata=self.metadata)
+        return begin(step.request, timeout=step.timeout, metadata=self.metadata + tracing.present())
 
 
 class ThreadRunner(Runner):

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 import grpc
 
+from livefactor.calling import tracing
 from livefactor.calling.failures import translated
 from livefactor.calling.plans import Begin, Hedge, Next, Plan, Send, Step, Until, Wait, Work
 from livefactor.calling.routes import Route
@@ -100,20 +101,21 @@ class Connection(Route):
 
     def _send(self, step: Send) -> bytes:
         try:
-            if step.hedge is not None:
-                return self._send_to_both(step, step.hedge)
-            call = self._call_at(step.at, step.path)
-            answer: bytes = call(step.request, timeout=step.timeout, metadata=self.metadata)
-            return answer
+            with tracing.call(step.path, self.metadata) as metadata:
+                if step.hedge is not None:
+                    return self._send_to_both(step, step.hedge, metadata)
+                call = self._call_at(step.at, step.path)
+                answer: bytes = call(step.request, timeout=step.timeout, metadata=metadata)
+                return answer
         except (grpc.RpcError, ValueError) as error:
             raise translated(error, step.doing) from None
 
-    def _send_to_both(self, step: Send, hedge: Hedge) -> bytes:
+    def _send_to_both(self, step: Send, hedge: Hedge, metadata: tracing.Metadata) -> bytes:
         began, ended, calls = monotonic(), SimpleQueue[Any](), list[Any]()
 
         def begin(at: int, timeout: float | None) -> None:
             call = self._call_at(at, step.path)
-            calls.append(call.future(step.request, timeout=timeout, metadata=self.metadata))
+            calls.append(call.future(step.request, timeout=timeout, metadata=metadata))
             calls[-1].add_done_callback(ended.put)
 
         try:
@@ -137,7 +139,8 @@ class Connection(Route):
     def _begin(self, step: Begin) -> Any:
         begin: Any = self.channel_at(step.at).unary_stream(step.path)
         try:
-            return begin(step.request, timeout=step.timeout, metadata=self.metadata)
+            metadata = self.metadata + tracing.present()
+            return begin(step.request, timeout=step.timeout, metadata=metadata)
         except ValueError as error:
             raise translated(error, step.doing) from None
 

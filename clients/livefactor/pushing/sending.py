@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from livefactor.calling import tracing
 from livefactor.calling.blocking import Connection
 from livefactor.calling.retries import Patience, backoff_s, wait_s
 from livefactor.errors import (
@@ -87,6 +88,8 @@ class Sender:
         on_reject: Callable[[tuple[RowReject, ...]], None] | None,
         on_wait: Callable[[ProducerStatus], None] | None,
     ) -> None:
+        # The thread that sends has no current span, so its streams are children of this one.
+        self._parent = tracing.present()
         self.lock = ProcessLock(f"producer {producer_id!r}")
         # Wakes the threads that send: there may be a message.
         self.work = threading.Condition(self.lock)  # type: ignore[arg-type]
@@ -268,7 +271,7 @@ class Sender:
             self._stream += 1
             messages = _Messages(self, self._stream)
         begin: Any = self._connection.channel_at(at).stream_stream(_STREAM)
-        self._call = begin(messages, metadata=self._connection.metadata)
+        self._call = begin(messages, metadata=self._connection.metadata + self._parent)
         for data in self._call:
             message = updates_pb2.StreamUpdatesResponse.FromString(data)
             outcomes = Outcomes()

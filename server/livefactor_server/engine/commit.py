@@ -66,6 +66,8 @@ class Commit:
 
     The stages call each method once and in this order, except `admit`, which is called once per
     batch. `work` is the number of rows times `Change.work_of_row` and `ModelSpec.cost_of_event`.
+    `appended` and `applied` are when the group was appended and when its last run was applied, from
+    and to, in seconds of `time.perf_counter`.
     """
 
     parts: Parts
@@ -76,6 +78,8 @@ class Commit:
     chain: bytes = b""
     headers: list[Header] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    appended: tuple[float, float] = (0.0, 0.0)
+    applied: tuple[float, float] = (0.0, 0.0)
 
     # ------------------------------------------------------------------ LOG stage
 
@@ -113,7 +117,8 @@ class Commit:
         assert (log.last_revision + 1, log.last_hash) == (entries[0].revision, self.chain)
         start = time.perf_counter()
         hashes = log.append(entries)
-        self.parts.metrics.observe_append(time.perf_counter() - start)
+        self.appended = start, time.perf_counter()
+        self.parts.metrics.observe_append(self.appended[1] - start)
         assert (log.last_revision, log.last_hash) == (entries[-1].revision, hashes[-1])
         for batch, entry, own, previous in zip(
             self.batches, entries, hashes, [self.chain, *hashes[:-1]], strict=True
@@ -178,7 +183,8 @@ class Commit:
         with parts.gate.writing():
             start = time.perf_counter()
             changes.apply(parts.state, records)
-            parts.metrics.observe_apply(len(records), time.perf_counter() - start)
+            self.applied = start, time.perf_counter()
+            parts.metrics.observe_apply(len(records), self.applied[1] - start)
 
     def publish(self, run: Run) -> None:
         """Removes the run's batches from the batches in flight.
@@ -198,6 +204,10 @@ class Commit:
         try:
             for batch, record in run:
                 assert record.header.revision <= self.parts.state.revision
+                if batch.trace is not None:
+                    batch.trace.step("queue", batch.started, self.appended[0])
+                    batch.trace.step("log", *self.appended)
+                    batch.trace.step("apply", *self.applied)
                 wakes |= batch.answer(_ack(record))
         finally:
             for wake in wakes:

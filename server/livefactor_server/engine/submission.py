@@ -13,6 +13,7 @@ from livefactor_server.changes import Change, Rejects, encode_rejects
 from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry
 from livefactor_server.statuses import Refused
+from livefactor_server.telemetry.traces import Trace
 
 Seal = Callable[[bytes, bytes, bytes], bytes]
 """The hash of the log: (salt, reject summary, body) -> commitment, 32 bytes."""
@@ -71,6 +72,8 @@ class Submission:
         spec: the spec against which the change was checked, None if that does not matter.
         is_late: whether nobody waits for the result any more. None if somebody always does.
         payer: whose quotas the batch takes from.
+        trace: the span of its call, or None.
+        ends_trace: whether the span ends with the batch.
     """
 
     change: Change
@@ -94,6 +97,8 @@ class Submission:
     spec: ModelSpec | None = None
     is_late: Callable[[], bool] | None = None
     payer: bytes = b""
+    trace: Trace | None = None
+    ends_trace: bool = False
 
     def __post_init__(self) -> None:
         self.received_hash = self.seal(self.salt, b"", self.received_body)
@@ -142,9 +147,19 @@ class Submission:
         for wake in self.answer(result):
             wake()
 
+    def _end_trace(self, result: Ack | Refused) -> None:
+        assert self.trace is not None
+        producer = self.producer.decode(errors="replace")
+        if isinstance(result, Refused):
+            self.trace.end(result.code.name, result.text, producer=producer, sequence=self.sequence)
+        else:
+            self.trace.end("OK", producer=producer, sequence=self.sequence, revision=result.revision)
+
     def answer(self, result: Ack | Refused) -> set[Wake]:
         """Does as `finish`, and returns the functions that the caller must call afterwards."""
         self.result = result
+        if self.trace is not None and self.ends_trace:
+            self._end_trace(result)
         wake = self.reply(self)
         wakes = set() if wake is None else {wake}
         for follower in self.followers:

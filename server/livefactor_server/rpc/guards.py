@@ -25,7 +25,8 @@ from livefactor_server import metrics
 from livefactor_server.access.callers import check_model, check_role, grant_of
 from livefactor_server.access.grants import EVERYTHING, Grant, Grants, Role
 from livefactor_server.statuses import Refused, busy, invalid, late, unavailable
-from livefactor_server.telemetry.calls import CallLog
+from livefactor_server.telemetry import traces
+from livefactor_server.telemetry.calls import TEXT_CHARACTERS_MAX, CallLog
 from livefactor_server.telemetry.lines import FIELDS
 from livefactor_server.telemetry.requests import KEY as REQUEST_ID
 from livefactor_server.telemetry.requests import request_id
@@ -43,12 +44,14 @@ logger = logging.getLogger(__name__)
 class Need(NamedTuple):
     """The roles that may call an RPC, beside admin. None needs no grant at all.
 
-    `is_change` says whether the RPC creates, changes or deletes models.
+    `is_change` says whether the RPC creates, changes or deletes models. `is_batches` says that each
+    message of its stream counts as a call.
     """
 
     rpc: str
     roles: frozenset[Role] | None
     is_change: bool = False
+    is_batches: bool = False
 
 
 class Call:
@@ -65,16 +68,21 @@ class Call:
         "has_model",
         "is_change",
         "is_over",
+        "metadata",
         "model",
         "producer",
         "request_id",
         "revision",
         "rpc",
+        "trace",
     )
 
     def __init__(self, context: Context, need: Need) -> None:
         self.rpc, self.is_change = need.rpc, need.is_change
-        self.request_id = request_id(context.invocation_metadata())
+        self.metadata = context.invocation_metadata()
+        self.request_id = request_id(self.metadata)
+        is_traced = need.roles is not None and not need.is_batches
+        self.trace = traces.begin(need.rpc, self.metadata) if is_traced else None
         self.model, self.has_model, self.producer, self.revision = "", False, b"", 0
         self.began = time.perf_counter()
         """When the call, or later its message, arrived, in seconds of `time.perf_counter`."""
@@ -252,6 +260,16 @@ class Guard:
 
     def _ended(self, call: Call, code: str, text: str = "") -> None:
         self.log.ended(call, code, time.perf_counter() - call.began, text)
+        if call.trace is not None:
+            call.trace.end(
+                code,
+                text,
+                request_id=call.request_id,
+                caller=call.caller,
+                model=call.model[:TEXT_CHARACTERS_MAX],
+                producer=call.producer[:TEXT_CHARACTERS_MAX].decode(errors="replace"),
+                revision=call.revision,
+            )
 
     async def _end(self, context: Context, call: Call, error: Exception) -> None:
         if isinstance(error, grpc.aio.BaseError):

@@ -89,7 +89,8 @@ def generic_handlers(calls: Calls, guard: Guard) -> list[grpc.GenericRpcHandler]
 
 
 def _handler(calls: Calls, guard: Guard, rpc: Rpc) -> grpc.RpcMethodHandler[bytes, bytes]:
-    need = Need(rpc.name, rpc.roles, rpc.roles == _ADMIN)
+    is_batches = rpc.handle is updates.stream_updates
+    need = Need(rpc.name, rpc.roles, rpc.roles == _ADMIN, is_batches)
     if rpc.form is Form.STREAM:
         return guard.stream(partial(rpc.handle, calls), False, need)
     is_control = rpc.name.startswith(("ModelService.", "ChallengeService.")) or rpc.form is Form.CONTROL

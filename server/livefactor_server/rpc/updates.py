@@ -21,6 +21,8 @@ from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.rpc.streams import Answer, OneAhead, Stream
 from livefactor_server.statuses import Refused, busy, invalid, unavailable
+from livefactor_server.telemetry import traces
+from livefactor_server.telemetry.traces import Trace
 
 INLINE_BYTES_MAX = 32 << 10
 """A batch up to this size is decoded by the loop itself. A larger one would block it too long."""
@@ -83,7 +85,7 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
         ack = await _applied(
             calls,
             engine,
-            lambda reply: _batch(calls, engine, update, reply, payer, call.is_late),
+            lambda reply: _batch(calls, engine, update, reply, payer, call.trace, call.is_late),
             is_large=_is_large(engine, update, raw),
         )
     call.revision = ack.revision
@@ -109,6 +111,7 @@ def _batch(
     update: decode.UpdateRequest,
     reply: Reply,
     payer: bytes,
+    trace: Trace | None,
     is_late: Callable[[], bool] | None = None,
 ) -> Submission:
     spec, rows_max = engine.state.spec, calls.settings.batch_events_max
@@ -130,6 +133,8 @@ def _batch(
         spec=spec,
         is_late=is_late,
         payer=payer,
+        trace=trace,
+        ends_trace=is_late is None,
     )
 
 
@@ -222,6 +227,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
         lineage, payer = engine.state.lineage, _payer(call, update)
         while wait_s := engine.quotas.wait_s(payer):
             await asyncio.sleep(wait_s)
+        trace = traces.begin(call.rpc, call.metadata, is_batch=True)
 
         def reply(item: Submission) -> Wake:
             # Only the answer: a batch in the queue would keep its payload in memory until the peer
@@ -232,10 +238,10 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
 
         if _is_large(engine, update, raw):
             await calls.stream_threads.in_thread(
-                lambda: engine.submit(_batch(calls, engine, update, reply, payer))
+                lambda: engine.submit(_batch(calls, engine, update, reply, payer, trace))
             )
         else:
-            batch = _batch(calls, engine, update, reply, payer)
+            batch = _batch(calls, engine, update, reply, payer, trace)
             if not engine.try_submit(batch):
                 await calls.stream_threads.in_thread(engine.submit, batch)
     except (Refused, ColumnError) as error:

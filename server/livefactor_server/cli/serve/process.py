@@ -27,6 +27,7 @@ from livefactor_server.log.store import LogError
 from livefactor_server.rpc import server
 from livefactor_server.rpc.binding import host_and_port
 from livefactor_server.snapshots.replay import ReplayError
+from livefactor_server.telemetry import traces
 from livefactor_server.telemetry.build import report_build
 from livefactor_server.telemetry.lines import set_up_logging
 
@@ -58,7 +59,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     set_up_logging(settings.log_level, settings.log_format)
     try:
         entry = settings.entry()
-        settings.use_key()
+        settings.set_up_process()
     except ValueError as error:
         complain(error)
         return 2
@@ -156,6 +157,7 @@ def _drain(rpc: server.RpcServer, drain_s: float) -> None:
 
 def _leave(code: int) -> NoReturn:
     """Ends the process without waiting for threads."""
+    traces.flush()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -11,6 +11,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -240,6 +241,17 @@ class ServerSettings:
         Literal["text", "json"], _option("Form of the server's log: text, or a line of JSON a message.")
     ] = "text"
 
+    trace_endpoint: Annotated[
+        str,
+        _option(
+            "OTLP endpoint (gRPC) that gets traces, such as http://localhost:4317. Without one, none are made."
+        ),
+    ] = ""
+    trace_sample: Annotated[
+        float,
+        _option("Share of the calls without a traceparent, and of streamed batches, to trace.", min=0, max=1),
+    ] = 0.01
+
     def entry(self) -> Entry:
         """How calls come in.
 
@@ -270,17 +282,22 @@ class ServerSettings:
             certificate.check()
         return Entry(certificate, None if self.access is None else Grants(self.access))
 
-    def use_key(self) -> None:
-        """Reads the key of the data at rest, and sets it for the process.
+    def set_up_process(self) -> None:
+        """Sets what a process has one of: the key of the data at rest, and the collector of traces.
 
         Raises:
             BadKey: there is no usable key.
+            TracingMissing: the extra `otel` is not installed.
         """
         if self.encryption_key_file is not None or self.encryption_key_command:
             from livefactor_server.hosting.keys import read_key
             from livefactor_server.log import sealing
 
             sealing.use(read_key(self.encryption_key_file, self.encryption_key_command))
+        if self.trace_endpoint:
+            from livefactor_server.telemetry import traces
+
+            traces.set_up(self.trace_endpoint, self.trace_sample, version("livefactor"))
 
     def hosting(self) -> HostingSettings:
         """The settings of the models.
