@@ -15,7 +15,7 @@ steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from livefactor_server.log import gaps
@@ -177,8 +177,9 @@ def read_contents(
     if gap is not None and note is not None:
         switches = {**note.switches, **switches}
     if index:
-        gap = gaps.missing_after(io, segments[0].path, segments[1].first)
-        gap = gap and replace(gap, note=note)
+        earlier = gaps.missing_after(io, segments[0].path, segments[1].first)
+        if earlier is not None:
+            gap = gaps.Gap(earlier.first, earlier.last if gap is None else gap.last, note)
     return Contents(
         segments, cursor, lineage, body, walk.end, walk.tail, places, index, read_from_hash, switches,
         note, gap, rollbacks,
