@@ -56,6 +56,23 @@ def target(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 # mutated messages
 
 
+def changing_messages(spec: models_pb2.ModelSpec) -> dict[str, list[Any]]:
+    """Return messages that would change the model if it existed."""
+    return {
+        "PromoteSpec": [models_pb2.PromoteSpecRequest(model="nosuchmodel", preset="news", spec=spec)],
+        "RollBack": [
+            models_pb2.RollBackRequest(
+                model="nosuchmodel",
+                to_revision=3,
+                without=[models_pb2.ProducerBatches(producer_id="p", first_sequence=1, last_sequence=9)],
+            )
+        ],
+        "AddChallenger": [
+            challenging_pb2.AddChallengerRequest(model="nosuchmodel", name="x", preset="news", spec=spec)
+        ],
+    }
+
+
 def valid_messages() -> dict[str, list[Any]]:
     """Return valid messages for each RPC, by its name. Some RPCs have several."""
     stamp = updates_pb2.ProducerStamp(id="p", epoch=1, sequence=1)
@@ -106,25 +123,13 @@ def valid_messages() -> dict[str, list[Any]]:
         "DescribeModel": [models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
-        # These would change the model.
-        "PromoteSpec": [models_pb2.PromoteSpecRequest(model="nosuchmodel", preset="news", spec=spec)],
-        "RollBack": [
-            models_pb2.RollBackRequest(
-                model="nosuchmodel",
-                to_revision=3,
-                without=[models_pb2.ProducerBatches(producer_id="p", first_sequence=1, last_sequence=9)],
-            )
-        ],
-        "AddChallenger": [
-            challenging_pb2.AddChallengerRequest(model="nosuchmodel", name="x", preset="news", spec=spec)
-        ],
         "ListChallengers": [challenging_pb2.ListChallengersRequest(model=MODEL)],
         "SettleModel": [challenging_pb2.SettleModelRequest(model="nosuchmodel", challenger="x")],
         "ReleaseHold": [models_pb2.ReleaseHoldRequest(model=MODEL)],
         "RestoreSnapshot": [
             models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")
         ],
-    }
+    } | changing_messages(spec)
 
 
 def mutated(message: Any, seed: int) -> bytes:

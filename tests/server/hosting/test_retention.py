@@ -317,8 +317,8 @@ def test_a_snapshot_from_before_a_rollback_stands_in_for_nothing(rig: Rig) -> No
         rig.push(batch(7000 + seed))
     assert retain(rig, Policy.of("1r")) == 0
     watching.take()
-    root = rig.root()
     assert retain(rig, Policy.of("1r")) > 0
+    root = rig.root()
     rig.close()
     with Log.open(rig.folder / "log", read_only=True) as log:
         assert state_root(recover(rig.folder, log, "cpu")) == root
