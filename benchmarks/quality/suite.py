@@ -2,8 +2,8 @@
 
 The sets are ml1m (the timed half) and retail; the orders are time and shuffled. In addition to
 `ranking.py`, there are figures of test-then-learn (retail_next_... and news_next_...), of ratings
-(ml1m_<order>_..._rmse), of learning rates (adaptive_<stream>_...), and of embeddings
-(`content.py`).
+(ml1m_<order>_..._rmse), of learning rates (adaptive_<stream>_...), of embeddings
+(`content.py`), and of warm starts (`warm_start.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.progressive.data import Stream, read_purchases, read_ratings
 from benchmarks.progressive.recall import model_hits, own_first_hits, popular_hits
 from benchmarks.progressive.suite import TUNED_PART
-from benchmarks.quality import adaptive, content, ratings
+from benchmarks.quality import adaptive, content, ratings, warm_start
 from benchmarks.quality.data import Judgement, in_time, numbered, shuffled
 from benchmarks.quality.methods import CLICKS_GRID, POPULAR_GRID, PURCHASES_GRID
 from benchmarks.quality.news import news_stream
@@ -95,12 +95,18 @@ def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:
     yield from _next_parts("news", thinned(news_stream(), extent.part), extent)
     films = ratings_file.parent if ratings_file is not None and ratings_file.exists() else None
     yield Part("content", lambda: _content(films, extent))
+    yield Part("warm_start", lambda: _warm_start(films, extent))
     yield from adaptive.parts({name: thinned(each, extent.part) for name, each in streams.items()}, extent)
 
 
 def _content(films: Path | None, extent: Extent) -> Figures:
     users = 300 if extent.part > 1 else 0
     return content.figures_of(content.sets_of(films, users), preset("auto"), extent.seeds)
+
+
+def _warm_start(films: Path | None, extent: Extent) -> Figures:
+    sets = content.sets_of(films, 300 if extent.part > 1 else 0)
+    return warm_start.figures_of(sets, warm_start.with_starts(preset("auto")), extent.seeds)
 
 
 def _rmse_parts(prefix: str, judgement: Judgement, extent: Extent) -> Iterator[Part]:

@@ -19,6 +19,7 @@ from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.deltas import Deltas
+from livefactor_kernels.tables.start import Start
 from livefactor_kernels.update import Update
 
 __all__ = [
@@ -158,6 +159,13 @@ class Backend(Protocol):
         """Learns from consecutive interactions records, with the bits of one `apply` per record.
 
         Only the last revision becomes visible.
+        """
+
+    def begin(self, start: Start) -> None:
+        """Gives rows the factors of another model (`tables/start.py`), then sets the revision.
+
+        The caller holds the gate. A model of rule SOLVE needs `solve.start_events`, and squared
+        loss has no starts.
         """
 
     def add(self, deltas: Deltas) -> None:

@@ -28,6 +28,7 @@ from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.head import Head
+from livefactor_kernels.tables.start import Start, begin
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun, joined
 
@@ -186,6 +187,24 @@ class CpuModel:
         if self._mixer is not None:
             self._mixer.count(update, popularity, self.items.bias)
         self.advance(update.revision, update.user_count, update.item_count)
+
+    def begin(self, start: Start) -> None:
+        """See `backend.Backend.begin`."""
+        table = (self.users, self.items)[start.side]
+        nobody, counts = np.empty(0, np.uint32), (start.user_count, start.item_count)
+        users, items = (start.rows, nobody) if start.side == USERS else (nobody, start.rows)
+        self.head.open()
+        # A mix sets the popularity of all items.
+        more = np.empty(0, np.uint32) if self._mixer is None else np.arange(counts[ITEMS], dtype=np.uint32)
+        self.pins.protect(Update(start.revision, users, items, None, None, *counts), more)
+        begun = begin(self.spec, table.padded().__getitem__, start)
+        if begun is not None:
+            assert isinstance(self._rule, Solver)
+            self._rule.begin(begun, start)
+        if self._mixer is not None:
+            popularity, bias = self.items.history["popularity"], self.items.bias
+            self._mixer.begin(self, popularity[: counts[ITEMS]], bias[: counts[ITEMS]])
+        self.advance(start.revision, *counts)
 
     def add(self, deltas: Deltas) -> None:
         """See `backend.Backend.add`."""

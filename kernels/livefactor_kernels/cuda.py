@@ -56,6 +56,7 @@ from livefactor_kernels.spec.model import (
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cuda import CudaTable, livefactor_init_kernel
 from livefactor_kernels.tables.deltas import Deltas
+from livefactor_kernels.tables.start import Start
 from livefactor_kernels.tables.state import GlobalMean, Part, state_of
 from livefactor_kernels.update import Update
 
@@ -188,6 +189,10 @@ class CudaModel:
         """
         with self.lock:
             self._table(side).load_sections(sections, count)
+
+    def begin(self, start: Start) -> None:
+        """See `backend.Backend.begin`. The server gives no factors to this backend."""
+        raise AssertionError("factors: backend cuda lacks this part (docs/gpu.md)")
 
     def add(self, deltas: Deltas) -> None:
         """See `backend.Backend.add`. No spec on this backend merges."""

@@ -30,6 +30,7 @@ from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, read_rows
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.reference import ReferenceTables
+from livefactor_kernels.tables.start import Start, begin
 from livefactor_kernels.tables.state import ANSWERING, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun
 
@@ -102,6 +103,17 @@ class ReferenceModel:
             items if item_count is None else item_count,
         )
         self.revision = revision
+
+    def begin(self, start: Start) -> None:
+        """See `backend.Backend.begin`."""
+        with self.users.lock, self.items.lock:
+            begun = begin(self.spec, partial(getattr, (self.users, self.items)[start.side]), start)
+            if begun is not None:
+                assert isinstance(self._rule, Solver)
+                self._rule.begin(begun, start)
+            if self._mixer is not None:
+                self._mixer.begin(self, self.items.popularity, self.items.bias)
+        self.advance(start.revision, start.user_count, start.item_count)
 
     def add(self, deltas: Deltas) -> None:
         """See `backend.Backend.add`."""

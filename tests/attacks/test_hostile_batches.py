@@ -93,6 +93,7 @@ def valid_messages() -> dict[str, list[Any]]:
         dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
         dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),
         dict(model=MODEL, producer=stamp, embeddings=vectors), dict(model=MODEL, factor_deltas=deltas),
+        dict(model=MODEL, factors=updates_pb2.Factors(side=1, ids=[4], dimension=1, factors=[1], biases=[3])),
     ]  # fmt: skip
     few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
     best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)

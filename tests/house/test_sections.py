@@ -59,6 +59,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "mix": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01)},
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
     "density": {"history": History(32, 16), "solve": Solve(unobserved_density=10.0)},
+    "start": {"history": History(32, 16), "solve": Solve(0.5, start_events=8.0)},
     "adaptive": {"adaptive_rate": AdaptiveRate(64)},
     "float16": {"factor_dtype": FactorDtype.FLOAT16},
     "bfloat16": {"factor_dtype": FactorDtype.BFLOAT16},

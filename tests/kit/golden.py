@@ -31,6 +31,8 @@ from livefactor_kernels.spec.model import (
     Softmax,
     Solve,
 )
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.start import Start
 from synthetic import make_spec, push
 
 SPECS: dict[str, ModelSpec] = {
@@ -88,6 +90,16 @@ SPECS: dict[str, ModelSpec] = {
         history=History(32, 64),
         solve=Solve(0.5, 4, 2),
         embeddings=Embeddings(12, 3.0),
+    ),
+    "solve_start": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.0, 4, 2, 10.0, start_events=8.0),
+        counts=Counts(16, 8),
+        mix=Mix(0.05),
     ),
     "solve_mix": make_spec(
         Loss.IMPLICIT,
@@ -151,6 +163,7 @@ GOLDEN = {
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
     "solve_embeddings": "9a8a6258fe8fe09f66a7e21be04aa5c2c75c1743925754316965b8acc2dc5516",
+    "solve_start": "39c6d23f1208f49d89ca73d8efcf6eb98d946f3889978ad2452e0c16bb1eed08",
     "solve_mix": "ca3cbd7004eba69e69489f6650660b5e045149133a28dd75bbf14aa4bada390d",
     "solve_squared": "8a68d26443a1f77c714ca93f1d39497bad0c1f556e994365c0414ab5c30c64bf",
     "solve_replay": "16b81a95457dc0256485b862e09d87acc5acd88b89202b9143ec899ca608c190",
@@ -189,9 +202,22 @@ def _describe(model: Backend, turn: int) -> None:
     model.set_embeddings(rows, vectors, model.revision + 1, model.items.allocated)
 
 
+def _begin(model: Backend) -> None:
+    """Give users and items, of which some come later, factors that are computed from integers."""
+    for side, table, stride in ((USERS, model.users, 0x9E3779B97F4A7C15), (ITEMS, model.items, 1)):
+        keys = np.arange(0, 40, 2, dtype=np.uint64) * np.uint64(stride)
+        rows = table.allocate(keys)
+        places = np.arange(len(keys))[:, None] * 31 + np.arange(12) * 17
+        factors = (places % 41).astype(np.float32) / 32 - np.float32(0.5)
+        counts = model.users.allocated, model.items.allocated
+        model.begin(Start(side, rows, factors, None, model.revision + 1, *counts))
+
+
 def digest(name: str, backend: str = "cpu") -> str:
     """Return the SHA-256 digest of the state after the stream."""
     model = create_backend(backend, SPECS[name])
+    if model.spec.solve.start_events:
+        _begin(model)
     for users, items, values, weights in _stream():
         push(model, users, items, values, weights)
         if model.spec.embeddings.dimension:

@@ -58,6 +58,7 @@ class AsyncProducer(ProducerBase):
     push_labels = awaited(Producer.push_labels)
     set_available = awaited(Producer.set_available)
     push_embeddings = awaited(Producer.push_embeddings)
+    push_factors = awaited(Producer.push_factors)
     push_deltas = awaited(Producer.push_deltas)
     flush = awaited(Producer.flush)
     keep = awaited(Producer.keep)

@@ -21,7 +21,7 @@ from livefactor.pushing.base import ProducerBase
 from livefactor.pushing.batching import Receipt
 from livefactor.pushing.delivery import WINDOW_BATCHES
 from livefactor.pushing.deltas import delta_body
-from livefactor.pushing.embeddings import as_vectors, embedding_bodies
+from livefactor.pushing.embeddings import as_factors, as_vectors, embedding_bodies, factor_bodies
 from livefactor.pushing.labels import ITEMS, SIDES, USERS, label_cuts, read_ids
 from livefactor.pushing.rows import row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S
@@ -29,6 +29,7 @@ from livefactor.wire.columns import (
     AVAILABILITY,
     EMBEDDINGS,
     FACTOR_DELTAS,
+    FACTORS,
     INTERACTIONS,
     LABELS,
     Stamp,
@@ -176,6 +177,21 @@ class Producer(ProducerBase):
         keys, taken = read_ids(self._labels, ITEMS, item_ids, self._hash)
         bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch)
         return (yield from self._taken_bodies(EMBEDDINGS, bodies, timeout, taken))
+
+    @blocking
+    def push_factors(
+        self, side: str, ids: Ids, factors: Any, biases: Any = None, *, timeout: float | None = None
+    ) -> Plan[Receipt]:
+        """Let users or items begin with the factors of another model, after all rows pushed before.
+
+        side: "user" or "item". ids: n different ids, as in `push`. factors: numbers [n, d], d at
+        most k of the model. biases: n numbers. Push both sides before the first event
+        (docs/warm_start.md). Raises the errors of `push`. The receipt raises InvalidArgument if the
+        model cannot take these factors.
+        """
+        keys, taken = read_ids(self._labels, side, ids, self._hash)
+        bodies = factor_bodies(SIDES[side], keys, *as_factors(factors, biases, len(keys)), self.batch)
+        return (yield from self._taken_bodies(FACTORS, bodies, timeout, taken))
 
     @blocking
     def push_deltas(

@@ -156,6 +156,14 @@ def _embedding(spec: Spec, side: str) -> Shape | None:
     return (spec.embeddings.dimension,) if spec.embeddings.dimension and side == "items" else None
 
 
+def _start(shape: Callable[[Spec, str], Shape]) -> Callable[[Spec, str], Shape | None]:
+    return lambda spec, side: shape(spec, side) if _has_starts(spec) else None
+
+
+def _has_starts(spec: Spec) -> bool:
+    return spec.rule == models_pb2.RULE_SOLVE and spec.solve.start_events > 0
+
+
 def _described(spec: Spec, side: str) -> Shape | None:
     return () if spec.embeddings.dimension and side == "items" else None
 
@@ -198,6 +206,9 @@ _ROWS = (
     # The item's vector, and whether it has one (1) and is in the sums of the map, too (2).
     _Row("embedding", "F16", _embedding),
     _Row("described", "U8", _described),
+    # The factors of another model with which a row begins, and the events for which they count.
+    _Row("factors_start", "F32", _start(_factors)),
+    _Row("start_events", "F32", _start(_one), _AMOUNTS),
 )
 """The sections of rows, in the order of the root hash."""
 
@@ -257,6 +268,8 @@ _BESIDE = (
     _Beside("replay.weights", "F32", _replayed, _is_replayed, _AMOUNTS),
     # The spec's bytes in the log.
     _Beside("spec", "U8"),
+    # The number of users that begin with factors of another model.
+    _Beside("started", "F64", lambda spec: 1, _has_starts),
     # The ids of unavailable items in ascending order.
     _Beside("unavailable", "U64"),
     # The weight of pairs without an event, if it follows the data.

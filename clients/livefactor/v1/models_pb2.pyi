@@ -380,6 +380,7 @@ class Solve(google.protobuf.message.Message):
     SWEEPS_FIELD_NUMBER: builtins.int
     UNOBSERVED_DENSITY_FIELD_NUMBER: builtins.int
     RIDGE_EVENTS_FIELD_NUMBER: builtins.int
+    START_EVENTS_FIELD_NUMBER: builtins.int
     unobserved: builtins.float
     """The weight with which pairs without an event pull towards 0. Must be 0 with squared loss."""
     item_events: builtins.int
@@ -394,6 +395,10 @@ class Solve(google.protobuf.message.Message):
     """
     ridge_events: builtins.float
     """The regularisation of a row is in proportion to its events. It counts so many further ones."""
+    start_events: builtins.float
+    """Above 0: rows can begin with the factors of another model (Factors), which count as this many
+    events of the row. Needs loss IMPLICIT.
+    """
     def __init__(
         self,
         *,
@@ -402,13 +407,16 @@ class Solve(google.protobuf.message.Message):
         sweeps: builtins.int | None = ...,
         unobserved_density: builtins.float | None = ...,
         ridge_events: builtins.float | None = ...,
+        start_events: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_item_events", b"_item_events", "_ridge_events", b"_ridge_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "_unobserved_density", b"_unobserved_density", "item_events", b"item_events", "ridge_events", b"ridge_events", "sweeps", b"sweeps", "unobserved", b"unobserved", "unobserved_density", b"unobserved_density"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_item_events", b"_item_events", "_ridge_events", b"_ridge_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "_unobserved_density", b"_unobserved_density", "item_events", b"item_events", "ridge_events", b"ridge_events", "sweeps", b"sweeps", "unobserved", b"unobserved", "unobserved_density", b"unobserved_density"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_item_events", b"_item_events", "_ridge_events", b"_ridge_events", "_start_events", b"_start_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "_unobserved_density", b"_unobserved_density", "item_events", b"item_events", "ridge_events", b"ridge_events", "start_events", b"start_events", "sweeps", b"sweeps", "unobserved", b"unobserved", "unobserved_density", b"unobserved_density"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_item_events", b"_item_events", "_ridge_events", b"_ridge_events", "_start_events", b"_start_events", "_sweeps", b"_sweeps", "_unobserved", b"_unobserved", "_unobserved_density", b"_unobserved_density", "item_events", b"item_events", "ridge_events", b"ridge_events", "start_events", b"start_events", "sweeps", b"sweeps", "unobserved", b"unobserved", "unobserved_density", b"unobserved_density"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_item_events", b"_item_events"]) -> typing.Literal["item_events"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_ridge_events", b"_ridge_events"]) -> typing.Literal["ridge_events"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_start_events", b"_start_events"]) -> typing.Literal["start_events"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_sweeps", b"_sweeps"]) -> typing.Literal["sweeps"] | None: ...
     @typing.overload

@@ -413,6 +413,58 @@ class Embeddings(google.protobuf.message.Message):
 global___Embeddings = Embeddings
 
 @typing.final
+class Factors(google.protobuf.message.Message):
+    """Factors of another model, such as iALS or LightFM, with which rows of this model begin
+    (docs/warm_start.md). Scores are then the dot products of these factors, until events come. Send
+    them to a model without events: factors of two models live in different spaces.
+
+    A model of loss IMPLICIT needs Solve.start_events. If it has none, the server switches it at the first
+    factors to a spec with 128, and the call waits. Other rules take the factors as they are.
+
+    A message is refused as a whole with INVALID_ARGUMENT for squared loss, for a dimension above the
+    spec's k, for an id that occurs twice, and for a number that is NaN or infinite, and with
+    FAILED_PRECONDITION on backend cuda. The text names the row. A message has at most 262,144 numbers. New users and
+    items are rejected with USERS_FULL, ITEMS_FULL or MEMORY_FULL like those of interactions.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    DIMENSION_FIELD_NUMBER: builtins.int
+    FACTORS_FIELD_NUMBER: builtins.int
+    BIASES_FIELD_NUMBER: builtins.int
+    side: global___Side.ValueType
+    dimension: builtins.int
+    """The numbers of a row, 1 to the spec's k. The remaining factors of a user become 0, and those of
+    an item stay as they are drawn.
+    """
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Each id once."""
+
+    @property
+    def factors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """ids * dimension numbers, row by row."""
+
+    @property
+    def biases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """One bias an id. Empty: the biases stay. Rules that have no bias ignore them."""
+
+    def __init__(
+        self,
+        *,
+        side: global___Side.ValueType = ...,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        dimension: builtins.int = ...,
+        factors: collections.abc.Iterable[builtins.float] | None = ...,
+        biases: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["biases", b"biases", "dimension", b"dimension", "factors", b"factors", "ids", b"ids", "side", b"side"]) -> None: ...
+
+global___Factors = Factors
+
+@typing.final
 class FactorDeltas(google.protobuf.message.Message):
     """What someone else learned: deltas that are added to the rows of one side (docs/privacy.md). A message is
     one contribution. Its deltas are multiplied by Merge.learning_rate * weight, and by
@@ -474,6 +526,7 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
+    FACTORS_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
@@ -488,6 +541,8 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     @property
     def embeddings(self) -> global___Embeddings: ...
     @property
+    def factors(self) -> global___Factors: ...
+    @property
     def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
@@ -498,11 +553,12 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
         labels: global___Labels | None = ...,
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
+        factors: global___Factors | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "factor_deltas"] | None: ...
 
 global___ApplyUpdatesRequest = ApplyUpdatesRequest
 
@@ -579,6 +635,7 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
+    FACTORS_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     @property
@@ -592,6 +649,8 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     @property
     def embeddings(self) -> global___Embeddings: ...
     @property
+    def factors(self) -> global___Factors: ...
+    @property
     def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
@@ -602,11 +661,12 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         labels: global___Labels | None = ...,
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
+        factors: global___Factors | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "factor_deltas"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest
 

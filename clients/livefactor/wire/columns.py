@@ -54,6 +54,7 @@ from livefactor.wire.twins import (
 __all__ = [
     "AVAILABILITY",
     "EMBEDDINGS",
+    "FACTORS",
     "FACTOR_DELTAS",
     "INTERACTIONS",
     "LABELS",
@@ -94,6 +95,7 @@ INTERACTIONS = "interactions"
 LABELS = "labels"
 AVAILABILITY = "availability"
 EMBEDDINGS = "embeddings"
+FACTORS = "factors"
 FACTOR_DELTAS = "factor_deltas"
 _COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
     "user_ids": KEYS,
@@ -119,7 +121,7 @@ _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYP
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
 _CHANGE_NUMBERS = _numbers(
-    updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FACTOR_DELTAS
+    updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FACTORS, FACTOR_DELTAS
 )
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()

@@ -4,7 +4,8 @@ Reads change nothing. An event of a user's history has the weight weight * decay
 event's visit) with the half-life `history.half_life`. With rule SOLVE, the user's row is solved for
 these events given the present items, in `FOLD_SWEEPS` sweeps from the present row. This
 approximates the row that results if everything else had been learned before it. A user without
-events gets the mean of all users' rows, if Gram matrices exist (`solve.unobserved` above 0). With
+events gets the mean of all users' rows, if Gram matrices exist (`solve.unobserved` above 0). A user
+with a start (`tables/start.py`) is folded in towards it, and has it as the row without events. With
 counts, item i gets, in addition to its score,
 
     counts.weight * sum_j r_j count(j -> i) / (sqrt(n_j n_i) + shrinkage) / sum_j r_j
@@ -34,7 +35,8 @@ They score every item i for a user, given the user's remembered events:
              with the half-life `counts.half_life`
     7        popularity p_i, which is the bias of the item (below)
 
-A user without events has the mean of all users' rows as x_h, and no gains.
+A user without events and start has the mean of all users' rows as x_h. A user without events has no
+gains.
 
 Each expert's scores are standardised over the n items that have rows: z = (s - mean) * scale, where
 scale is 1 / (standard deviation), or 0 if the variance is at most `VARIANCE_MIN`. No scan is
@@ -46,11 +48,16 @@ sums of p and p**2 are state. The score of a user in group u is
 
 The divisor is the same for all items of a user. So the rank is that of sum_e w[u, e] z_e, and the
 bias of an item enters with the factor 1: top-k lists need no other kernels. The group of a user is
-0, 1, 2 or 3 for less than 1, 5 or 20 remembered events, or more (`GROUP_STARTS`).
+0, 1, 2 or 3 for less than 1, 5 or 20 remembered events, or more (`GROUP_STARTS`). That of a user
+with a start is 3.
 
 Weights. They start at `WEIGHT_START`, those of users without events at 0, and those of popularity
-at `POPULARITY_START`. So lists begin near most-popular, while the tables know little. The weights
-are learned from predictions that are made before the event is learned. Let E events be learned
+at `POPULARITY_START`. So lists begin near most-popular, while the tables know little. If rows get a
+start before the first event, the tables know much: the weight of popularity in group 3 becomes
+`POPULARITY_MIN`, and those of the folded-in rows in group 0 become `WEIGHT_START`.
+
+The weights are learned from predictions that are made before the event is learned. Let E events be
+learned
 before a record. Fresh event t of the record is predicted if its value is above 0, its item had a
 row before the record, and draw(t, 0, c) = 0 with
 c = min(max(E // `PREDICTED_SCHEDULE`, `PREDICTED_MIN`), `PREDICTED_MAX`). The prediction uses the
@@ -85,6 +92,12 @@ Popularity. After a record is learned, each fresh event with a value above 0 add
 count a_i of its item, and p_i = log(1 + a_i), where log(x) is e + m - 1 for x = m * 2**e with m in
 [1, 2). Before a record, if at least as many events as items came since the last time, all counts
 are multiplied by float32(2 ** -`DECAY_EXPONENT`), and sums are added again in the order of rows.
+
+Starts. A record of factors before the first event sets the counts of the m items with a start to
+what the factors say. Let t_i = max(x . y_i, 0), where x is the sum of the users' rows in the Gram
+matrix. It is the expected number of the users who take the item. a_i = t_i * (m / sum t). So all
+counts together are m events, and new events soon outweigh them. The terms of the dot are float64
+and are added from column 0 on. p_i follows, and the sums of p are added again.
 
 Newcomers. An item without events is a newcomer if it has a vector (`solve/prior/__init__.py`). Its
 popularity is unknown, so this expert abstains: when the item gets its first vector, it gets the
@@ -157,9 +170,9 @@ def initial() -> np.ndarray:
     return section
 
 
-def weights_of(section: np.ndarray, events: int) -> np.ndarray:
+def weights_of(section: np.ndarray, events: int, has_start: bool = False) -> np.ndarray:
     """The weights float64[EXPERTS] for a user with so many remembered events. It is a view."""
-    group = bisect_right(GROUP_STARTS, events)
+    group = GROUPS - 1 if has_start else bisect_right(GROUP_STARTS, events)
     return section[group * EXPERTS : (group + 1) * EXPERTS]
 
 

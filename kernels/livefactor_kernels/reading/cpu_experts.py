@@ -34,6 +34,7 @@ from livefactor_kernels.solve.cpu_system import (
     Events,
     Problem,
     Scratch,
+    has_start,
     livefactor_sweep_kernel,
     livefactor_system_kernel,
 )
@@ -235,7 +236,7 @@ def fold_user(own: Any, row: Any, mean_row: Any, others: Any, other_count: Any, 
         for fold in range(_FOLDS):
             for p in range(kp):
                 value = real(present, p)
-                if users and p < rates.k:
+                if users and p < rates.k and not has_start(own, row):
                     value = np.float32(mean_row[p] / users)
                 store1(x, value, (fold * m + p) * _4)
         return
@@ -370,11 +371,11 @@ def popularity_moments(mix: Any, count: Any, desk: Any) -> None:
 
 
 @inlined
-def group_of(events: Any) -> Any:
-    """The place of the weights of a user with so many remembered events."""
+def group_of(own: Any, row: Any, events: Any) -> Any:
+    """The place of the weights of the user of a row of `own` with so many remembered events."""
     group = _0
     for n in range(GROUPS - 1):
-        if events >= np.uint64(GROUP_STARTS[n]):
+        if events >= np.uint64(GROUP_STARTS[n]) or has_start(own, row):
             group += _1
     return group * np.uint64(EXPERTS)
 

@@ -413,7 +413,7 @@ def _predict(tables: Any, person: Any, user: Any, event: Any, row: Any, shared: 
     known = _choose(shared, event, row, followers, found, own, kept, room)
     size = _add_own(person, row, followers, found, desk.repeats, known, room)
     _standardise(tables, room, size, known, found, kept, desk)
-    group = group_of(person.count)
+    group = group_of(tables.users, user, person.count)
     weights = shared.mix[group : group + np.uint64(EXPERTS)]
     if is_new:
         step_weights(weights, room.z, room.odds, known, True, shared.step, room)

@@ -157,7 +157,7 @@ class MixReader:
         """Replaces the factors and biases of users by those with which scores are computed.
 
         Args:
-            users: factors float32[n, k_padded] and biases.
+            users: factors float32[n, k_padded], biases and starts.
             items: factors float32[m, k_padded] of the events' items.
             histories: the events.
             lists: the sections of the items of `last_rows`.
@@ -288,7 +288,7 @@ def livefactor_combine_kernel(
         sort_gains(desk.followers, size, desk.count_weights, last, count, desk)
         kept = find_repeats(person, decays.repeats, count, desk)
         popularity_moments(mix, count, desk)
-        group = group_of(person.count)
+        group = group_of(users, user, person.count)
         parts = _combine(users, user, mix[group : group + np.uint64(EXPERTS)], desk)
         at = _merge(parts, size, kept, desk, out_rows, out_gains, at)
         for n in range(kept):

@@ -9,12 +9,24 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.numbers.random import MIX_DOMAIN, domain_key
-from livefactor_kernels.reading import MIX, SINCE, initial, predicted_share
+from livefactor_kernels.reading import (
+    FOLDS,
+    MIX,
+    POPULARITY,
+    POPULARITY_MIN,
+    SINCE,
+    SQUARES,
+    SUM,
+    WEIGHT_START,
+    initial,
+    predicted_share,
+    weights_of,
+)
 from livefactor_kernels.reading.newcomers import Newcomers
 from livefactor_kernels.reading.remembered import Source
 from livefactor_kernels.solve import GRAM
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.update import Update, UpdateRun
 
 
@@ -114,6 +126,25 @@ class Mixer:
             if is_predicted.any():
                 self._arithmetic.predict(self._key, first, is_predicted, source, bias, self._mix)
         self._events += run.joined.fresh
+
+    def begin(self, source: Source, popularity: np.ndarray, bias: np.ndarray) -> None:
+        """Follows a record of factors. `popularity` and `bias` are those of all items."""
+        if self._events:
+            return
+        weights_of(self._mix, 0, has_start=True)[POPULARITY] = POPULARITY_MIN
+        weights_of(self._mix, 0)[:FOLDS] = WEIGHT_START
+        rows, k = np.arange(len(bias), dtype=np.uint32), self._spec.k
+        rows = rows[source.read(ITEMS, rows, ("start_events",))["start_events"] > 0]
+        factors, users = source.gather(ITEMS, rows)[0], source.state()[GRAM].reshape(2, k + 1, k + 1)[USERS]
+        expected = np.zeros(len(rows))
+        for p in range(k):
+            expected += factors[:, p] * users[k, p]
+        popularity[rows] = bias[rows] = np.float32(0.0)
+        self._mix[SUM] = self._mix[SQUARES] = 0.0
+        expected = np.maximum(expected, 0.0)
+        total = np.cumsum(np.append(0.0, expected))[-1]
+        counts = expected * (len(rows) / total) if total > 0.0 else expected
+        self._arithmetic.add_events(rows, counts.astype(np.float32), popularity, bias, self._mix)
 
     def count(self, update: Update, popularity: np.ndarray, bias: np.ndarray) -> None:
         """Counts a record, after the model has learned from it.

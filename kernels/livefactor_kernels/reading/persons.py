@@ -23,7 +23,7 @@ from livefactor_kernels.solve.cpu_records import Side
 from livefactor_kernels.solve.cpu_system import Events as SolveEvents
 from livefactor_kernels.solve.cpu_system import Problem, Scratch, livefactor_fold_kernel
 from livefactor_kernels.spec.model import ModelSpec, Rule
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables import ITEMS, STARTS, USERS
 
 _USER_SECTIONS = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits")
 CHUNK_EVENTS, CHUNK_USERS = 8192, 16
@@ -192,21 +192,32 @@ class PersonReader:
         if not self._spec.history.users:
             return Persons(factors, bias, [], np.zeros(len(bias), bool), [])
         if self._spec.mix.learning_rate:
-            return self._mix(source, user_rows, Side(factors, bias), item_count, own)
+            return self._mix(
+                source, user_rows, self._users(source, user_rows, factors, bias), item_count, own
+            )
         events = self._events(source, user_rows)
         if own is not None:
             pairs = zip(own, events, strict=True)
             events = [history if replacement is None else replacement for replacement, history in pairs]
-        followers = self._add_parts(source, factors, bias, events, item_count)
+        users = self._users(source, user_rows, factors, bias)
+        followers = self._add_parts(source, users, events, item_count)
         truncated = np.array([each.truncated for each in events], bool)
         return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
+    def _users(self, source: Source, user_rows: np.ndarray, factors: np.ndarray, bias: np.ndarray) -> Side:
+        if self._spec.rule != Rule.SOLVE or not self._spec.solve.start_events:
+            return Side(factors, bias)
+        sections = source.read(USERS, user_rows, STARTS)
+        start = np.zeros_like(factors)
+        start[:, : self._spec.k] = sections[STARTS[0]]
+        return Side(factors, bias, start, sections[STARTS[1]])
+
     def _add_parts(
-        self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
+        self, source: Source, users: Side, events: list[Events], item_count: int
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Folds the users in, if the rule does. Returns their followers."""
         if self._spec.rule == Rule.SOLVE:
-            self._fold(source, factors, bias, events, item_count)
+            self._fold(source, users, events, item_count)
         counts = self._spec.counts
         followers = [self._followers(source, each) for each in events] if counts.neighbors else []
         if counts.repeat:
@@ -231,7 +242,8 @@ class PersonReader:
             truncated &= np.array([events is None for events in own], bool)
         reader, followers, items = self._mix_reader(), [], []
         for first, last in _chunks(histories.ends):
-            part = Side(users.factors[first:last], users.bias[first:last])
+            starts = (column[first:last] if users.start_events.size else column for column in users[2:])
+            part = Side(users.factors[first:last], users.bias[first:last], *starts)
             found = self._mix_part(reader, source, part, histories.part(first, last), item_count)
             followers += found[0]
             items += found[1]
@@ -308,11 +320,9 @@ class PersonReader:
             int(user["seen_count"]) > len(user["seen_rows"]),
         )
 
-    def _fold(
-        self, source: Source, factors: np.ndarray, bias: np.ndarray, events: list[Events], item_count: int
-    ) -> None:
+    def _fold(self, source: Source, users: Side, events: list[Events], item_count: int) -> None:
         """Replaces the factors and biases of the users who have events."""
-        scratch, k = self._scratch(), self._spec.k
+        scratch, k, (factors, bias, _, start_events) = self._scratch(), self._spec.k, users
         state = source.state()
         gram = state[GRAM].reshape(2, k + 1, k + 1)
         if not any(len(each.rows) for each in events) and not gram[USERS, k, k]:
@@ -321,10 +331,9 @@ class PersonReader:
         if UNOBSERVED in state:
             rates = rates._replace(unobserved=np.float32(state[UNOBSERVED][0]))
         scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
-        users = Side(factors, bias)
         for n, each in enumerate(events):
             if not len(each.rows):
-                if gram[USERS, k, k]:
+                if gram[USERS, k, k] and not (start_events.size and start_events[n]):
                     factors[n, :k] = gram[USERS, k, :k] / gram[USERS, k, k]
                 continue
             item_factors, item_bias = source.gather(ITEMS, each.rows)

@@ -29,7 +29,7 @@ from livefactor_kernels.reading.remembered import Remembered, Source, distinct
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.reference import System, solve_row
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables import ITEMS, STARTS, USERS
 
 _COUNT_DECAYS = np.stack([decays(half_life) for half_life in COUNT_HALF_LIVES])
 _FOLD_DECAYS = np.stack([decays(half_life) for half_life in HALF_LIVES])
@@ -117,7 +117,15 @@ class Panel:
         sums.append((float(state[MIX][SUM]), float(state[MIX][SQUARES])))
         count = max(float(gram[k, k]), 1.0)
         found = [moments(total, squares, count) for total, squares in sums]
-        return Experts(folds, counts, repeats, found, weights_of(state[MIX], len(events.rows)))
+        has_start = self._start(source, user_row) is not None
+        weights = weights_of(state[MIX], len(events.rows), has_start)
+        return Experts(folds, counts, repeats, found, weights)
+
+    def _start(self, source: Source, user_row: np.ndarray) -> tuple[np.ndarray, np.float32] | None:
+        if not self._spec.solve.start_events:
+            return None
+        factors, events = (part[0] for part in source.read(USERS, user_row, STARTS).values())
+        return (factors, events) if events else None
 
     def _folds(
         self,
@@ -129,9 +137,9 @@ class Panel:
     ) -> np.ndarray:
         k = self._spec.k
         users, gram = state[GRAM].reshape(2, k + 1, k + 1)
-        x = source.gather(USERS, user_row)[0][0]
+        x, start = source.gather(USERS, user_row)[0][0], self._start(source, user_row)
         if not len(events.rows):
-            if users[k, k]:
+            if users[k, k] and start is None:
                 x[:k] = users[k, :k] / users[k, k]
             return np.repeat(x[None], FOLDS, axis=0)
         unobserved = np.float32(state[UNOBSERVED][0] if UNOBSERVED in state else self._spec.solve.unobserved)
@@ -140,7 +148,7 @@ class Panel:
         folds, y = np.zeros((FOLDS, len(x)), np.float32), source.gather(ITEMS, events.rows)[0][:, :k]
         targets = (events.values > 0).astype(np.float32)
         for fold, decay in zip(folds, _FOLD_DECAYS[:, events.ages], strict=True):
-            system = System(y, events.weights * decay, targets, everywhere, items)
+            system = System(y, events.weights * decay, targets, everywhere, items, start=start)
             fold[:k] = solve_row(x[:k], system, rates, int(FOLD_SWEEPS))
         return folds
 

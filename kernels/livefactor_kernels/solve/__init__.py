@@ -45,6 +45,14 @@ The arithmetic is float32 with one rounding per operation, in this order:
 G is the float64 Gram matrix of (x, 1). So its last row is the sum of x and the number of rows with
 an event. A change is G[p, q] + new_p new_q - old_p old_q, from left to right (the products are
 exact). A row counts as 0 before its first event.
+
+A row can have a start (`tables/start.py`): factors x0 of another model, which count as s events.
+From then on it is in G, like a row with an event: the record of x0 adds the change of a row without
+events. The row is solved towards z = share x0, where share = s / (s + sum) in float32: with M =
+a0 G + ridge I, b becomes b + M z, as `solve/prior/__init__.py` describes it. So a row without
+events stays x0, and other rows move away from it with each event. z takes the place of what an
+embedding says. If a0 follows the data, each user with a start counts as s further events of the
+model.
 """
 
 from __future__ import annotations
@@ -54,7 +62,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.spec.model import LANES, MAX_UNOBSERVED, Loss, ModelSpec
+from livefactor_kernels.spec.model import LANES, MAX_UNOBSERVED, USERS, Loss, ModelSpec
+from livefactor_kernels.tables.start import Begun, Start
 from livefactor_kernels.update import UpdateRun
 
 RIDGE_MIN = np.float32(1e-9)
@@ -62,6 +71,8 @@ FOLD_SWEEPS = np.uint64(32)
 """Sweeps of a fold-in for scores."""
 GRAM = "gram"
 """Name of the section with the Gram matrices of users and then items: float64[2 (k + 1)^2]."""
+STARTED = "started"
+"""Name of the section with the number of users that have a start, float64[1]."""
 UNOBSERVED = "unobserved"
 """Name of the section with a0 float64[1], if it follows the data."""
 
@@ -97,13 +108,16 @@ class SolveRates(NamedTuple):
 
 class Unobserved:
     """The weight of pairs without an event, which may follow the data
-    (`solve.unobserved_density`).
+    (`solve.unobserved_density`). `weighs` is False if it is 0.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._constant = np.float32(spec.solve.unobserved)
         self._density = float(np.float32(spec.solve.unobserved_density))
         self._section, self._events = np.zeros(1), 0
+        self._start_events = float(np.float32(spec.solve.start_events))
+        self._started = np.zeros(1)
+        self.weighs = bool(self._constant or self._density)
 
     def of(self, run: UpdateRun) -> np.ndarray:
         """The weights for records, which are learned next, float32[m]."""
@@ -111,20 +125,42 @@ class Unobserved:
             return np.full(len(run), self._constant, np.float32)
         users, items = np.maximum(run.user_counts, 1), np.maximum(run.item_counts, 1)
         events = self._events + run.ends - run.joined.replayed
-        pairs = users.astype(np.float64) * items.astype(np.float64)
-        weights: np.ndarray = np.minimum(self._density * events / pairs, MAX_UNOBSERVED)
-        weights = weights.astype(np.float32)
+        weights = self._weights(events, users, items)
         self._section[0], self._events = weights[-1], int(events[-1])
         return weights
 
+    def _weights(self, events: np.ndarray, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        pairs = users.astype(np.float64) * items.astype(np.float64)
+        started = self._start_events * self._started[0]
+        weights: np.ndarray = np.minimum(self._density * (events + started) / pairs, MAX_UNOBSERVED)
+        return weights.astype(np.float32)
+
+    def begin(self, users: int, user_count: int, item_count: int) -> None:
+        """Takes `users` further users with a start, after which the tables have these sizes."""
+        self._started[0] += users
+        if self._density:
+            counts = np.maximum([[user_count], [item_count]], 1)
+            self._section[:] = self._weights(np.array([self._events]), *counts)
+
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
-        return {UNOBSERVED: self._section} if self._density else {}
+        found = {UNOBSERVED: self._section} if self._density else {}
+        return found | ({STARTED: self._started} if self._start_events else {})
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
         """Restores the state."""
+        if self._start_events:
+            self._started[:] = sections[STARTED]
         if self._density:
             self._section[:], self._events = sections[UNOBSERVED], int(sections["events"][0])
+
+
+def begin_rows(gram: np.ndarray, unobserved: Unobserved, begun: Begun, start: Start) -> None:
+    """Adds rows that got a start to gram float64[2, k + 1, k + 1], and to what a0 follows."""
+    for old, new in zip(begun.before, begun.after, strict=True) if unobserved.weighs else ():
+        gram[start.side] = (gram[start.side] + np.outer(new, new)) - np.outer(old, old)
+    users = begun.started if start.side == USERS else 0
+    unobserved.begin(users, start.user_count, start.item_count)
 
 
 def width(spec: ModelSpec) -> int:

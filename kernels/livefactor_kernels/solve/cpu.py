@@ -12,7 +12,7 @@ import numpy as np
 
 from livefactor_kernels.history.cpu import Columns, Recorder
 from livefactor_kernels.simd.helper import Helper
-from livefactor_kernels.solve import GRAM, SolveRates, Unobserved
+from livefactor_kernels.solve import GRAM, SolveRates, Unobserved, begin_rows
 from livefactor_kernels.solve.cpu_records import (
     AT_FOUND,
     AT_RECORD,
@@ -29,6 +29,7 @@ from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import Room
+from livefactor_kernels.tables.start import Begun, Start
 from livefactor_kernels.update import Update, UpdateRun
 
 HELPER_ADDITIONS = 512
@@ -81,10 +82,18 @@ class Solver:
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
         """See `tables.state.Part.load`."""
         self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
+        self._take_gram()
+        self._unobserved.load(sections)
+
+    def _take_gram(self) -> None:
         k = int(self._k)
         self._gram.matrix[:, :k, :k] = self.gram[:, :k, :k]
         self._gram.sums[:, :k], self._gram.rows[:] = self.gram[:, k, :k], self.gram[:, k, k]
-        self._unobserved.load(sections)
+
+    def begin(self, begun: Begun, start: Start) -> None:
+        """Follows a record of factors."""
+        begin_rows(self.gram, self._unobserved, begun, start)
+        self._take_gram()
 
     def groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
         """All records, but one each with embeddings, whose map may change between records."""

@@ -20,12 +20,13 @@ from livefactor_kernels.solve.cpu_system import (
     SYSTEMS,
     Events,
     Problem,
+    has_start,
     livefactor_sweep_kernel,
     livefactor_system_kernel,
     mirror,
 )
 from livefactor_kernels.spec.model import LANES, ModelSpec
-from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.tables import ITEMS, STARTS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import memory_of, remembered_events
 
@@ -36,18 +37,30 @@ AT_RECORD, AT_EVENT, AT_STEP, AT_FOUND = 0, 1, 2, 3
 
 _0, _1, _2, _16 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(LANES)
 _SYSTEMS = np.uint64(SYSTEMS)
+_NO_STARTS = np.empty((1, 0), np.float32)
 
 
 class Side(NamedTuple):
-    """The rows of one side: factors float32[cap, k_padded], and bias float32[cap]."""
+    """The rows of one side.
+
+    Attributes:
+        factors: float32[cap, k_padded].
+        bias: float32[cap].
+        start, start_events: `tables/start.py`, float32[cap, k_padded] and float32[cap]; empty if
+            the spec has none.
+    """
 
     factors: np.ndarray
     bias: np.ndarray
+    start: np.ndarray = _NO_STARTS
+    start_events: np.ndarray = _NO_STARTS[0]
 
     @staticmethod
     def of(table: Table) -> Side:
         """The rows of a table, whose arrays never move."""
-        return Side(table.factors, table.bias)
+        arrays = table.padded()
+        starts = [arrays[name] for name in STARTS if name in arrays]
+        return Side(table.factors, table.bias, *starts)
 
 
 class Touched(NamedTuple):
@@ -142,7 +155,7 @@ def _solve_rows(
 ) -> None:
     """Solves the first `found` touched rows, `SYSTEMS` of them side by side.
 
-    touched.old gets their old factors, and zeros before a row's first event.
+    touched.old gets their old factors, and zeros before the first event of a row without a start.
     """
     kp, m, rates = np.uint64(own.factors.shape[1]), np.uint64(scratch.y.shape[1]), problem.rates
     factors, old, x = address_of(own.factors), address_of(touched.old), address_of(scratch.x)
@@ -161,7 +174,7 @@ def _solve_rows(
                 place = (row * kp + p) * WORD_BYTES
                 store16(old, load16(factors, place), (i * kp + p) * WORD_BYTES)
                 store16(factors, load16(x, (new + p) * WORD_BYTES), place)
-            if touched.before[i] == 0:
+            if touched.before[i] == 0 and not has_start(own, row):
                 touched.old[i] = np.float32(0.0)
             if rates.has_bias:
                 own.bias[row] = scratch.x[new + kp]
@@ -180,7 +193,7 @@ def _change_gram(own: Any, touched: Any, found: Any, gram: Any, side: Any, k: An
             new_p, old_p, line = new[p], old[p], matrix[p]
             for q in range((p // _16 + _1) * _16):
                 line[q] = (line[q] + new_p * new[q]) - old_p * old[q]
-        if touched.before[i] == 0:
+        if touched.before[i] == 0 and not has_start(own, np.uint64(touched.rows[i])):
             gram.rows[side] += 1.0
 
 
@@ -204,7 +217,7 @@ def _solve_side(model: Any, side: Any, other_count: Any, unobserved: Any, found:
     )  # fmt: skip
     if found and unobserved > np.float32(0.0):
         _weigh(model.gram, _1 - side, unobserved, model.scratch.everywhere)
-        if touched.towards.shape[0]:
+        if touched.towards.shape[0] or model.users.start_events.size:
             everywhere = model.scratch.everywhere
             mirror(address_of(everywhere), np.uint64(everywhere.shape[0]))
     problem = Problem(scalar.mean_of(sums[_0], sums[_1]), np.float32(other_count), rates)

@@ -85,6 +85,7 @@ class Scratch(NamedTuple):
         matrix: float32[SYSTEMS, m, m].
         right, x: float32[SYSTEMS * m].
         everywhere: a0 G, float32[m, m]. Only the lower triangle is read without a prior.
+        towards: z of a row with a start, float32[m].
     """
 
     y: np.ndarray
@@ -94,13 +95,14 @@ class Scratch(NamedTuple):
     right: np.ndarray
     x: np.ndarray
     everywhere: np.ndarray
+    towards: np.ndarray
 
     @staticmethod
     def of(spec: ModelSpec) -> Scratch:
         """For the systems of a spec."""
         m = width(spec)
         block, system = (BLOCK_EVENTS, m), (SYSTEMS * m,)
-        shapes = block, block, (BLOCK_EVENTS,), (SYSTEMS, m, m), system, system, (m, m)
+        shapes = block, block, (BLOCK_EVENTS,), (SYSTEMS, m, m), system, system, (m, m), (m,)
         return Scratch(*(reserve(shape, np.float32) for shape in shapes))
 
 
@@ -220,6 +222,12 @@ def _subtract_present(right: Any, matrix: Any, x: Any, m: Any, kp: Any, rates: A
         store16(right, rest, at)
 
 
+@inlined
+def has_start(own: Any, row: Any) -> Any:
+    """Whether a row of `own` has a start (`tables/start.py`)."""
+    return own.start_events.size != 0 and own.start_events[row] > _F0
+
+
 @compiled
 def livefactor_system_kernel(
     number: Any, own: Any, row: Any, others: Any, problem: Any, events: Any, towards: Any, scratch: Any
@@ -227,6 +235,7 @@ def livefactor_system_kernel(
     """Makes system `number` of scratch for a row of `own` and its events.
 
     `towards` is the address of z of `solve/prior/__init__.py`, float32[k_padded], 0 without one.
+    A row with a start has its own z.
     """
     kp, m, rates = np.uint64(others.factors.shape[1]), np.uint64(scratch.y.shape[1]), problem.rates
     matrix = address_of(scratch.matrix) + number * m * m * _4
@@ -243,6 +252,11 @@ def livefactor_system_kernel(
         for first in range(_0, last, _4):
             for c in range(first // _16 + _1):
                 _add_to_tile(scratch, matrix, stop - start, first, c * VECTOR_BYTES)
+    if has_start(own, row):
+        towards = address_of(scratch.towards)
+        share, start = own.start_events[row] / (own.start_events[row] + total), own.start[row]
+        for p in range(kp):
+            store1(towards, share * start[p], p * _4)
     if towards:
         _pull(scratch, right, towards, ridge, kp, rates)
     mirror(matrix, m)

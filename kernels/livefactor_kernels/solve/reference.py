@@ -9,10 +9,11 @@ import numpy as np
 
 from livefactor_kernels.history.reference import Recorder
 from livefactor_kernels.numbers.lanes import clamp
-from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved
+from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved, begin_rows
 from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
+from livefactor_kernels.tables.start import Begun, Start
 from livefactor_kernels.update import Update, UpdateRun
 
 
@@ -25,6 +26,7 @@ class System(NamedTuple):
         everywhere: a0 G, float32[m, m].
         others: N.
         towards: z of `solve/prior/__init__.py`, float32[m]; None without embeddings.
+        start: x0 float32[m] and s of a row with a start; None for another row.
     """
 
     y: np.ndarray
@@ -33,6 +35,7 @@ class System(NamedTuple):
     everywhere: np.ndarray
     others: int
     towards: np.ndarray | None = None
+    start: tuple[np.ndarray, np.float32] | None = None
 
 
 def solve_row(x: np.ndarray, system: System, rates: SolveRates, sweeps: int) -> np.ndarray:
@@ -52,8 +55,12 @@ def solve_row(x: np.ndarray, system: System, rates: SolveRates, sweeps: int) -> 
         product = weights[j] * y[j]
         a = a + product[:, None] * y[j]
         b = b + product * system.targets[j]
-    if system.towards is not None:
-        b = b + _pull(system.everywhere, ridge, system.towards)
+    towards = system.towards
+    if system.start is not None:
+        start, events = system.start
+        towards = (events / (events + total)) * start
+    if towards is not None:
+        b = b + _pull(system.everywhere, ridge, towards)
     a = np.tril(a) + np.tril(a, -1).T
     x, r = x.copy(), b
     for p in range(len(x)):
@@ -72,6 +79,13 @@ def _pull(everywhere: np.ndarray, ridge: np.ndarray, towards: np.ndarray) -> np.
     for q in range(len(towards)):
         pull = pull + everywhere[q] * towards[q]
     return np.asarray(pull + ridge * towards)
+
+
+def start_of(table: ReferenceTable, row: int) -> tuple[np.ndarray, np.float32] | None:
+    """x0 float32[k] and s of a row with a start, None for another row."""
+    if not table.spec.solve.start_events or not table.start_events[row]:
+        return None
+    return table.factors_start[row, : table.spec.k], table.start_events[row]
 
 
 class Solver:
@@ -98,6 +112,10 @@ class Solver:
         self.gram[:] = np.reshape(sections[GRAM], self.gram.shape)
         self._unobserved.load(sections)
 
+    def begin(self, begun: Begun, start: Start) -> None:
+        """Follows a record of factors."""
+        begin_rows(self.gram, self._unobserved, begun, start)
+
     def learn(self, update: Update) -> None:
         """Learns from one record."""
         size = self._spec.micro_batch
@@ -122,7 +140,8 @@ class Solver:
                 after = int(table.seen_count[row])
                 before = after - int((rows[: fresh - start] == row).sum())
                 if side == USERS or self._is_due(before, after):
-                    old = np.append(self._factors(table, row), 1.0) * (before > 0)
+                    is_in_gram = before > 0 or start_of(table, row) is not None
+                    old = np.append(self._factors(table, row), 1.0) * is_in_gram
                     self._solve(side, row, others)
                     changes.append((old, np.append(self._factors(table, row), 1.0)))
                     solved.append(row)
@@ -162,7 +181,7 @@ class Solver:
         towards = None
         if self._prior is not None and side == ITEMS:
             towards = self._prior.towards(np.array([row], np.uint32))[0]
-        system = System(y, weights, targets, everywhere, others, towards)
+        system = System(y, weights, targets, everywhere, others, towards, start_of(own, row))
         new = solve_row(x, system, rates, int(rates.sweeps))
         own.factors[row, :k] = new[:k]
         if rates.has_bias:

@@ -72,6 +72,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("mix.learning_rate", spec.mix.learning_rate),
         ("solve.unobserved_density", spec.solve.unobserved_density),
         ("solve.ridge_events", spec.solve.ridge_events),
+        ("solve.start_events", spec.solve.start_events),
         ("history.paged", spec.history.paged),
         ("embeddings.dimension", spec.embeddings.dimension),
         ("merge.learning_rate", spec.merge.learning_rate),
@@ -241,6 +242,11 @@ def _check_solve(spec: ModelSpec) -> None:
         _require(solve.unobserved == 0.0, "solve.unobserved", "0 with a density", solve.unobserved)
     ridge = solve.ridge_events
     _require(_finite32(ridge) and 0.0 <= ridge <= 1e6, "solve.ridge_events", "0..1e6", ridge)
+    start = solve.start_events
+    is_start = start == 0.0 or (_finite32(start) and 1e-3 <= start <= 1e6)
+    _require(is_start, "solve.start_events", "0, or 0.001..1e6", start)
+    if start:
+        _require(spec.loss == Loss.IMPLICIT, "loss", "implicit with solve.start_events", spec.loss)
     _require(1 <= solve.item_events <= 1 << 16, "solve.item_events", "1..65536", solve.item_events)
     _require(1 <= solve.sweeps <= 64, "solve.sweeps", "1..64", solve.sweeps)
 

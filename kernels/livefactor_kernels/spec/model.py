@@ -171,6 +171,8 @@ class Solve:
         sweeps: Gauss-Seidel sweeps over the factors of a row.
         ridge_events: the regularisation of a row, which is in proportion to its events, counts so
             many further ones. So rows with few events stay near 0.
+        start_events: if it is above 0, rows can begin with the factors of another model
+            (`tables/start.py`). These factors count as much as this many events of a row.
     """
 
     unobserved: float = 0.0
@@ -178,6 +180,7 @@ class Solve:
     sweeps: int = 2
     unobserved_density: float = 0.0
     ridge_events: float = 0.0
+    start_events: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

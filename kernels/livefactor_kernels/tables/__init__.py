@@ -25,12 +25,13 @@ import numpy as np
 
 from livefactor_kernels.numbers.narrow import array_dtype
 from livefactor_kernels.optimizers import optimizer_sections
-from livefactor_kernels.spec.model import ITEMS, USERS, ModelSpec
+from livefactor_kernels.spec.model import ITEMS, USERS, ModelSpec, Rule
 
 __all__ = [
     "ITEMS",
     "NO_ROW",
     "RINGS",
+    "STARTS",
     "USERS",
     "RowSection",
     "check_sections",
@@ -50,6 +51,8 @@ A row of them has H places in memory, and outside the tables too. But with `hist
 section is one-dimensional: it has the events of all rows end to end, in the order of rows and
 places, min(seen_count, H) of a row.
 """
+STARTS = ("factors_start", "start_events")
+"""The sections of a row that begins with the factors of another model (`start.py`)."""
 NO_ROW = 0xFFFFFFFF
 """Row number of an unknown key."""
 
@@ -70,7 +73,11 @@ def row_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
         "bias": RowSection(floats, ()),
     }
     sections |= {name: RowSection(floats, shape) for name, shape in optimizer_sections(spec).items()}
-    return sections | history_sections(spec, side) | content_sections(spec, side)
+    sections |= history_sections(spec, side) | content_sections(spec, side)
+    if spec.rule == Rule.SOLVE and spec.solve.start_events:
+        shapes = (spec.k_padded,), ()
+        sections |= {name: RowSection(floats, shape) for name, shape in zip(STARTS, shapes, strict=True)}
+    return sections
 
 
 def content_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:

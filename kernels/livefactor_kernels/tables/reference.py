@@ -81,6 +81,8 @@ class ReferenceTable:
         self.popularity: np.ndarray
         self.embedding: np.ndarray
         self.described: np.ndarray
+        self.factors_start: np.ndarray
+        self.start_events: np.ndarray
         self._resize(0)
 
     def _resize(self, rows: int) -> None:

@@ -6,6 +6,7 @@
     prior.*   the map of embeddings and its sums (`solve/prior/__init__.py`)
     rates     float64[5]: an adaptive learning rate (`sgd/adaptive.py`)
     replay.*  [replay.size] each: events for replay (`replay/__init__.py`)
+    started   float64[1]: number of users that began with factors of another model (`start.py`)
     unobserved  float64[1]: a weight of the unobserved that follows the data (`solve/__init__.py`)
 
 Root hashes and snapshots use the sections in alphabetical order.

@@ -32,6 +32,7 @@ from livefactor_server.changes.columns import apply_columns, skip_columns
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.engine import EngineChange
+from livefactor_server.changes.factors import FactorsChange
 from livefactor_server.changes.history.retention import RetentionChange
 from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.history.switch import SwitchChange
@@ -53,6 +54,7 @@ __all__ = [
     "DeltasChange",
     "EmbeddingsChange",
     "EngineChange",
+    "FactorsChange",
     "Header",
     "InteractionsChange",
     "KeyedChange",
@@ -90,6 +92,7 @@ _ALL: tuple[type[Change], ...] = (
     EmbeddingsChange,
     RetentionChange,
     RollbackChange,
+    FactorsChange,
     DeltasChange,
 )
 

@@ -11,6 +11,7 @@ from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.changes.bodies import decode_bodies
 from livefactor_server.changes.deltas import DeltasChange, deltas_misfit
 from livefactor_server.changes.embeddings import EmbeddingsChange
+from livefactor_server.changes.factors import FactorsChange, misfit
 from livefactor_server.changes.interactions import InteractionsChange, good_values, good_weights
 from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.store import Kind, Record
@@ -41,6 +42,8 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
     if new.limits.weight_max < old.limits.weight_max:
         return False
     if old.embeddings.dimension not in (0, new.embeddings.dimension):
+        return False
+    if old.solve.start_events and misfit(new, old.k):
         return False
     if old.merge.learning_rate and not _merges_alike(new, old):
         return False
@@ -99,6 +102,10 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
             if found != spec.embeddings.dimension:
                 expected = f"the spec expects dimension {spec.embeddings.dimension}"
                 return f"revision {record.revision} has vectors of dimension {found}, and {expected}"
+        if record.kind == Kind.FACTORS:
+            dimension = FactorsChange.from_log(bytes(record.body)).columns.factors.shape[1]
+            if reason := misfit(spec, dimension):
+                return f"revision {record.revision} has factors: {reason}"
         if record.kind == Kind.FACTOR_DELTAS:
             deltas = DeltasChange.from_log(bytes(record.body)).columns
             if reason := deltas_misfit(spec, deltas):

@@ -32,6 +32,7 @@ from livefactor_server.changes import (
     RollbackChange,
     SwitchChange,
 )
+from livefactor_server.changes.factors import misfit
 from livefactor_server.changes.fitting import accepts_all, events_misfit, rows_misfit
 from livefactor_server.engine.admission import Admission
 from livefactor_server.log.format import SALT_BYTES
@@ -107,9 +108,12 @@ class Promotion:
         if lacking := self.log.lacks:
             raise precondition(f"model: {lacking}, and another spec cannot learn them")
         self._check_rows()
-        known = [self.log.spec_body, *self.log.switches.values()]
-        self._scans = self.log.switches_from > 0 or not all(
-            accepts_all(self.spec, spec_codec.decode(body)) for body in known
+        known = [spec_codec.decode(body) for body in (self.log.spec_body, *self.log.switches.values())]
+        accepts = all(accepts_all(self.spec, spec) for spec in known)
+        # A log has factors only if one of its specs could take them.
+        has_factors = not all(misfit(spec, 1) for spec in known)
+        self._scans = bool(
+            self.log.switches_from or not accepts or (has_factors and misfit(self.spec, self.live.spec.k))
         )
 
     @property
@@ -171,15 +175,15 @@ class Promotion:
         tick()
         self._check_rows()
         if self._scans and last > self._scanned:
-            misfit = events_misfit(between(self.log, self._scanned, last), self.spec, tick)
-            if misfit:
-                raise precondition(f"spec: the log has events that it does not accept: {misfit}")
+            found = events_misfit(between(self.log, self._scanned, last), self.spec, tick)
+            if found:
+                raise precondition(f"spec: the log has events that it does not accept: {found}")
             self._scanned = last
         follow(state, self.log, last, check=tick)
 
     def _check_rows(self) -> None:
-        if misfit := rows_misfit(self.live, self.spec):
-            raise precondition(f"spec: {misfit}")
+        if found := rows_misfit(self.live, self.spec):
+            raise precondition(f"spec: {found}")
 
     @property
     def lag(self) -> int:

@@ -48,7 +48,7 @@ def read_vectors(
         else:
             raise VectorFileError("expected a .npy, .parquet or .safetensors file")
         if ids_file is not None:
-            ids = _read_ids(ids_file)
+            ids = read_ids(ids_file)
     except (ValueError, KeyError, pa.ArrowException) as error:
         raise VectorFileError(str(error)) from error
     if ids is None:
@@ -78,12 +78,26 @@ def _of_parquet(file: Path, item: str, vector: str) -> tuple[list[Any], np.ndarr
     return table[item].to_pylist(), flat.reshape(len(column), -1)
 
 
-def _of_safetensors(file: Path, vector: str) -> tuple[np.ndarray | None, np.ndarray]:
+def tensors_of(file: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file by name.
+
+    Raises:
+        VectorFileError: the file is damaged, or the package safetensors is missing.
+    """
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ModuleNotFoundError:
-        raise VectorFileError('safetensors is not installed: pip install "livefactor[text]"') from None
-    tensors = load_file(file)
+        raise VectorFileError('safetensors is not installed: pip install "livefactor[factors]"') from None
+    try:
+        tensors: dict[str, np.ndarray] = load_file(file)
+    except SafetensorError as error:
+        raise VectorFileError(str(error)) from error
+    return tensors
+
+
+def _of_safetensors(file: Path, vector: str) -> tuple[np.ndarray | None, np.ndarray]:
+    tensors = tensors_of(file)
     ids = tensors.pop("ids", None)
     return ids, tensors[vector or _one_of("tensor of vectors", list(tensors))]
 
@@ -96,7 +110,8 @@ def _one_of(what: str, names: list[str]) -> str:
     raise VectorFileError(f"expected one {what}, or --vector NAME; the file has {', '.join(names) or 'none'}")
 
 
-def _read_ids(file: Path) -> Any:
+def read_ids(file: Path) -> Any:
+    """The ids of a file: integers of a npy file as an array, others as a list of texts."""
     if file.suffix.lower() == ".npy":
         ids = np.load(file, allow_pickle=False)
         return ids if ids.dtype.kind in "iu" else ids.tolist()

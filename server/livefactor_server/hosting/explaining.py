@@ -26,6 +26,9 @@ SEARCHED_MAX = 200_000
 """Maximum number of records that are searched for updates: a few seconds."""
 
 
+_TOUCHING = Kind.INTERACTIONS, Kind.EMBEDDINGS, Kind.FACTORS, Kind.FACTOR_DELTAS
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is to be explained.
@@ -144,7 +147,7 @@ def _touches_in(log: Log, question: Question, low: int, high: int) -> Iterator[T
     keys = [int(key).to_bytes(8, "little") for key in (question.user_id, question.item_id)]
     for records in replay.between(log, low - 1, high):
         for record in records:
-            if record.kind not in (Kind.INTERACTIONS, Kind.EMBEDDINGS, Kind.FACTOR_DELTAS):
+            if record.kind not in _TOUCHING:
                 continue
             body = bytes(record.body)
             # A column of ids has their bytes as they are. So most records need no decoding.

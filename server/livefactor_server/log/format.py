@@ -151,9 +151,10 @@ class Kind(IntEnum):
     ENGINE = 6
     SWITCH = 8
     EMBEDDINGS = 9
-    RETENTION = 10
+    FACTORS = 10
     ROLLBACK = 11
     FACTOR_DELTAS = 12
+    RETENTION = 13
 
 
 @dataclass(slots=True)

@@ -61,7 +61,7 @@ _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
     "history": ("paged",),
-    "solve": ("unobserved_density", "ridge_events"),
+    "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
 }
 """Fields that parts got after specs with these parts had been logged.

@@ -20,7 +20,7 @@ from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.rpc.streams import Answer, OneAhead, Stream
-from livefactor_server.statuses import Refused, busy, invalid, unavailable
+from livefactor_server.statuses import Refused, busy, invalid, precondition, unavailable
 from livefactor_server.telemetry import traces
 from livefactor_server.telemetry.traces import Trace
 
@@ -93,8 +93,8 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
 
 
 def _is_large(engine: Engine, update: decode.UpdateRequest, raw: bytes) -> bool:
-    """Whether a thread decodes the batch. The first vectors of a model wait for a switch, too."""
-    if dimension.lacks_dimension(engine.state.spec, update.change):
+    """Whether a thread decodes the batch. First vectors and factors wait for a switch."""
+    if dimension.lacks_part(engine.state.spec, update.change):
         return True
     is_quick = update.change == wire.INTERACTIONS
     return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
@@ -115,9 +115,11 @@ def _batch(
     is_late: Callable[[], bool] | None = None,
 ) -> Submission:
     spec, rows_max = engine.state.spec, calls.settings.batch_events_max
-    if dimension.lacks_dimension(spec, update.change):
-        decode.change_from_wire(update, dimension.spec_for(spec, update.body), rows_max)
-        engine.dimension.recognise(update.body)
+    if update.change == wire.FACTORS and engine.state.backend_name == "cuda":
+        raise precondition("factors: backend cuda lacks this part (docs/gpu.md)")
+    if dimension.lacks_part(spec, update.change):
+        decode.change_from_wire(update, dimension.spec_for(spec, update.change, update.body), rows_max)
+        engine.dimension.recognise(update.change, update.body)
         spec = engine.state.spec
     change, rejects = decode.change_from_wire(update, spec, rows_max)
     engine.quotas.take(payer, change.rows + rejects.count)

@@ -15,7 +15,8 @@ from livefactor.snapshots.format import Manifest
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.deltas import encode_deltas
-from livefactor_kernels.spec.model import Embeddings, Limits, Merge, ModelSpec
+from livefactor.wire.factors import encode_factors
+from livefactor_kernels.spec.model import Embeddings, Limits, Merge, ModelSpec, Solve
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import (
     CHANGES,
@@ -50,6 +51,7 @@ SPEC = preset(
     "clicks",
     k=8,
     embeddings=Embeddings(2),
+    solve=Solve(unobserved=1.0, start_events=4.0),
     limits=Limits(users_max=100, items_max=100, value_abs_max=1.0, error_max=1e3),
 )
 MERGING = preset("clicks_sgd", k=2, merge=Merge(0.5, 100.0), limits=SPEC.limits)
@@ -63,6 +65,7 @@ BODIES = {
     wire.EMBEDDINGS: wire.encode_embeddings(
         updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]], np.float16)
     ),
+    wire.FACTORS: encode_factors(updates_pb2.SIDE_USER, [7, 8], np.array([[0.5, 1], [1.5, 2]])),
     wire.FACTOR_DELTAS: encode_deltas(
         updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]]), np.array([5, 6]), 2.0
     ),
@@ -171,6 +174,9 @@ def test_what_each_change_does_to_a_state() -> None:
     described = done[Kind.EMBEDDINGS].backend
     assert described.published == (0, 2) and not done[Kind.EMBEDDINGS].events
     assert described.sections(1, 2)["embedding"].tolist() == [[1, 2], [3, 4]]
+    begun = done[Kind.FACTORS].backend
+    assert begun.published == (2, 0) and not done[Kind.FACTORS].events
+    assert begun.sections(0, 2)["factors"][:, :3].tolist() == [[0.5, 1, 0], [1.5, 2, 0]]
     for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():

@@ -7,6 +7,9 @@ pass and from exact sums. W'e is what the vector says of the item. It is the row
 without events, so a cold item is ranked by its vector. It is also the prior of an item with few
 events.
 
+A row with a start (`solve/__init__.py`) is not mapped: where this text says "without events", read
+"without events and start".
+
 Rows. A table of items has two more sections: `embedding` float16[d], and `described` uint8, which
 is 0 without a vector, 1 with one, and 2 if the row is in the sums below. A vector of zeros stands
 for no vector. e is widened to float64, and a 1 is appended, so that W has d + 1 rows. The last

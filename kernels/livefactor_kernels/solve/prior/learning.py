@@ -64,7 +64,7 @@ class Prior:
         self._factor_max = np.float32(spec.limits.factor_max)
         self._gram, self._rows = np.zeros((d + 1, d + 1)), np.zeros((d + 1, spec.k))
         self._map, self._progress = np.zeros((d + 1, spec.k)), np.zeros(3, np.int64)
-        self._cold = _NO_ROWS
+        self._cold, self._has_starts = _NO_ROWS, spec.solve.start_events > 0
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
@@ -94,10 +94,8 @@ class Prior:
             self._cold = _NO_ROWS
             return _NO_ROWS
         self._progress[NEXT] = stop
-        is_cold = (self._array_of("described")[start:stop] != NONE) & (
-            self._array_of("seen_count")[start:stop] == 0
-        )
-        self._cold = (np.flatnonzero(is_cold) + start).astype(np.uint32)
+        rows = np.arange(start, stop, dtype=np.uint32)
+        self._cold = self._without_events(rows[self._array_of("described")[start:stop] != NONE])
         return self._cold
 
     def map_cold(self) -> None:
@@ -177,7 +175,10 @@ class Prior:
         return self._cold
 
     def _without_events(self, rows: np.ndarray) -> np.ndarray:
-        return np.asarray(rows[self._array_of("seen_count")[rows] == 0])
+        is_cold = self._array_of("seen_count")[rows] == 0
+        if self._has_starts:
+            is_cold &= self._array_of("start_events")[rows] == 0
+        return np.asarray(rows[is_cold])
 
     def _set(self, row: np.ndarray, vector: np.ndarray) -> None:
         described, has_vector = self._array_of("described"), bool(vector.any())

@@ -7,9 +7,9 @@ again gets its first answer, and the next sequence follows. Every other record h
 it would have had alone: draws depend on its own revision, and rows are given out in the order of
 the records that are left.
 
-Interactions, labels, availability, embeddings and deltas can be skipped. Like SWITCH, the record
-does not change a state step by step: whoever wants the state at or after it makes one from the log.
-A state with other skipped revisions passes the record without effect.
+Interactions, labels, availability, embeddings, factors and deltas can be skipped. Like SWITCH, the
+record does not change a state step by step: whoever wants the state at or after it makes one from
+the log. A state with other skipped revisions passes the record without effect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ Ranges = tuple[tuple[int, int], ...]
 """Revisions as pairs (first, last), ascending and apart."""
 
 SKIPPABLE = frozenset(
-    {Kind.INTERACTIONS, Kind.LABELS, Kind.AVAILABILITY, Kind.EMBEDDINGS, Kind.FACTOR_DELTAS}
+    {
+        Kind.INTERACTIONS,
+        Kind.LABELS,
+        Kind.AVAILABILITY,
+        Kind.EMBEDDINGS,
+        Kind.FACTORS,
+        Kind.FACTOR_DELTAS,
+    }
 )
 
 

@@ -1,0 +1,1 @@
+"""What privacy costs (docs/privacy.md). Each module is a command that prints its figures."""
