@@ -242,12 +242,9 @@ class Engine:
         return self._budget.used
 
     def promote(
-        self,
-        spec: ModelSpec,
-        start: Start | None = None,
-        progress: Progress | None = None,
+        self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None,
         rollback: Rollback | None = None,
-    ) -> int:
+    ) -> int:  # fmt: skip
         """Gives the model another spec while it serves. Returns the revision of the switch.
 
         With `rollback` the spec is the one in force, and the model skips records.
