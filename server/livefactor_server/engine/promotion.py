@@ -107,6 +107,9 @@ class Promotion:
             raise precondition("spec: it is the one in force")
         if lacking := self.log.lacks:
             raise precondition(f"model: {lacking}, and another spec cannot learn them")
+        if self.spec.admission != self.live.spec.admission:
+            # Ids without rows were never counted against the limits of the tables.
+            raise precondition("spec: admission cannot be changed; push the events to a new model")
         self._check_rows()
         known = [spec_codec.decode(body) for body in (self.log.spec_body, *self.log.switches.values())]
         accepts = all(accepts_all(self.spec, spec) for spec in known)

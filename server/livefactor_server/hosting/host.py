@@ -31,7 +31,7 @@ from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.challenging.challengers import Challengers, Subject
 from livefactor_server.challenging.contests import Contests
-from livefactor_server.changes import Rollback
+from livefactor_server.challenging.sharing import Sharing
 from livefactor_server.engine import promotion, short_reads
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
@@ -113,6 +113,11 @@ class Hosted:
             reader = self._reader = Reader(self.engine)
         return reader
 
+    @property
+    def sharing(self) -> Sharing | None:
+        """The challenger that answers a share of the users."""
+        return None if self.challengers is None else self.challengers.sharing
+
     def forget_reader(self) -> None:
         """Drops the reader of a state that is not in force any more, so that its memory is free."""
         self._reader = None
@@ -127,21 +132,6 @@ class Hosted:
         short_reads.compile_kernels(spec)
         start = partial(replay.start_of, self.folder, engine.log, engine.state.backend_name)
         return engine.promote(spec, start, progress)
-
-    def roll_back(self, rollback: Rollback, progress: promotion.Progress | None = None) -> int:
-        """Skips records while the model serves. Returns the revision of the rollback.
-
-        It raises as `Engine.promote`.
-        """
-        engine = self.engine
-        start = partial(
-            replay.start_of,
-            self.folder,
-            engine.log,
-            engine.state.backend_name,
-            skipped=rollback.skipped,
-        )
-        return engine.promote(engine.state.spec, start, progress, rollback)
 
     def stop(self, take_last: bool) -> None:
         """Stops the challengers, the keeper and the board. The engine is drained already.
@@ -262,7 +252,8 @@ class Hosting:
         hosted = Hosted(name, folder, engine, keeper, board)
         engine.on_switch = hosted.forget_reader
         if share := self._settings.auto_cpu_share:
-            subject = Subject(folder, engine, keeper.take, hosted.promote)
+            start = partial(replay.start_of, folder, log, "cpu")
+            subject = Subject(folder, engine, keeper.take, hosted.promote, start)
             hosted.challengers = Challengers(subject, share, self._settings.engine.memory_bytes_max)
         return hosted
 

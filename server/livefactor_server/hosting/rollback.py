@@ -1,14 +1,18 @@
-"""Decides which records a rollback skips. `changes/history/rollback.py` says what that means."""
+"""Decides which records a rollback skips, and carries it out. `changes/history/rollback.py` says what that means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from livefactor_server.changes import Rollback
 from livefactor_server.changes.history.rollback import SKIPPABLE, ranges_of
+from livefactor_server.engine import promotion
 from livefactor_server.hosting.earlier import Moment, revision_at
+from livefactor_server.hosting.host import Hosted
 from livefactor_server.log.store import Log, LogGap
+from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.replay import between, skipped_at
 from livefactor_server.statuses import later, precondition
 
@@ -77,6 +81,22 @@ def without(log: Log, batches: Sequence[Batches], check: Callable[[], None]) -> 
     if skipped == before:
         raise precondition("rollback: these batches are skipped already")
     return Rollback(skipped, before, None)
+
+
+def roll_back(hosted: Hosted, rollback: Rollback, progress: promotion.Progress | None = None) -> int:
+    """Skips records while the model serves. Returns the revision of the rollback.
+
+    Raises:
+        Refused: as `Engine.promote`, or FAILED_PRECONDITION if a challenger answers a share of the
+            users, because it has learned the records, too.
+    """
+    if hosted.sharing is not None:
+        raise precondition("model: a challenger answers a share of its users; settle the model first")
+    engine = hosted.engine
+    start = partial(
+        replay.start_of, hosted.folder, engine.log, engine.state.backend_name, skipped=rollback.skipped
+    )
+    return engine.promote(engine.state.spec, start, progress, rollback)
 
 
 def _check_read(log: Log) -> None:

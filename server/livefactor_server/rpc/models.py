@@ -10,6 +10,7 @@ from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.hosting.describe import describe
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.host import DEFAULT_MODEL
+from livefactor_server.hosting.rollback import roll_back as roll_back_model
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
@@ -113,7 +114,7 @@ async def roll_back(calls: Calls, requests: Requests, send: Send, call: Call) ->
         await send(models_pb2.RollBackResponse(progress=progressed).SerializeToString())
 
     def work() -> int:
-        return hosted.roll_back(decide(call.check), progress)
+        return roll_back_model(hosted, decide(call.check), progress)
 
     await progress.until_done(calls.promotions.run(0, work), tell)
     found = encode.whole_description(describe(hosted))
