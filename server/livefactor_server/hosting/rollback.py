@@ -1,4 +1,7 @@
-"""Decides which records a rollback skips, and carries it out. `changes/history/rollback.py` says what that means."""
+"""Decides which records a rollback skips, and carries it out.
+
+`changes/history/rollback.py` says what that means.
+"""
 
 from __future__ import annotations
 
