@@ -515,16 +515,25 @@ class Mix(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LEARNING_RATE_FIELD_NUMBER: builtins.int
+    RECENT_HALF_LIFE_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
     """The learning rate of the weights, up to 1. 0: no mix."""
+    recent_half_life: builtins.float
+    """Above 0, from 0.1 on: recent popularity adds to popularity. An item loses half of it after so many
+    times as many events as there are items. What it counts is learned. 0: none.
+    """
     def __init__(
         self,
         *,
         learning_rate: builtins.float | None = ...,
+        recent_half_life: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "learning_rate", b"learning_rate"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "recent_half_life", b"recent_half_life"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "recent_half_life", b"recent_half_life"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_recent_half_life", b"_recent_half_life"]) -> typing.Literal["recent_half_life"] | None: ...
 
 global___Mix = Mix
 
