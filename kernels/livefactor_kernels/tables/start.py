@@ -102,7 +102,7 @@ def _begin_solved(
 
 
 def rounded_rows(spec: ModelSpec, side: int, rows: np.ndarray, revision: int, x: np.ndarray) -> np.ndarray:
-    """The stored form of factors float32[n, k_padded] of rows, as after a record's micro-batch 0."""
+    """The stored form of factors float32[n, k_padded] of rows, as after a step of micro-batch 0."""
     key, counters = domain_key(spec.seed, ROUNDING_DOMAIN), (revision, 0, side)
     words = [rounding_word(key, *map(np.uint64, (*counters, row))) for row in rows.tolist()]
     columns = np.arange(spec.k_padded, dtype=np.uint64)
