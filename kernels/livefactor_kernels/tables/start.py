@@ -25,7 +25,7 @@ import numpy as np
 from livefactor_kernels.numbers.narrow import rounded, widened
 from livefactor_kernels.numbers.random import ROUNDING_DOMAIN, column_word, domain_key, rounding_word
 from livefactor_kernels.optimizers import initial_state, optimizer_sections
-from livefactor_kernels.spec.model import ITEMS, ModelSpec, Rule
+from livefactor_kernels.spec.model import ITEMS, FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import unpadded
 
 
@@ -103,6 +103,8 @@ def _begin_solved(
 
 def rounded_rows(spec: ModelSpec, side: int, rows: np.ndarray, revision: int, x: np.ndarray) -> np.ndarray:
     """The stored form of factors float32[n, k_padded] of rows, as after a step of micro-batch 0."""
+    if spec.factor_dtype == FactorDtype.FLOAT32:
+        return x
     key, counters = domain_key(spec.seed, ROUNDING_DOMAIN), (revision, 0, side)
     words = [rounding_word(key, *map(np.uint64, (*counters, row))) for row in rows.tolist()]
     columns = np.arange(spec.k_padded, dtype=np.uint64)
