@@ -5,6 +5,9 @@ of plain grpcio with a handler that returns 100 bytes. 1, 8 and 32 callers in tw
 calls (`callers`), on the same machine as the servers. All kinds of calls take turns. Figures are
 medians over the rounds. For updates there is also the share of the time that each step of a commit
 works, from the server's metrics. If the shares add up to more than 1, the steps overlap.
+
+`python -m benchmarks.speed.calls workers` measures servers with score workers: `Score` calls per
+second and per second of CPU time of all their processes.
 """
 
 from __future__ import annotations
@@ -36,6 +39,10 @@ from livefactor_server.log.disk import BLOCK_BYTES
 CALLERS = (1, 8, 32)
 PROCESSES = 2
 ROUNDS, SECONDS = 3, 1.0
+WORKERS = (0, 1, 2, 4)
+WORKER_CALL, WORKER_CONNECTIONS, WORKER_CALLERS = "score_500", 8, 16
+"""With score workers: the call, and the numbers of connections and of callers."""
+
 SYNCS = 100
 """Raw writes of a block in each round."""
 
@@ -61,9 +68,17 @@ class Server(NamedTuple):
 
     @property
     def cpu_s(self) -> float:
-        """CPU time that the process has used, in seconds."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+        """CPU time that the process and its score workers have used, in seconds."""
+        used = 0
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                # The process has ended.
+                continue
+            if self.pid in (int(path.parent.name), int(fields[1])):
+                used += int(fields[11]) + int(fields[12])
+        return used / _TICKS_A_SECOND
 
 
 @contextmanager
@@ -154,6 +169,30 @@ def measure(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str, float]:
     return _with_ratios({name: statistics.median(values) for name, values in taken.items()})
 
 
+def measure_workers(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str, float]:
+    """Flat figures for each number of score workers: calls per second, milliseconds, and calls per
+    second of CPU time of the server.
+    """
+    taken: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        servers = {}
+        for count in WORKERS:
+            ports, process = stack.enter_context(serving_process(flags=("--score-workers", str(count))))
+            servers[count] = Server(f"127.0.0.1:{ports[0]}", process.pid)
+            fill(servers[count].target, LIVE, ITEMS)
+        callers = [
+            stack.enter_context(_process("benchmarks.speed.callers")) for _ in range(WORKER_CONNECTIONS)
+        ]
+        for number in range(rounds + 1):
+            for count, server in servers.items():
+                figures = _job(callers, server, WORKER_CALL, WORKER_CALLERS, seconds)
+                figures["per_cpu_s"] = 1e6 / figures.pop("cpu_us")
+                # The first round warms up.
+                for unit, figure in figures.items() if number else ():
+                    taken.setdefault(f"workers_{count}_{unit}", []).append(figure)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
 def _with_ratios(figures: dict[str, float]) -> dict[str, float]:
     ratios = {
         f"ratio_call_{name}_{callers}_to_plain": figures[f"call_{name}_{callers}_per_s"]
@@ -166,4 +205,4 @@ def _with_ratios(figures: dict[str, float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(), indent=1))
+    print(json.dumps(measure_workers() if sys.argv[1:] == ["workers"] else measure(), indent=1))

@@ -28,6 +28,7 @@ from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.head import Head
+from livefactor_kernels.tables.shared import Places, places_of
 from livefactor_kernels.tables.start import Start, begin
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun, joined
@@ -259,6 +260,10 @@ class CpuModel:
     ) -> Candidates | None:
         """See `backend.Backend.try_score`."""
         return self.candidates.read(user_keys, item_keys, offsets)
+
+    def places(self) -> Places | None:
+        """Where another process can read the scores of candidates, or None if none can."""
+        return places_of(self.head, self._mean.sums, self.users, self.items)
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""

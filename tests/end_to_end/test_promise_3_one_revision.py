@@ -195,8 +195,11 @@ def prepared(server: Server) -> Server:
     return server
 
 
-def test_every_answer_is_the_replayed_state_at_the_revision_it_names(serve: Serve) -> None:
-    torn, report = torn_reads(prepared(serve()), RUN_S)
+@pytest.mark.parametrize("flags", [(), ("--score-workers", "2")])
+def test_every_answer_is_the_replayed_state_at_the_revision_it_names(
+    serve: Serve, flags: tuple[str, ...]
+) -> None:
+    torn, report = torn_reads(prepared(serve(*flags)), RUN_S)
     print(f"seed {SEED}: {report}")
     assert torn == 0
 

@@ -25,11 +25,12 @@ from livefactor_kernels.tables.head import (
     ITEM_COUNT,
     REVISION,
     USER_COUNT,
-    Head,
+    HeadReader,
     is_unchanged,
     version_before,
 )
 from livefactor_kernels.tables.keymap import Blocks, find_kernel
+from livefactor_kernels.tables.shared import SharedTable
 
 SHORT_PAIRS_MAX = 2048
 """Maximum number of scores of a read that keeps the GIL: about 0.1 ms.
@@ -57,7 +58,9 @@ class CandidateReader:
         tables: the first arguments of `read_candidates`.
     """
 
-    def __init__(self, head: Head, sums: np.ndarray, users: Table, items: Table) -> None:
+    def __init__(
+        self, head: HeadReader, sums: np.ndarray, users: Table | SharedTable, items: Table | SharedTable
+    ) -> None:
         """`sums` are those of the global mean (`tables.state.GlobalMean`)."""
         self._head, self._users, self._items = head, users, items
         # An unknown row has zeros.

@@ -8,8 +8,23 @@ import mmap
 
 import numpy as np
 
+from livefactor_kernels.simd.arena import Arena
+
 # The number of Linux. Older Pythons have no name for it in the module mmap.
 _MAP_NORESERVE = 0x4000
+
+_arena: Arena | None = None
+
+
+def share_from(arena: Arena | None) -> None:
+    """Has `reserve_shared` take memory from an arena from now on. None ends this."""
+    global _arena
+    _arena = arena
+
+
+def is_sharing() -> bool:
+    """Whether `reserve_shared` takes memory from an arena."""
+    return _arena is not None
 
 
 def reserve(shape: tuple[int, ...], dtype: str | type | np.dtype, huge: bool = True) -> np.ndarray:
@@ -25,3 +40,11 @@ def reserve(shape: tuple[int, ...], dtype: str | type | np.dtype, huge: bool = T
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype, count).reshape(shape)
+
+
+def reserve_shared(shape: tuple[int, ...], dtype: str | type | np.dtype, is_kept: bool = False) -> np.ndarray:
+    """As `reserve`, in the arena if there is one and it has addresses left. Other processes can
+    read it there (`simd/arena.py`). With `is_kept` its memory there is never freed.
+    """
+    shared = _arena.reserve(shape, dtype, is_kept) if _arena is not None else None
+    return reserve(shape, dtype) if shared is None else shared

@@ -9,11 +9,14 @@ import numpy as np
 from livefactor_kernels.numbers.narrow import init_narrow_rows
 from livefactor_kernels.numbers.random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key, init_rows
 from livefactor_kernels.optimizers import initial_state, optimizer_sections
-from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.simd.memory import reserve, reserve_shared
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec
 from livefactor_kernels.tables import RINGS, history_sections, read_rows, ring_length, row_sections, unpadded
 from livefactor_kernels.tables.keys import RowKeys
 from livefactor_kernels.tables.pages import Pages, Places
+
+ANSWERING = ("factors", "bias")
+"""Sections from which the scores of candidates are computed without histories."""
 
 _NO_COUNTS = np.empty(0, np.uint32)
 
@@ -41,7 +44,9 @@ class Table(RowKeys):
         """
         super().__init__(spec, side)
         self._arrays = {
-            name: reserve((self.capacity, *section.shape), section.dtype)
+            name: (reserve_shared if self.is_shared and name in ANSWERING else reserve)(
+                (self.capacity, *section.shape), section.dtype
+            )
             for name, section in row_sections(spec, side).items()
             if name != "keys" and name not in RINGS
         }

@@ -10,6 +10,7 @@ and must not follow a pointer in it, before it has looked at the version for the
     word 0      version
     word 1      revision
     words 2, 3  numbers of published rows of users and of items
+    word 4      1 while the model is in force, see `Head.withdraw`
 
 The words lie in one cache line. The fences order them with the rows on every processor. On x86 they
 cost nothing, because it keeps the order of loads and that of stores.
@@ -33,31 +34,56 @@ from livefactor_kernels.simd.atomics import (
     store_relaxed,
     store_release,
 )
-from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.simd.memory import reserve_shared
 
 WORDS = 8
 REVISION, USER_COUNT, ITEM_COUNT = np.uint64(8), np.uint64(16), np.uint64(24)
 """Offsets of the words in bytes."""
 
+_IN_FORCE = np.uint64(32)
 _0, _1 = np.uint64(0), np.uint64(1)
 _LOOKS = np.uint64(512)
 """Number of times that `Head.wait` looks at the version: about 20 microseconds."""
 
 
-class Head:
-    """The head of one model.
-
-    One thread at a time may call `open` and `close`. Any thread may call the other methods.
+class HeadReader:
+    """The head of a model as readers see it, also those of another process. Any thread may call its
+    methods.
 
     Attributes:
         words: uint64[WORDS]; only compiled code may read them while a writer runs.
         address: the address of the words.
     """
 
+    def __init__(self, words: np.ndarray) -> None:
+        self.words = words
+        self.address = address_of(words)
+
+    @property
+    def revision(self) -> int:
+        """The published revision."""
+        return int(_load_kernel(self.address + REVISION))
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether answers that were read before this look may be given."""
+        return int(_load_kernel(self.address + _IN_FORCE)) == 1
+
+    def wait(self) -> None:
+        """Waits for a short time while the version is odd. It releases the GIL."""
+        _wait_kernel(self.address)
+
+
+class Head(HeadReader):
+    """The head of one model.
+
+    One thread at a time may call `open` and `close`. Any thread may call the other methods.
+    """
+
     def __init__(self) -> None:
         """The head at revision 0. It compiles the kernels, or loads them from the cache."""
-        self.words = reserve((WORDS,), np.uint64)
-        self.address = address_of(self.words)
+        super().__init__(reserve_shared((WORDS,), np.uint64))
+        _store_kernel(self.address + _IN_FORCE, _1)
         self._open = entry_of(_open_kernel, self.address)
         self._close = entry_of(_close_kernel, self.address, _0, _0, _0)
         self.wait()
@@ -73,9 +99,11 @@ class Head:
         """
         self._close(self.address, revision, user_count, item_count)
 
-    def wait(self) -> None:
-        """Waits for a short time while the version is odd. It releases the GIL."""
-        _wait_kernel(self.address)
+    def withdraw(self) -> None:
+        """Ends the answers that other processes give. The caller does this before another state
+        answers in place of this one, or none does. Freed memory reads as withdrawn, too.
+        """
+        _store_kernel(self.address + _IN_FORCE, _0)
 
 
 @inlined
@@ -106,6 +134,16 @@ def _close_kernel(head: Any, revision: Any, user_count: Any, item_count: Any) ->
     store_relaxed(head + USER_COUNT, user_count)
     store_relaxed(head + ITEM_COUNT, item_count)
     store_release(head, version + _1)
+
+
+@compiled(nogil=False)
+def _load_kernel(address: Any) -> Any:
+    return load_acquire(address)
+
+
+@compiled(nogil=False)
+def _store_kernel(address: Any, value: Any) -> None:
+    store_release(address, value)
 
 
 @compiled

@@ -11,9 +11,17 @@ The top 8 bits of a key's hash select the sub-table, and the low bits select its
 directory never changes. When a sub-table is too full, the writer copies it to a larger block, and
 publishes a new directory by one Python assignment. A reader takes the directory once per call. The
 directory object owns all its blocks. So reference counting frees a retired block only when no
-reader uses it. In a block, the writer first stores the key and then row + 1 with release. Readers
-load row + 1 with acquire and then the key. So a look-up finds every key that was inserted before it
-began. It finds a key that is inserted meanwhile with the correct row, or not at all.
+reader uses it.
+
+Readers in other processes have the same map at the same addresses (`tables/shared.py`). They read a
+directory in the arena that is never freed, whose entries the writer changes in place, with one more
+word that counts the changes. A retired block reads as zeros in the arena, in which every key is
+absent. So such a reader looks at the count before and after it, and drops what it has read if the
+count has changed.
+
+In a block, the writer first stores the key and then row + 1 with release. Readers load row + 1 with
+acquire and then the key. So a look-up finds every key that was inserted before it began. It finds a
+key that is inserted meanwhile with the correct row, or not at all.
 
 The hash affects only the place of a slot. It affects no row, no digest and nothing in the log,
 because rows are allocated in order of first appearance. The hash has a secret seed, so that clients
@@ -32,12 +40,18 @@ import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import prefetch
+from livefactor_kernels.simd.arena import is_shared
 from livefactor_kernels.simd.atomics import load_acquire, load_relaxed, store_relaxed, store_release
+from livefactor_kernels.simd.memory import is_sharing, reserve_shared
 
 NO_ROW = 0xFFFFFFFF
 """The row of a key that is not in the map. So the largest row is 2**32 - 2."""
 
 SUB_TABLES = 256
+SHARED_WORDS = SUB_TABLES + 3
+"""Words of a directory in the arena: the entries, the seeds, and the number of changes, from 1 on.
+0 says that the map has left the arena.
+"""
 SLOTS_PER_BUCKET = 4
 _BUCKET_BYTES = 64
 _BUCKET_WORDS = 8
@@ -229,6 +243,13 @@ def _distinct_kernel(seed_a, seed_b, keys, rows, scratch):
     return distinct + zero_seen
 
 
+@compiled
+def _share_kernel(entry_address, entry, changes_address, changes):
+    """Changes one entry of a directory that other processes read."""
+    store_release(entry_address, entry)
+    store_release(changes_address, changes)
+
+
 class Blocks:
     """A directory, which never changes, and the memory of all its blocks.
 
@@ -247,8 +268,11 @@ def _address(array: np.ndarray) -> np.uint64:
     return np.uint64(array.__array_interface__["data"][0])
 
 
-def _new_block(bits: int) -> tuple[np.ndarray, int]:
+def _new_block(bits: int, shared: bool) -> tuple[np.ndarray, int]:
     """(memory, directory entry) of an empty block of 2**bits buckets."""
+    if shared:
+        memory = reserve_shared((_BUCKET_WORDS << bits,), np.uint64)
+        return memory, int(_address(memory)) + bits
     memory = np.zeros((_BUCKET_WORDS << bits) + _BUCKET_WORDS, np.uint64)
     start = int(_address(memory))
     return memory, start + -start % _BUCKET_BYTES + bits
@@ -283,12 +307,16 @@ class KeyMap:
     their loops.
     """
 
-    def __init__(self, seed: int | None = None) -> None:
+    def __init__(self, seed: int | None = None, shared: bool = False) -> None:
         """An empty map.
 
         `seed` is the seed of the hash, 0 or more. None draws one. It changes no result. Keep it
-        secret from clients.
+        secret from clients. With `shared` the map lies in the arena, if there is one.
         """
+        self.shared: np.ndarray | None = None
+        if shared and is_sharing():
+            # A late reader must not take a zero for the address of a block.
+            self.shared = reserve_shared((SHARED_WORDS,), np.uint64, is_kept=True)
         seed = secrets.randbits(128) if seed is None else seed
         self._seed_a, self._seed_b = np.random.SeedSequence(seed).generate_state(2, np.uint64)
         self._start_empty(np.zeros(SUB_TABLES, np.uint64))
@@ -296,11 +324,15 @@ class KeyMap:
     def _start_empty(self, expected: np.ndarray) -> None:
         """Publishes empty blocks with room for `expected[s]` keys in sub-table s."""
         bits = [_bits_for(sub, int(count)) for sub, count in enumerate(expected)]
-        memory, entries = zip(*(_new_block(b) for b in bits), strict=True)
+        shared = self.shared
+        memory, entries = zip(*(_new_block(b, shared is not None) for b in bits), strict=True)
         self._counts = np.zeros(SUB_TABLES, np.uint64)
         self._limits = np.array([_slot_limit(sub, b) for sub, b in enumerate(bits)], np.uint64)
         self._size = 0
         directory = np.array([*entries, self._seed_a, self._seed_b], np.uint64)
+        if shared is not None:
+            shared[: len(directory)] = directory
+            shared[-1] = all(map(is_shared, memory))
         self._blocks = Blocks(directory, list(memory))
 
     def __len__(self) -> int:
@@ -377,11 +409,24 @@ class KeyMap:
         old_bits = int(old_entry) & int(_SIZE_BITS)
         bits = old_bits + (2 if old_bits < _BITS_QUADRUPLE else 1)
         directory, memory = blocks.directory.copy(), blocks.memory.copy()
-        memory[sub], directory[sub] = _new_block(bits)
+        memory[sub], directory[sub] = _new_block(bits, self.shared is not None)
         grown = Blocks(directory, memory)
         _move_kernel(grown.address, self._seed_a, self._seed_b, old_entry)
         self._limits[sub] = _slot_limit(sub, bits)
+        if self.shared is not None:
+            self._share(sub, directory[sub], memory[sub])
         self._blocks = grown
+
+    def _share(self, sub: int, entry: np.uint64, memory: np.ndarray) -> None:
+        assert self.shared is not None
+        base, changes = _address(self.shared), self.shared[-1]
+        if changes and is_shared(memory):
+            changes += _1
+        else:
+            # The arena has no addresses left. Others keep the old entry, which reads as zeros soon.
+            entry, changes = self.shared[sub], _0
+        last = np.uint64(8 * (SHARED_WORDS - 1))
+        _share_kernel(base + np.uint64(8 * sub), entry, base + last, changes)
 
     def rebuild(self, keys: np.ndarray) -> None:
         """Removes all keys, and maps keys uint64[n] to the rows 0..n-1.

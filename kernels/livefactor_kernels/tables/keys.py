@@ -20,6 +20,7 @@ class RowKeys:
     Attributes:
         keys: uint64[cap], by row.
         allocated: number of allocated rows, which may exceed the number of published rows.
+        is_shared: whether other processes may read the rows, if this process has an arena.
     """
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
@@ -29,16 +30,17 @@ class RowKeys:
             MemoryError, OSError: the system refuses the address space.
         """
         self.spec, self.side = spec, side
+        # Only such models are read by other processes.
+        self.is_shared = not spec.history.users
         self.capacity = spec.limits.users_max if side == USERS else spec.limits.items_max
         self.keys = reserve((self.capacity,), np.uint64)
         self.keymap = self._new_keymap()
         self.allocated = 0
 
-    @staticmethod
-    def _new_keymap() -> KeyMap:
+    def _new_keymap(self) -> KeyMap:
         # Slots are not part of the state of a model. With a secret seed nobody can choose keys that
         # collide.
-        return KeyMap(secrets.randbits(64))
+        return KeyMap(secrets.randbits(64), self.is_shared)
 
     def allocate(self, keys: np.ndarray) -> np.ndarray:
         """Rows uint32[n] of `keys` uint64[n]. New keys get the next rows in order of first

@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.numbers import scalar
+from livefactor_kernels.simd.memory import reserve_shared
 
 ANSWERING = ("gram", "mean", "mix", "unobserved")
 """Sections from which scores and folded-in users are computed. A pin keeps them."""
@@ -59,7 +60,7 @@ class GlobalMean:
     """
 
     def __init__(self) -> None:
-        self.sums = np.zeros(2, np.int64)
+        self.sums = reserve_shared((2,), np.int64)
 
     @property
     def value(self) -> np.float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -10,30 +11,57 @@ from livefactor_server.access.grants import Grant, Grants, Role
 from livefactor_server.statuses import denied, unauthenticated
 from livefactor_server.text import quoted
 
+AUTHORIZATION = "authorization"
+RELAYED_NAMES = "livefactor-certificate-bin"
+"""The metadata from a score worker to the head. A worker passes none on that a client sent."""
+
 _NAMES = ("x509_common_name", "x509_subject_alternative_name")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def grant_of(context: Context, grants: Grants) -> Grant:
+def certificate_names(context: Context) -> list[str]:
+    """The names in the verified client certificate of a call."""
+    return [text.decode(errors="replace") for kind in _NAMES for text in context.auth_context().get(kind, ())]
+
+
+def relayed_names(context: Context) -> list[str]:
+    """The names that a score worker read from the client certificate of a call."""
+    for name, value in context.invocation_metadata() or ():
+        if name == RELAYED_NAMES and isinstance(value, bytes) and value:
+            return value.decode().split("\0")
+    return []
+
+
+def relayed_identity(context: Context) -> list[tuple[str, str | bytes]]:
+    """The metadata with which a score worker passes on whom a call comes from."""
+    given: list[tuple[str, str | bytes]] = [
+        (name, value) for name, value in context.invocation_metadata() or () if name == AUTHORIZATION
+    ]
+    names = certificate_names(context)
+    return [*given, (RELAYED_NAMES, "\0".join(names).encode())] if names else given
+
+
+def grant_of(
+    context: Context, grants: Grants, names_of: Callable[[Context], list[str]] = certificate_names
+) -> Grant:
     """The grant of a call. A token counts before a certificate.
 
     Args:
         context: the context of the call.
         grants: the grants of the access file.
+        names_of: the names in the client certificate of a call.
 
     Raises:
         Refused: UNAUTHENTICATED if the call has no valid grant.
     """
     for name, value in context.invocation_metadata() or ():
-        if name == "authorization":
+        if name == AUTHORIZATION:
             found = grants.of_authorization(value if isinstance(value, str) else "")
             if found is None:
                 raise unauthenticated("authorization: the bearer token is unknown, or it has expired")
             return found
-    names = [
-        text.decode(errors="replace") for kind in _NAMES for text in context.auth_context().get(kind, ())
-    ]
+    names = names_of(context)
     found = grants.of_certificate(names)
     if found is None:
         what = f"no grant for the client certificate {quoted(names[0])}" if names else "no bearer token"

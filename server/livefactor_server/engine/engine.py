@@ -28,6 +28,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server import changes
 from livefactor_server.engine import dimension
@@ -239,6 +240,11 @@ class Engine:
             if self._ended or self.state.revision >= revision:
                 call_back()
 
+    def withdraw(self) -> None:
+        """Ends the answers that other processes give from the present state."""
+        if isinstance(self.state.backend, CpuModel):
+            self.state.backend.head.withdraw()
+
     def view(self) -> AbstractContextManager[FrozenState]:
         """The frozen state at the published revision. Updates continue meanwhile."""
         return freeze(self.name, self.state, self.log.hash_name, self.gate)
@@ -331,6 +337,7 @@ class Engine:
             self.observer.judge(state)
             with self.gate.writing():
                 changes.apply(state, [record])
+                self.withdraw()
                 self.state = state
             self._parts = self._parts_of(state)
             self.on_switch()
@@ -475,6 +482,7 @@ class Engine:
         except BaseException:
             # After a bug a record may be applied in part. Reads and writes stop until a restart.
             self.torn = True
+            self.withdraw()
             self._fail("the apply stage stopped after an unexpected error")
             logger.exception("model %s: apply stage", self.name)
             self._abandon([batch for batch, _ in run])

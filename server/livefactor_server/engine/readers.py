@@ -158,7 +158,7 @@ class Reader:
             found = self._state.backend.try_score(query.user_ids, query.item_ids, query.offsets)
         except MemoryError:
             raise no_memory("this read") from None
-        return None if found is None else self._listed(query, *found)
+        return None if found is None else self._listed(query, found)
 
     # ------------------------------------------------------------------ candidates
 
@@ -170,7 +170,7 @@ class Reader:
         if found is None and len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
             with self._engine.gate.reading():
                 found = self._present_scores(query)
-        return self._listed(query, *(found or self._pinned_scores(query)))
+        return self._listed(query, found or self._pinned_scores(query))
 
     def _present_scores(self, query: ScoreQuery) -> Candidates:
         """The scores at the present revision. The caller holds the gate."""
@@ -233,19 +233,11 @@ class Reader:
                     if part is not None:
                         scores = scores + part.of(at, embeddings[start:stop])
                     lists.append(scores)
-        return self._listed(query, revision, np.concatenate(lists), user_rows != NO_ROW, item_rows != NO_ROW)
+        known = user_rows != NO_ROW, item_rows != NO_ROW
+        return self._listed(query, Candidates(revision, np.concatenate(lists), *known))
 
-    def _listed(
-        self, query: ScoreQuery, revision: int, scores: np.ndarray, user_known: np.ndarray,
-        item_known: np.ndarray,
-    ) -> ScoreColumns:  # fmt: skip
-        """The answer for lists of candidates. `item_known` has a flag for each id in the query."""
-        users, item_ids, offsets = len(query.user_ids), query.item_ids, query.offsets
-        if offsets is None:
-            offsets = np.arange(users + 1, dtype=np.uint32) * np.uint32(len(item_ids))
-            if users > 1:
-                item_ids, item_known = np.tile(item_ids, users), np.tile(item_known, users)
-        return self._answer(query, revision, item_ids, scores, offsets, user_known, item_known)
+    def _listed(self, query: ScoreQuery, found: Candidates) -> ScoreColumns:
+        return listed(query, found, self._state.lineage.bytes, self._spec_id)
 
     def _query_part(self, query: ScoreQuery) -> QueryPart | None:
         return None if query.query is None else QueryPart(self._state.spec, query)
@@ -400,6 +392,27 @@ class Reader:
         if size > bytes_max:
             raise invalid(over("answer", bytes_max, size, "bytes with its labels"))
         return replace(answer, labels=[names.get(key) for key in keys])
+
+
+def listed(query: ScoreQuery, found: Candidates, lineage: bytes, spec_id: int) -> ScoreColumns:
+    """The answer for lists of candidates. `found.item_known` has a flag for each id in it."""
+    users, item_ids, offsets = len(query.user_ids), query.item_ids, query.offsets
+    item_known = found.item_known
+    if offsets is None:
+        offsets = np.arange(users + 1, dtype=np.uint32) * np.uint32(len(item_ids))
+        if users > 1:
+            item_ids, item_known = np.tile(item_ids, users), np.tile(item_known, users)
+    return ScoreColumns(
+        lineage=lineage,
+        revision=found.revision,
+        item_ids=item_ids,
+        scores=found.scores,
+        offsets=offsets,
+        user_known=found.user_known,
+        item_known=item_known,
+        labels=(),
+        spec_id=spec_id,
+    )
 
 
 def check_pairs(asked: int, items: int, pairs_max: int, field: str = "user_ids", of: str = "users") -> None:

@@ -87,7 +87,7 @@ class ShortReader:
         none.
         """
         backend = state.backend
-        if not isinstance(backend, CpuModel) or not _is_answered(state.spec):
+        if not isinstance(backend, CpuModel) or not is_answered(state.spec):
             return None
         return ShortReader(backend.candidates, state.lineage.bytes, int(state.spec_id, 16))
 
@@ -199,7 +199,8 @@ def _answer_kernel(
     return end + _1 + _KEY
 
 
-def _is_answered(spec: ModelSpec) -> bool:
+def is_answered(spec: ModelSpec) -> bool:
+    """Whether the usual messages to models of this spec on the CPU are answered here."""
     return not spec.history.users and spec.factor_dtype == FactorDtype.FLOAT32
 
 
@@ -208,7 +209,7 @@ def compile_kernels(spec: ModelSpec) -> None:
 
     A model whose messages are not answered here needs no kernel.
     """
-    if _is_answered(spec):
+    if is_answered(spec):
         _compile()
 
 

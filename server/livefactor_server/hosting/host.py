@@ -423,6 +423,7 @@ class Hosting:
                 return
             hosted = self.get(name)
             del self._models[hosted.name]
+            hosted.engine.withdraw()
             hosted.engine.drain()
             hosted.stop(take_last=False)
             self._folders.remove(hosted.name)

@@ -22,7 +22,13 @@ from google.protobuf.message import DecodeError, Message
 from livefactor.wire.columns import ColumnError
 from livefactor.wire.limits import MESSAGE_BYTES_MAX, PRODUCER_ID_BYTES_MAX, over
 from livefactor_server import metrics
-from livefactor_server.access.callers import check_model, check_role, grant_of
+from livefactor_server.access.callers import (
+    certificate_names,
+    check_model,
+    check_role,
+    grant_of,
+    relayed_names,
+)
 from livefactor_server.access.grants import EVERYTHING, Grant, Grants, Role
 from livefactor_server.statuses import Refused, busy, invalid, late, unavailable
 from livefactor_server.telemetry import traces
@@ -31,7 +37,8 @@ from livefactor_server.telemetry.lines import FIELDS
 from livefactor_server.telemetry.requests import KEY as REQUEST_ID
 from livefactor_server.telemetry.requests import request_id
 
-_PUSHBACK = "grpc-retry-pushback-ms"
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The metadata that tells a client after how many milliseconds to try again."""
 
 GRANT_S = 10.0
 """Seconds after which the grant of an open stream is looked up again."""
@@ -64,10 +71,12 @@ class Call:
         "_deadline",
         "_found",
         "began",
+        "context",
         "grant",
         "has_model",
         "is_change",
         "is_over",
+        "is_relayed",
         "metadata",
         "model",
         "producer",
@@ -78,7 +87,10 @@ class Call:
     )
 
     def __init__(self, context: Context, need: Need) -> None:
+        self.context = context
         self.rpc, self.is_change = need.rpc, need.is_change
+        self.is_relayed = False
+        """Whether another process answers the call. That process counts it."""
         self.metadata = context.invocation_metadata()
         self.request_id = request_id(self.metadata)
         is_traced = need.roles is not None and not need.is_batches
@@ -120,6 +132,11 @@ class Call:
             self.model = model
             check_model(self.grant, model)
 
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, None without one."""
+        return None if self._deadline == math.inf else max(0.0, self._deadline - time.monotonic())
+
     def is_late(self) -> bool:
         """Whether the caller has left, or the deadline has passed."""
         return self.is_over or time.monotonic() > self._deadline
@@ -138,10 +155,19 @@ class Guard:
     """Wraps the handlers of a server, and counts its open calls."""
 
     def __init__(
-        self, message_wait_s: float, write_wait_s: float, open_calls_max: int, grants: Grants | None = None
+        self,
+        message_wait_s: float,
+        write_wait_s: float,
+        open_calls_max: int,
+        grants: Grants | None = None,
+        is_behind_workers: bool = False,
     ) -> None:
-        """The first arguments are those of `ServiceSettings`. None serves everybody."""
-        self._grants = grants
+        """The first arguments are those of `ServiceSettings`. None serves everybody.
+
+        `is_behind_workers` says that all calls come from score workers, which name the certificates
+        of their clients.
+        """
+        self._grants, self._names_of = grants, relayed_names if is_behind_workers else certificate_names
         self._message_wait_s, self._write_wait_s = message_wait_s, write_wait_s
         self._open_calls_max = open_calls_max
         self._open = Counter[bool]()
@@ -241,7 +267,7 @@ class Guard:
     def _admit(self, call: Call, context: Context, need: Need) -> None:
         """Finds the grant of a call, and refuses it before its message is read."""
         if need.roles is not None and self._grants is not None:
-            call.admit(partial(_grant, context, self._grants, need.rpc, need.roles))
+            call.admit(partial(_grant, context, self._grants, need.rpc, need.roles, self._names_of))
 
     def _check_open(self, is_control: bool) -> None:
         if self._open[is_control] > self._open_calls_max:
@@ -259,6 +285,8 @@ class Guard:
         self._ended(call, "OK")
 
     def _ended(self, call: Call, code: str, text: str = "") -> None:
+        if call.is_relayed:
+            return
         self.log.ended(call, code, time.perf_counter() - call.began, text)
         if call.trace is not None:
             call.trace.end(
@@ -281,9 +309,10 @@ class Guard:
         else:
             logger.error("handler failed", exc_info=error, extra={FIELDS: {"request_id": call.request_id}})
             answer = unavailable("server: unexpected error")
-        metrics.REFUSED.labels(answer.code.name).inc()
+        if not call.is_relayed:
+            metrics.REFUSED.labels(answer.code.name).inc()
         self._ended(call, answer.code.name, answer.text)
-        hint = ((_PUSHBACK, str(answer.retry_ms)),) if answer.retry_ms else ()
+        hint = ((PUSHBACK, str(answer.retry_ms)),) if answer.retry_ms else ()
         await context.abort(answer.code, answer.text, ((REQUEST_ID, call.request_id), *hint))
 
     async def _leave(self, context: Context, call: Call, peer: str, error: Refused) -> None:
@@ -308,8 +337,14 @@ class Guard:
         await asyncio.sleep(0)
 
 
-def _grant(context: Context, grants: Grants, rpc: str, roles: frozenset[Role]) -> Grant:
-    found = grant_of(context, grants)
+def _grant(
+    context: Context,
+    grants: Grants,
+    rpc: str,
+    roles: frozenset[Role],
+    names_of: Callable[[Context], list[str]],
+) -> Grant:
+    found = grant_of(context, grants, names_of)
     check_role(found, roles, rpc)
     return found
 

@@ -10,7 +10,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,14 +57,11 @@ FILES = 4096
 """Number of open files that a server asks the system for."""
 
 _OPTIONS = (
-    # With SO_REUSEPORT a second server would silently share the port.
-    ("grpc.so_reuseport", 0),
     # A larger message than the limit reaches the handler, which refuses it with the limit's name.
     # Only far larger ones are refused by the transport.
     ("grpc.max_receive_message_length", 2 * MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
-    ("grpc.max_concurrent_streams", CALLS_A_CONNECTION_MAX),
     # A connection that does not speak HTTP/2, one that is unused, and one whose peer is gone end.
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 600_000),
@@ -74,6 +71,9 @@ _OPTIONS = (
     # A peer that pings more often is disconnected.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
+RELAYED_CALLS_MAX = 1 << 20
+"""The same for the connection of a score worker, which counts the calls of its clients."""
+
 HEALTH_POLL_S = 0.25
 
 logger = logging.getLogger(__name__)
@@ -87,34 +87,43 @@ class RpcServer:
     """A gRPC server for a `Hosting`."""
 
     def __init__(
-        self, hosting: Hosting, settings: ServiceSettings, address: str, entry: Entry = OPEN
+        self,
+        hosting: Hosting,
+        settings: ServiceSettings,
+        address: str,
+        entry: Entry = OPEN,
+        is_behind_workers: bool = False,
     ) -> None:
         """Binds `address`: "host:port" or "unix:/path". Port 0 picks a free port.
+
+        `is_behind_workers` says that only score workers connect to the address.
 
         Raises:
             PortInUse: the address cannot be bound.
             CertificateError: the certificate cannot be used.
             RuntimeError: protobuf runs without its upb implementation.
         """
-        if api_implementation.Type() != "upb":
-            raise RuntimeError(
-                "protobuf: its upb implementation is required, because the pure-Python one is too slow "
-                "and not safe enough"
-            )
+        check_protobuf()
         sys.setswitchinterval(THREAD_SWITCH_S)
         self._hosting = hosting
         self._loop = shared_loop()
         self._health = _health()
         self._stopping = threading.Event()
         self._listening = False
+        self._is_behind_workers = is_behind_workers
         self._loop.run(self._bind(settings, address, entry))
 
     async def _bind(self, settings: ServiceSettings, address: str, entry: Entry) -> None:
         self._calls = Calls(self._hosting, settings, self._loop)
-        guard = Guard(settings.message_wait_s, settings.write_wait_s, settings.open_calls_max, entry.grants)
-        self._server = grpc.aio.server(options=_OPTIONS)
+        waits, behind = (settings.message_wait_s, settings.write_wait_s), self._is_behind_workers
+        # A worker limits the open calls of its clients.
+        open_calls_max = RELAYED_CALLS_MAX if behind else settings.open_calls_max
+        guard = Guard(*waits, open_calls_max, entry.grants, behind)
+        self._server = grpc.aio.server(
+            options=options(RELAYED_CALLS_MAX if behind else CALLS_A_CONNECTION_MAX)
+        )
         self._server.add_generic_rpc_handlers(tuple(generic_handlers(self._calls, guard)))
-        self._server.add_generic_rpc_handlers(tuple(_reflection(guard)))
+        self._server.add_generic_rpc_handlers(tuple(reflection_handlers(guard)))
         if self._health is not None:
             self._server.add_generic_rpc_handlers((self._health.handler(guard),))
         try:
@@ -173,16 +182,18 @@ class RpcServer:
         }
         self._loop.post(self._health.set, parts | dict(models), tuple(gone))
 
-    def drain(self, grace_s: float) -> None:
+    def drain(self, grace_s: float, stop_workers: Callable[[float], None] = lambda _: None) -> None:
         """Shuts down in order.
 
         It reports NOT_SERVING, refuses new batches, finishes accepted ones, ends all calls and
         takes the last snapshots. Running calls end at the latest after `grace_s` seconds.
+        `stop_workers` has the score workers do the same, without waiting for them.
         """
         deadline = time.monotonic() + grace_s
         self._stopping.set()
         self._set_health(False, False)
         self._hosting.finish_updates()
+        stop_workers(deadline - time.monotonic())
         ended = self._loop.start(self._stopped(deadline - time.monotonic()))
         self._hosting.drain()
         ended.result()
@@ -209,7 +220,31 @@ def _health() -> Health | None:
     return Health()
 
 
-def _reflection(guard: Guard) -> Iterator[grpc.GenericRpcHandler]:
+def check_protobuf() -> None:
+    """Checks that protobuf runs with its upb implementation.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    if api_implementation.Type() != "upb":
+        raise RuntimeError(
+            "protobuf: its upb implementation is required, because the pure-Python one is too slow "
+            "and not safe enough"
+        )
+
+
+def options(calls_a_connection_max: int, shares_port: bool = False) -> tuple[tuple[str, int], ...]:
+    """The options of a gRPC server.
+
+    With `shares_port` several processes may listen on its port. Without it a second server would
+    share the port silently.
+    """
+    own = ("grpc.so_reuseport", int(shares_port)), ("grpc.max_concurrent_streams", calls_a_connection_max)
+    return (*_OPTIONS, *own)
+
+
+def reflection_handlers(guard: Guard) -> Iterator[grpc.GenericRpcHandler]:
+    """The handler of the reflection service, if its library is installed."""
     try:
         from grpc_reflection.v1alpha import reflection, reflection_pb2
     except ModuleNotFoundError:

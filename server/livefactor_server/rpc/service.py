@@ -53,6 +53,19 @@ class Rpc(NamedTuple):
     handle: Callable[..., Any]
     roles: frozenset[Role]
 
+    @property
+    def need(self) -> Need:
+        """Who may call it."""
+        is_batches = self.handle is updates.stream_updates
+        return Need(self.name, self.roles, self.roles == _ADMIN, is_batches)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it counts as administration in the limit of open calls. Streams do not."""
+        if self.form is Form.STREAM:
+            return False
+        return self.name.startswith(("ModelService.", "ChallengeService.")) or self.form is Form.CONTROL
+
 
 RPCS = (
     Rpc("UpdateService.OpenProducer", Form.LOOP, updates.open_producer, _PRODUCER),
@@ -78,20 +91,25 @@ RPCS = (
 
 def generic_handlers(calls: Calls, guard: Guard) -> list[grpc.GenericRpcHandler]:
     """One handler per service, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+    return handlers_of(partial(_handler, calls, guard))
+
+
+def handlers_of(
+    handler_of: Callable[[Rpc], grpc.RpcMethodHandler[bytes, bytes]],
+) -> list[grpc.GenericRpcHandler]:
+    """One handler per service, made of one for each RPC."""
     return [
         grpc.method_handlers_generic_handler(
-            f"{PACKAGE}.{service}", {rpc.name.split(".")[1]: _handler(calls, guard, rpc) for rpc in rpcs}
+            f"{PACKAGE}.{service}", {rpc.name.split(".")[1]: handler_of(rpc) for rpc in rpcs}
         )
         for service, rpcs in groupby(RPCS, lambda rpc: rpc.name.split(".")[0])
     ]
 
 
 def _handler(calls: Calls, guard: Guard, rpc: Rpc) -> grpc.RpcMethodHandler[bytes, bytes]:
-    is_batches = rpc.handle is updates.stream_updates
-    need = Need(rpc.name, rpc.roles, rpc.roles == _ADMIN, is_batches)
+    need, is_control = rpc.need, rpc.is_control
     if rpc.form is Form.STREAM:
-        return guard.stream(partial(rpc.handle, calls), False, need)
-    is_control = rpc.name.startswith(("ModelService.", "ChallengeService.")) or rpc.form is Form.CONTROL
+        return guard.stream(partial(rpc.handle, calls), is_control, need)
     if rpc.form is Form.LOOP:
         return guard.unary(partial(rpc.handle, calls), is_control, need)
     lane = calls.control if rpc.form is Form.CONTROL else calls.models

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
-from prometheus_client import Histogram
-
+from livefactor_server.telemetry.durations import CALL_SECONDS
 from livefactor_server.telemetry.lines import FIELDS
-
-CALL_SECONDS = Histogram(
-    "livefactor_call_seconds",
-    "Time from the message of a call to its end, by RPC, model and status.",
-    ["rpc", "model", "code"],
-    buckets=(*(0.0005 * 2**power for power in range(11)), 1.0, 2.0, 5.0),
-)
 
 REFUSED_A_SECOND_MAX = 20
 """Maximum number of lines a second about refused calls."""
@@ -63,16 +55,11 @@ class CallLog:
     """Counts calls that have ended, and writes their lines. Only one thread may call it."""
 
     def __init__(self) -> None:
-        self._series: dict[tuple[str, str, str], Any] = {}
         self._second, self._lines, self._silent = 0.0, 0, 0
 
     def ended(self, call: Report, code: str, seconds: float, text: str = "") -> None:
         """A call has ended with the status `code` after `seconds`. `text` is that of its status."""
-        key = (call.rpc, call.model if call.has_model else "", code)
-        series = self._series.get(key)
-        if series is None:
-            series = self._series[key] = CALL_SECONDS.labels(*key)
-        series.observe(seconds)
+        CALL_SECONDS.observe((call.rpc, call.model if call.has_model else "", code), seconds)
         if code != "OK":
             if self._may_speak() or is_verbose():
                 self._write(logging.INFO, call, code, seconds, text)

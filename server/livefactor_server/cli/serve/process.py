@@ -20,6 +20,7 @@ from livefactor_kernels.spec.model import KERNEL_SEMANTICS
 from livefactor_server.access.entry import Entry
 from livefactor_server.access.metrics_port import serve_metrics
 from livefactor_server.cli.base import complain
+from livefactor_server.cli.serve.front import Front
 from livefactor_server.cli.serve.settings import LOOPBACK, ServerSettings
 from livefactor_server.files.specs import SpecFileError
 from livefactor_server.hosting import host as hosting
@@ -66,29 +67,25 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     _warn_if_open(settings)
     server.limit_libraries()
     server.raise_file_limit()
-    # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event,
-    # can be used in a handler without a deadlock.
-    news: queue.SimpleQueue[BaseException | str] = queue.SimpleQueue()
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: news.put("stop"))
+    news = _signals()
     try:
         parts = settings.hosting()
         settings.data.mkdir(parents=True, exist_ok=True)
         models = hosting.Hosting(settings.data, parts)
-        address = host_and_port(settings.host, settings.port)
-        rpc = server.RpcServer(models, settings.service(), address, entry)
         metrics_port = _serve_metrics(settings, entry)
+        front = Front(settings, models, entry)
         report_build(KERNEL_SEMANTICS, parts.engine.backend)
     except EXPECTED_FAULTS as error:
         complain(error)
         return 1
-    rpc.listen()
-    logger.info("gRPC listens on %s; models are being opened", host_and_port(settings.host, rpc.port))
+    front.listen()
+    logger.info("gRPC listens on %s; models are being opened", host_and_port(settings.host, front.port))
     logger.info("the models run on the backend %s (--backend %s)", parts.engine.backend, settings.backend)
 
     def open_models() -> None:
         try:
             models.open_all(_report_replay, StartReport())
+            front.wait()
             news.put("open")
         except BaseException as error:
             news.put(error)
@@ -97,6 +94,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     first = news.get()
     if isinstance(first, EXPECTED_FAULTS):
         complain(first)
+        front.leave()
         _leave(1)
     if isinstance(first, BaseException):
         raise first
@@ -104,24 +102,35 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         # No call was accepted yet, so there is nothing to drain. A running compilation cannot be
         # stopped, and ending the process does not damage the data folder.
         logger.info("stopped before the models were open")
+        front.leave()
         _leave(0)
-    rpc.start()
+    front.start()
     logger.info(
         "the server is ready: gRPC on %s, metrics %s, data in %s",
-        host_and_port(settings.host, rpc.port),
+        host_and_port(settings.host, front.port),
         f"on port {metrics_port}" if metrics_port >= 0 else "off",
         settings.data,
     )
     if port_file is not None:
-        server.write_port_file(port_file, [rpc.port, metrics_port])
+        server.write_port_file(port_file, [front.port, metrics_port])
     news.get()
     logger.info("draining: accepted batches are finished, new ones are refused")
     # The exit code of a drain is 0, however many signals arrive.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    _drain(rpc, settings.drain_s)
+    _drain(front, settings.drain_s)
     # A thread of a call may still compute, and nobody waits for its answer.
     _leave(0)
+
+
+def _signals() -> queue.SimpleQueue[BaseException | str]:
+    """A queue that gets "stop" for each signal that stops the server."""
+    # A handler may run between any two steps of the main thread. A SimpleQueue, unlike an Event,
+    # can be used in a handler without a deadlock.
+    news: queue.SimpleQueue[BaseException | str] = queue.SimpleQueue()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: news.put("stop"))
+    return news
 
 
 def _warn_if_open(settings: ServerSettings) -> None:
@@ -129,13 +138,13 @@ def _warn_if_open(settings: ServerSettings) -> None:
         logger.warning("whoever reaches %s may do everything: there is no --access file", settings.host)
 
 
-def _drain(rpc: server.RpcServer, drain_s: float) -> None:
+def _drain(front: Front, drain_s: float) -> None:
     """Drains the server, or gives up after `drain_s` seconds. Nothing acknowledged is lost then."""
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def drain() -> None:
         try:
-            rpc.drain(drain_s * CALLS_SHARE)
+            front.drain(drain_s * CALLS_SHARE)
             ended.put(None)
         except BaseException as error:
             ended.put(error)

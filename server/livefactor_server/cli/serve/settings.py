@@ -161,6 +161,15 @@ class ServerSettings:
     score_slots: Annotated[
         int, _option("Maximum number of Score calls at a time. Further ones wait.", min=1, max=512)
     ] = 16
+    score_workers: Annotated[
+        int,
+        _option(
+            "Number of processes that answer Score calls beside the one that learns. 0 answers all calls in one"
+            " process.",
+            min=0,
+            max=256,
+        ),
+    ] = 0
     snapshot_every_events: Annotated[
         int, _option("Take a snapshot after this many events. 0 takes one only on drain.", min=0)
     ] = 20_000_000
@@ -278,10 +287,10 @@ class ServerSettings:
         """The settings of the models.
 
         Raises:
-            BackendUnavailable: the backend cannot run here.
+            BackendUnavailable: the backend cannot run here, or not with score workers.
             SpecFileError: the spec file is refused.
         """
-        from livefactor_kernels.backend import choose_backend
+        from livefactor_kernels.backend import BackendUnavailable, choose_backend
         from livefactor_kernels.spec.presets import preset
         from livefactor_server.engine.engine import EngineSettings
         from livefactor_server.engine.quotas import QuotaSettings
@@ -292,6 +301,8 @@ class ServerSettings:
         name = self.preset or DEFAULT_PRESET
         spec = read_spec(self.spec, name) if self.spec else None
         backend = choose_backend(self.backend, spec or preset(name))
+        if self.score_workers and backend != "cpu":
+            raise BackendUnavailable(f"--score-workers needs the backend cpu, got {backend}")
         return HostingSettings(
             default_preset=self.preset,
             default_spec=spec,
