@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from livefactor_kernels.spec.admission import MAX_SIGHTINGS
 from livefactor_kernels.spec.model import (
     FLOAT16_MAX,
     KERNEL_SEMANTICS,
@@ -51,6 +52,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
+    _check_admission(spec)
     _check_merge(spec)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
@@ -142,6 +144,9 @@ def _check_history(spec: ModelSpec) -> None:
 def _check_mix(spec: ModelSpec) -> None:
     rate, counts = spec.mix.learning_rate, spec.counts
     _require(_finite32(rate) and 0.0 <= rate <= 1.0, "mix.learning_rate", "0..1", rate)
+    recent = spec.mix.recent_half_life
+    is_given = recent == 0.0 or _is_half_life(recent, 0.1)
+    _require(is_given, "mix.recent_half_life", "0.1..1e6, or 0", recent)
     if not rate:
         return
     _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with a mix", spec.loss)
@@ -177,6 +182,11 @@ def _check_replay(spec: ModelSpec) -> None:
         _require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
     else:
         _require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
+
+
+def _check_admission(spec: ModelSpec) -> None:
+    sightings = spec.admission.sightings
+    _require(0 <= sightings <= MAX_SIGHTINGS, "admission.sightings", f"0..{MAX_SIGHTINGS}", sightings)
 
 
 def _check_adaptive_rate(spec: ModelSpec) -> None:

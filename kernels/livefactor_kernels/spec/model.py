@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 
+from livefactor_kernels.spec.admission import Admission
+
 KERNEL_SEMANTICS = 1
 """Version of the arithmetic.
 
@@ -230,9 +232,12 @@ class Mix:
 
     Attributes:
         learning_rate: learning rate of the weights. With 0 there is no mix.
+        recent_half_life: half-life of recent popularity, in events as multiples of the number of
+            items. What it adds to popularity is learned. With 0 there is none.
     """
 
     learning_rate: float = 0.0
+    recent_half_life: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +414,7 @@ class ModelSpec:
         replay: replay, with any rule.
         adaptive_rate: adaptive learning rate, with rule SGD.
         merge: deltas that someone else learned, with rules SGD and SOFTMAX.
+        admission: when new users and items get rows.
         event_types: weights by event type.
         regularization: clipping, max-norm, frequency-scaled L2, dropout.
         limits: limits of tables and events.
@@ -437,6 +443,7 @@ class ModelSpec:
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     merge: Merge = field(default_factory=Merge)
+    admission: Admission = field(default_factory=Admission)
     event_types: tuple[EventType, ...] = ()
     regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)

@@ -16,6 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
+from livefactor_kernels.spec.admission import Admission
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
@@ -61,6 +62,7 @@ _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
     "history": ("paged",),
+    "mix": ("recent_half_life",),
     "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
 }
@@ -80,6 +82,7 @@ _PARTS: dict[str, Any] = {
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,
     "merge": Merge,
+    "admission": Admission,
 }
 """Parts of the spec. The bytes lack a part in which all fields have their defaults."""
 
