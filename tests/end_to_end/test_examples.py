@@ -145,12 +145,3 @@ def test_search(copied: Path, engine: str) -> None:
     before, after = map(float, found)
     assert after > 1.5 * before, output
     assert re.search(r"^one Score call takes \d+\.\d ms \(median\)$", output, re.MULTILINE)
-
-
-def test_shops_learn_one_model(copied: Path) -> None:
-    sizes = ["--secure", "--purchases", "3000", "--shops", "3", "--rounds", "2"]
-    output = run([sys.executable, str(copied / "federated" / "federated.py"), *sizes])
-    # Registering the items, and one record a round.
-    assert "3 shops, 2 rounds" in output
-    assert "the common model is at revision 4, and has no customer" in output
-    assert re.search(r"^federated / in one place: +\d", output, re.MULTILINE), output
