@@ -1,6 +1,6 @@
 """What embeddings of items are worth: hidden items, and items with few events.
 
-    python -m benchmarks.quality.content FOLDER [--set retail] [--vectors FILE] [--users N]
+    python -m benchmarks.quality.content FOLDER [--set retail] [--vectors FILE] [--output FILE]
 
 FOLDER has MovieLens-1M as `ml-1m`. Of it the half with times is used, and the texts of a film are
 its title, genres and plot. Online Retail is the one of the package, with short descriptions. The
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.pages import ROOT, write_between
 from benchmarks.quality.ranking import Figures
 from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.reading.persons import PersonReader
@@ -260,6 +261,28 @@ def picture(figures: Figures) -> Any:
     return drawn
 
 
+def table(figures: Figures) -> str:
+    """The figures of all sets as a table of docs/content.md."""
+    lines = ["| | | with vectors | without | ratio |", "|---|---|---|---|---|"]
+    few, rest = (
+        f"items with at most {FEW_EVENTS} events: recall@10 among such items",
+        "other items: recall@10",
+    )
+    for name, label in LABELS.items():
+        for key, words in (("few", few), ("other", f"{rest} among all items")):
+            if f"{name}_{key}_ratio" in figures:
+                cells = [float(figures[f"{name}_{key}_{part}"] or 0) for part in ("with", "without", "ratio")]
+                lines.append(f"| {label} | {words} | {cells[0]:.4f} | {cells[1]:.4f} | {cells[2]:.3f} |")
+        oracle = f"cold_{name}_ndcg10_to_oracle"
+        if oracle in figures:
+            value, spread = float(figures[oracle] or 0), float(figures[f"{oracle}_spread"] or 0)
+            lines.append(
+                f"| {label} | 20 % of the items hidden: NDCG@10 by that of their true popularity | {value:.3f} "
+                f"(spread {spread:.3f}) | | |"
+            )
+    return "\n".join(lines)
+
+
 def sets_of(films_folder: Path | None, users: int) -> dict[str, Data]:
     """The sets with vectors of words, of so many users; 0 takes all."""
     sets = {"retail": gifts(None, users, 1)}
@@ -279,12 +302,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="auto")
     parser.add_argument("--output", type=Path, help="a JSON file, whose figures of other sets stay")
-    parser.add_argument("--picture", type=Path, help="only draws the figures of --output (.svg)")
+    parser.add_argument("--pages", action="store_true", help="only write --output to docs/content.md")
     parser.add_argument("--no-mix", action="store_true", help="leave out the mix of the preset auto")
     chosen = parser.parse_args()
     kept = json.loads(chosen.output.read_text()) if chosen.output and chosen.output.exists() else {}
-    if chosen.picture:
-        write_svg(chosen.picture, lambda: picture(kept))
+    if chosen.pages:
+        write_between(ROOT / "docs/content.md", "benchmarks.quality.content", table(kept))
+        write_svg(ROOT / "docs/images/cold-items.svg", lambda: picture(kept))
         return
     spec = preset(chosen.preset)
     if chosen.no_mix:

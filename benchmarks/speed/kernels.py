@@ -21,6 +21,7 @@ from benchmarks.speed.streams import ITEMS, KEY_STEP, USERS, K, zipf_stream
 from livefactor_kernels.backend import Update, state_sections
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec.model import (
+    Embeddings,
     History,
     Limits,
     Loss,
@@ -36,6 +37,8 @@ from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.update import UpdateRun
 
 RATE, BIAS_RATE, L2, BIAS_L2 = 0.01, 0.01, 0.02, 0.005
+DIMENSION = 384
+"""Numbers of an item's vector, as MiniLM has them."""
 RUN_EVENTS = 4096
 """Events of a run of small records."""
 _LIMITS = Limits(users_max=USERS, items_max=ITEMS, value_abs_max=1.0)
@@ -164,7 +167,8 @@ def measure_softmax(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
 
 
 def measure_solve(events: int = 20_000, rounds: int = 3) -> dict[str, float]:
-    """Events per second of rule SOLVE with the presets `clicks` and `auto`, by size of the records.
+    """Events per second of rule SOLVE with the presets `clicks` and `auto`, by size of the records,
+    and of `clicks` whose items have vectors.
 
     Records of one event come in runs, as in a replay. Each turn learns the events anew.
     """
@@ -174,11 +178,20 @@ def measure_solve(events: int = 20_000, rounds: int = 3) -> dict[str, float]:
         for name in ("clicks", "auto")
         for size in (512, 64, 1)
     }
+    described = preset("clicks", limits=_LIMITS, embeddings=Embeddings(DIMENSION))
+    models["kernel_solve_embeddings_512_events_per_s"] = data.model(described), 512
+    _describe(models["kernel_solve_embeddings_512_events_per_s"][0])
     candidates: dict[str, Callable[[int], None]] = {
         name: (lambda turn, model=model, size=size: _in_records(data, model, size))  # type: ignore[misc]
         for name, (model, size) in models.items()
     }
     return _take_turns(candidates, events, rounds)
+
+
+def _describe(model: CpuModel) -> None:
+    """Gives all items vectors of `DIMENSION` numbers."""
+    vectors = np.random.default_rng(1).normal(size=(ITEMS, DIMENSION)).astype(np.float16)
+    model.set_embeddings(np.arange(ITEMS, dtype=np.uint32), vectors, model.revision + 1, ITEMS)
 
 
 def _in_records(data: _Events, model: CpuModel, size: int) -> None:

@@ -232,18 +232,22 @@ class Models(ModelsBase, BlockingClient):
         preset: str = "",
         *,
         challenger: str = "",
+        share: float = 0.0,
         timeout: float = DEADLINE_S,
         **spec: Any,
     ) -> Plan[Contest]:
         """Add a challenger: a spec that is judged beside the model's own on the same events.
 
         preset, spec: as in `promote`. challenger: its name, in the characters of a model's name;
-        empty for the preset's. A model that began with preset auto is switched to a challenger that
-        wins. For other models the verdict only informs. Raises NotFound, InvalidArgument,
-        AlreadyExists, ResourceExhausted, and FailedPrecondition if the spec could reject what the
-        model accepts, or if the server runs without challengers.
+        empty for the preset's. share: the share of the users whom it answers, up to 0.5
+        (docs/auto.md). A model that began with preset auto is switched to a challenger that wins.
+        For other models the verdict only informs. Raises NotFound, InvalidArgument, AlreadyExists,
+        ResourceExhausted, and FailedPrecondition if the spec could reject what the model accepts,
+        or if the server runs without challengers.
         """
-        request = challenging_pb2.AddChallengerRequest(model=name, preset=preset, name=challenger)
+        request = challenging_pb2.AddChallengerRequest(
+            model=name, preset=preset, name=challenger, share=share
+        )
         fill(request.spec, spec, "spec")
         data = yield from self._call("AddChallenger", request, name, timeout)
         return contest_of(challenging_pb2.AddChallengerResponse.FromString(data).contest)

@@ -27,6 +27,44 @@ class Contestant:
     users: int
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What users did with the lists of the champion or of a challenger since the server started.
+
+    spec_id: 16 hex digits that name its spec, also in answers of a Scorer. lists: lists that it
+    gave. events: later events of users whose last list is its own. hits: those whose item was among
+    the first 100 of that list.
+    """
+
+    name: str
+    spec_id: str
+    lists: int
+    events: int
+    hits: int
+
+    @property
+    def hit_rate(self) -> float:
+        """hits / events, 0 without events."""
+        return self.hits / self.events if self.events else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A challenger that answers a share of the users.
+
+    is_ready: it answers. Otherwise the champion answers all users. records_behind: records that it
+    has not learned yet. ended: why it has ended, "" if it has not. variants: the champion and the
+    challenger.
+    """
+
+    challenger: str
+    share: float
+    is_ready: bool
+    records_behind: int
+    ended: str
+    variants: tuple[Variant, ...]
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Contest(Table):
     """The contest that runs, or else the last one.
@@ -36,7 +74,7 @@ class Contest(Table):
     the contestants have learned. learned_events: events of the log up to it. events_behind: events
     that it has not learned yet. rounds: complete ones. round_end: learned events at which the
     present round ends. winner: "" if no challenger won. contests: complete ones. cpu_seconds: of
-    all contests.
+    all contests. share: the challenger that answers a share of the users, or None.
     """
 
     automatic: bool
@@ -52,6 +90,7 @@ class Contest(Table):
     winner: str
     contests: int
     cpu_seconds: float
+    share: Share | None = None
 
     def columns(self) -> dict[str, Any]:
         """One row for each contestant, with the fields of `Contestant`."""
@@ -90,4 +129,18 @@ def contest_of(message: Any) -> Contest:
         winner=message.winner,
         contests=message.contests,
         cpu_seconds=message.cpu_seconds,
+        share=_share_of(message.share) if message.HasField("share") else None,
+    )
+
+
+def _share_of(message: Any) -> Share:
+    return Share(
+        challenger=message.challenger,
+        share=message.share,
+        is_ready=message.is_ready,
+        records_behind=message.records_behind,
+        ended=message.ended,
+        variants=tuple(
+            Variant(one.name, one.spec_id, one.lists, one.events, one.hits) for one in message.variants
+        ),
     )

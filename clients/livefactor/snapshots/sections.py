@@ -28,6 +28,7 @@ MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE, MAX_DIMENSION = 1024, 8192, 1 << 20, 1024
 SPEC_BYTES_MAX = 1 << 16
 RATES_SIZE = 5
 MIX_SIZE = 35
+SIGHTINGS_DEPTH, SIGHTINGS_WIDTH = 4, 1 << 18
 _FACTORS = ""
 """Stands for the dtype of the spec's factors in the table below."""
 _OPTIMIZERS = models_pb2.OptimizerKind.values()
@@ -229,6 +230,10 @@ def _mapped(spec: Spec) -> int:
     return (spec.embeddings.dimension + 1) * spec.k
 
 
+def _is_sighted(spec: Spec) -> bool:
+    return spec.admission.sightings > 1
+
+
 def _follows_data(spec: Spec) -> bool:
     return spec.rule == models_pb2.RULE_SOLVE and spec.solve.unobserved_density > 0
 
@@ -266,6 +271,10 @@ _BESIDE = (
     _Beside("replay.user_rows", "U32", _replayed, _is_replayed, Content.USER_ROWS),
     _Beside("replay.values", "F32", _replayed, _is_replayed),
     _Beside("replay.weights", "F32", _replayed, _is_replayed, _AMOUNTS),
+    # How often ids without rows were seen: counters of users, then of items; and the events of each
+    # side since its counters were halved.
+    _Beside("sightings", "U8", lambda spec: 2 * SIGHTINGS_DEPTH * SIGHTINGS_WIDTH, _is_sighted),
+    _Beside("sightings.since", "U64", lambda spec: 2, _is_sighted),
     # The spec's bytes in the log.
     _Beside("spec", "U8"),
     # The number of users that begin with factors of another model.

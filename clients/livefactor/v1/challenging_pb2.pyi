@@ -23,6 +23,7 @@ class AddChallengerRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     PRESET_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
     model: builtins.str
     name: builtins.str
     """The challenger's name: 1 to 64 characters of a-z 0-9 _ -, starting with a letter. Empty: the
@@ -30,6 +31,10 @@ class AddChallengerRequest(google.protobuf.message.Message):
     """
     preset: builtins.str
     """One of the presets of CreateModelRequest. Empty: the fields differ from the model's spec."""
+    share: builtins.float
+    """The share of the users whom the challenger answers, up to 0.5. 0: none. A hash of the user's id
+    chooses them. One challenger of a model can have a share (docs/auto.md#ab-on-the-live-model).
+    """
     @property
     def spec(self) -> livefactor.v1.models_pb2.ModelSpec:
         """Fields that differ from the preset or from the model's spec."""
@@ -41,9 +46,10 @@ class AddChallengerRequest(google.protobuf.message.Message):
         name: builtins.str = ...,
         preset: builtins.str = ...,
         spec: livefactor.v1.models_pb2.ModelSpec | None = ...,
+        share: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "name", b"name", "preset", b"preset", "spec", b"spec"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "name", b"name", "preset", b"preset", "share", b"share", "spec", b"spec"]) -> None: ...
 
 global___AddChallengerRequest = AddChallengerRequest
 
@@ -151,6 +157,7 @@ class Contest(google.protobuf.message.Message):
     WINNER_FIELD_NUMBER: builtins.int
     CONTESTS_FIELD_NUMBER: builtins.int
     CPU_SECONDS_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
     automatic: builtins.bool
     """True: the model looks for a better spec by itself, and is switched to it."""
     is_running: builtins.bool
@@ -179,6 +186,10 @@ class Contest(google.protobuf.message.Message):
     def waiting(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The names of challengers that wait for the next contest."""
 
+    @property
+    def share(self) -> global___Share:
+        """The challenger that answers a share of the users. Absent: there is none."""
+
     def __init__(
         self,
         *,
@@ -195,10 +206,83 @@ class Contest(google.protobuf.message.Message):
         winner: builtins.str = ...,
         contests: builtins.int = ...,
         cpu_seconds: builtins.float = ...,
+        share: global___Share | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["automatic", b"automatic", "contestants", b"contestants", "contests", b"contests", "cpu_seconds", b"cpu_seconds", "events_behind", b"events_behind", "is_running", b"is_running", "judged_events", b"judged_events", "learned_events", b"learned_events", "revision", b"revision", "round_end", b"round_end", "rounds", b"rounds", "waiting", b"waiting", "winner", b"winner"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["share", b"share"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["automatic", b"automatic", "contestants", b"contestants", "contests", b"contests", "cpu_seconds", b"cpu_seconds", "events_behind", b"events_behind", "is_running", b"is_running", "judged_events", b"judged_events", "learned_events", b"learned_events", "revision", b"revision", "round_end", b"round_end", "rounds", b"rounds", "share", b"share", "waiting", b"waiting", "winner", b"winner"]) -> None: ...
 
 global___Contest = Contest
+
+@typing.final
+class Share(google.protobuf.message.Message):
+    """A challenger that answers a share of the users. ScoreResponse.spec_id says which spec answered."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHALLENGER_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    IS_READY_FIELD_NUMBER: builtins.int
+    RECORDS_BEHIND_FIELD_NUMBER: builtins.int
+    ENDED_FIELD_NUMBER: builtins.int
+    VARIANTS_FIELD_NUMBER: builtins.int
+    challenger: builtins.str
+    share: builtins.float
+    is_ready: builtins.bool
+    """True: it answers. False: it still learns the log, or it has ended, and the champion answers."""
+    records_behind: builtins.int
+    """The number of records that it has not learned yet."""
+    ended: builtins.str
+    """Why it has ended. Empty: it has not."""
+    @property
+    def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Variant]:
+        """The champion's figures, then the challenger's."""
+
+    def __init__(
+        self,
+        *,
+        challenger: builtins.str = ...,
+        share: builtins.float = ...,
+        is_ready: builtins.bool = ...,
+        records_behind: builtins.int = ...,
+        ended: builtins.str = ...,
+        variants: collections.abc.Iterable[global___Variant] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenger", b"challenger", "ended", b"ended", "is_ready", b"is_ready", "records_behind", b"records_behind", "share", b"share", "variants", b"variants"]) -> None: ...
+
+global___Share = Share
+
+@typing.final
+class Variant(google.protobuf.message.Message):
+    """What users did with the lists of a variant since the server started."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SPEC_ID_FIELD_NUMBER: builtins.int
+    LISTS_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
+    HITS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    spec_id: builtins.str
+    """16 hex digits that name its spec."""
+    lists: builtins.int
+    """The number of lists that it gave to its users."""
+    events: builtins.int
+    """The number of later events with values above 0 of users whose last list is its own."""
+    hits: builtins.int
+    """The number of these events whose item was among the first 100 of the list."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        spec_id: builtins.str = ...,
+        lists: builtins.int = ...,
+        events: builtins.int = ...,
+        hits: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "hits", b"hits", "lists", b"lists", "name", b"name", "spec_id", b"spec_id"]) -> None: ...
+
+global___Variant = Variant
 
 @typing.final
 class Contestant(google.protobuf.message.Message):

@@ -29,8 +29,8 @@ class ChallengeServiceStub:
     auto is switched to a challenger that wins. For other models the verdict only informs, and
     PromoteSpec makes the switch.
 
-    - INVALID_ARGUMENT: the spec is invalid (the text names the field).
-    - ALREADY_EXISTS: the name or the spec is that of a challenger.
+    - INVALID_ARGUMENT: the spec is invalid (the text names the field), or the share is out of range.
+    - ALREADY_EXISTS: the name or the spec is that of a challenger, or another challenger has a share.
     - FAILED_PRECONDITION: the spec could reject events that the model accepts, it is the model's own,
       the model began with a snapshot, or the server runs without challengers.
     - RESOURCE_EXHAUSTED: the model has as many challengers as it may have.
@@ -61,8 +61,8 @@ class ChallengeServiceAsyncStub:
     auto is switched to a challenger that wins. For other models the verdict only informs, and
     PromoteSpec makes the switch.
 
-    - INVALID_ARGUMENT: the spec is invalid (the text names the field).
-    - ALREADY_EXISTS: the name or the spec is that of a challenger.
+    - INVALID_ARGUMENT: the spec is invalid (the text names the field), or the share is out of range.
+    - ALREADY_EXISTS: the name or the spec is that of a challenger, or another challenger has a share.
     - FAILED_PRECONDITION: the spec could reject events that the model accepts, it is the model's own,
       the model began with a snapshot, or the server runs without challengers.
     - RESOURCE_EXHAUSTED: the model has as many challengers as it may have.
@@ -95,8 +95,8 @@ class ChallengeServiceServicer(metaclass=abc.ABCMeta):
         auto is switched to a challenger that wins. For other models the verdict only informs, and
         PromoteSpec makes the switch.
 
-        - INVALID_ARGUMENT: the spec is invalid (the text names the field).
-        - ALREADY_EXISTS: the name or the spec is that of a challenger.
+        - INVALID_ARGUMENT: the spec is invalid (the text names the field), or the share is out of range.
+        - ALREADY_EXISTS: the name or the spec is that of a challenger, or another challenger has a share.
         - FAILED_PRECONDITION: the spec could reject events that the model accepts, it is the model's own,
           the model began with a snapshot, or the server runs without challengers.
         - RESOURCE_EXHAUSTED: the model has as many challengers as it may have.

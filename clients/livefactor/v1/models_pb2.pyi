@@ -605,6 +605,28 @@ class AdaptiveRate(google.protobuf.message.Message):
 global___AdaptiveRate = AdaptiveRate
 
 @typing.final
+class Admission(google.protobuf.message.Message):
+    """When a new user or item gets a row. Until then the log has its events, and the model does not learn
+    them. An absent field has the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIGHTINGS_FIELD_NUMBER: builtins.int
+    sightings: builtins.int
+    """The number of the event at which it gets a row, up to 64. 0 and 1: its first event."""
+    def __init__(
+        self,
+        *,
+        sightings: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_sightings", b"_sightings", "sightings", b"sightings"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_sightings", b"_sightings", "sightings", b"sightings"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_sightings", b"_sightings"]) -> typing.Literal["sightings"] | None: ...
+
+global___Admission = Admission
+
+@typing.final
 class Regularization(google.protobuf.message.Message):
     """Terms that keep rows small, beside l2 and bias_l2. 0 switches a term off. An absent field has the
     preset's value.
@@ -764,6 +786,7 @@ class ModelSpec(google.protobuf.message.Message):
     AUTO_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
     MERGE_FIELD_NUMBER: builtins.int
+    ADMISSION_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -814,6 +837,8 @@ class ModelSpec(google.protobuf.message.Message):
     def embeddings(self) -> global___EmbeddingMap: ...
     @property
     def merge(self) -> global___Merge: ...
+    @property
+    def admission(self) -> global___Admission: ...
     def __init__(
         self,
         *,
@@ -843,9 +868,10 @@ class ModelSpec(google.protobuf.message.Message):
         auto: global___Auto | None = ...,
         embeddings: global___EmbeddingMap | None = ...,
         merge: global___Merge | None = ...,
+        admission: global___Admission | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

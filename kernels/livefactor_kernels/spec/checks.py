@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from livefactor_kernels.spec.admission import MAX_SIGHTINGS
 from livefactor_kernels.spec.model import (
     FLOAT16_MAX,
     KERNEL_SEMANTICS,
@@ -51,6 +52,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
+    _check_admission(spec)
     _check_merge(spec)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
@@ -177,6 +179,11 @@ def _check_replay(spec: ModelSpec) -> None:
         _require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
     else:
         _require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
+
+
+def _check_admission(spec: ModelSpec) -> None:
+    sightings = spec.admission.sightings
+    _require(0 <= sightings <= MAX_SIGHTINGS, "admission.sightings", f"0..{MAX_SIGHTINGS}", sightings)
 
 
 def _check_adaptive_rate(spec: ModelSpec) -> None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 
+from livefactor_kernels.spec.admission import Admission
+
 KERNEL_SEMANTICS = 1
 """Version of the arithmetic.
 
@@ -409,6 +411,7 @@ class ModelSpec:
         replay: replay, with any rule.
         adaptive_rate: adaptive learning rate, with rule SGD.
         merge: deltas that someone else learned, with rules SGD and SOFTMAX.
+        admission: when new users and items get rows.
         event_types: weights by event type.
         regularization: clipping, max-norm, frequency-scaled L2, dropout.
         limits: limits of tables and events.
@@ -437,6 +440,7 @@ class ModelSpec:
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     merge: Merge = field(default_factory=Merge)
+    admission: Admission = field(default_factory=Admission)
     event_types: tuple[EventType, ...] = ()
     regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)

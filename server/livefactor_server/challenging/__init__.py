@@ -4,6 +4,7 @@
     challengers.py  of one model: adds, lists, settles; acts on verdicts
     schedule.py     when a contest begins, and what it may cost
     notes.py        what survives a restart
+    sharing.py      a challenger that answers a share of the users; outcomes.py counts what they do
     candidates.py   which specs are tried
     process.py ─ messages.py ─ worker.py    the pipes between the server and the process
                                  │

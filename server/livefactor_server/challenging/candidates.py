@@ -64,6 +64,7 @@ def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
             event_types=spec.event_types or champion.event_types,
             auto=auto,
             embeddings=embeddings,
+            admission=champion.admission,
             solve=solve,
             limits=replace(spec.limits, **limits),
         )

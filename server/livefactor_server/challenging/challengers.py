@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,17 +13,19 @@ from pathlib import Path
 
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.challenging import notes as notes_file
-from livefactor_server.challenging import schedule
+from livefactor_server.challenging import schedule, sharing
 from livefactor_server.challenging.candidates import candidates, fits, in_place_of
 from livefactor_server.challenging.contest import Standing
 from livefactor_server.challenging.messages import Entry, Figures, Go, Report, Task
 from livefactor_server.challenging.metrics import ContestMetrics
 from livefactor_server.challenging.notes import Added, Notes, Plan
 from livefactor_server.challenging.process import Process
+from livefactor_server.challenging.sharing import SHARE_MAX, Sharing, Terms
 from livefactor_server.engine.engine import Engine
 from livefactor_server.log import sealing
 from livefactor_server.model import spec_codec
-from livefactor_server.statuses import exhausted, exists, not_found, precondition
+from livefactor_server.model.state import ModelState
+from livefactor_server.statuses import exhausted, exists, invalid, not_found, precondition
 from livefactor_server.text import quoted
 
 ADDED_MAX = 8
@@ -49,12 +52,14 @@ class Subject:
         engine: its engine.
         snapshot: takes a snapshot of it.
         promote: gives it another spec, and returns the revision of the switch.
+        start: gives an early state of its log with another spec, of logged bytes.
     """
 
     folder: Path
     engine: Engine
     snapshot: Callable[[], object]
     promote: Callable[[ModelSpec], int]
+    start: Callable[[bytes], ModelState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class Listing:
         contests: number of complete contests.
         behind: events of the log that the running contest has not learned.
         spent_s: CPU seconds of all contests.
+        sharing: the challenger that answers a share of the users, or None.
     """
 
     automatic: bool
@@ -78,6 +84,7 @@ class Listing:
     contests: int
     behind: int
     spent_s: float
+    sharing: sharing.Standing | None
 
 
 class Challengers:
@@ -109,6 +116,10 @@ class Challengers:
         self._drift_seen = 0
         self._sent: Go | None = None
         self._metrics = ContestMetrics(self._name)
+        self._sharing: Sharing | None = None
+        for each in self._notes.added:
+            if each.share:
+                self._share(each)
 
     # ------------------------------------------------------------------ any thread
 
@@ -120,14 +131,27 @@ class Challengers:
         can_switch = self._has_all_events and self._subject.engine.state.backend_name != "cuda"
         return is_auto and can_switch and not self._notes.settled
 
-    def add(self, name: str, spec: ModelSpec) -> None:
-        """Adds a challenger.
+    @property
+    def sharing(self) -> Sharing | None:
+        """The challenger that answers a share of the users."""
+        return self._sharing
+
+    def _share(self, added: Added) -> None:
+        terms = Terms(added.entry.name, added.entry.spec_body, added.share, added.salt)
+        subject = self._subject
+        self._sharing = Sharing(subject.engine, terms, subject.start, self._memory_bytes_max)
+
+    def add(self, name: str, spec: ModelSpec, share: float = 0.0) -> None:
+        """Adds a challenger. `share` is the share of the users that it answers, up to `SHARE_MAX`.
 
         Raises:
             Refused: FAILED_PRECONDITION if the spec could reject what the model accepts, if it
                 serves already, or if the model began with a snapshot. ALREADY_EXISTS if the name or
-                the spec is there. RESOURCE_EXHAUSTED if there are `ADDED_MAX`.
+                the spec is there, or another challenger has a share. RESOURCE_EXHAUSTED if there
+                are `ADDED_MAX`. INVALID_ARGUMENT if the share is out of range.
         """
+        if not 0.0 <= share <= SHARE_MAX:
+            raise invalid(f"share: expected 0..{SHARE_MAX}, got {share}")
         if not self._has_all_events:
             raise precondition("model: it began with a snapshot, and its log lacks the events before it")
         made = in_place_of(spec, self._subject.engine.state.spec)
@@ -142,7 +166,15 @@ class Challengers:
                 raise exists(f"challenger: {quoted(name)} or its spec is there already")
             if len(added) >= ADDED_MAX:
                 raise exhausted(f"challengers: a model has at most {ADDED_MAX} that were added")
-            self._save(replace(self._notes, added=(*added, Added(Entry(name, body.hex())))))
+            if share and self._sharing is not None:
+                raise exists(
+                    f"challenger: {quoted(self._sharing.terms.name)} has a share of the users already"
+                )
+            salt = os.urandom(16).hex() if share else ""
+            new = Added(Entry(name, body.hex()), share=share, salt=salt)
+            self._save(replace(self._notes, added=(*added, new)))
+            if share:
+                self._share(new)
 
     def free_name(self, name: str) -> str:
         """The name, with a number behind it if a challenger has it already."""
@@ -162,6 +194,7 @@ class Challengers:
         """Ends the search: the running contest, the challengers, and contests that come back."""
         with self._lock:
             self._end_process()
+            self._end_sharing()
             self._save(replace(self._notes, settled=True, added=(), plan=None))
 
     def spec_of(self, name: str) -> ModelSpec:
@@ -190,6 +223,7 @@ class Challengers:
                 contests=notes.contests,
                 behind=max(0, self._subject.engine.state.events - learned) if running else 0,
                 spent_s=notes.spent_s,
+                sharing=None if self._sharing is None else self._sharing.standing(),
             )
 
     @property
@@ -203,6 +237,7 @@ class Challengers:
         with self._lock:
             self._closed = True
             self._end_process()
+            self._end_sharing()
         self._metrics.close()
 
     # ------------------------------------------------------------------ the contests' thread
@@ -391,6 +426,11 @@ class Challengers:
             self._metrics.verdict("failed")
             return
         logger.warning("model %s: it has the spec of %s since revision %d", self._name, winner.name, revision)
+
+    def _end_sharing(self) -> None:
+        if self._sharing is not None:
+            self._sharing.close()
+            self._sharing = None
 
     def _end_process(self) -> None:
         if self._process is not None:

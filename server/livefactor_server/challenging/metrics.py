@@ -11,6 +11,31 @@ BEHIND = Gauge(
 CPU = Counter("livefactor_contest_cpu_seconds", "CPU seconds of the contests' processes.", ["model"])
 VERDICTS = Counter("livefactor_verdicts", "Ends of contests: won, stayed or failed.", ["model", "outcome"])
 
+ANSWERS = Counter(
+    "livefactor_variant_lists",
+    "Lists that the champion and the sharing challenger gave.",
+    ["model", "variant"],
+)
+HITS = Counter(
+    "livefactor_variant_hits", "Events whose item was in the user's last list.", ["model", "variant"]
+)
+_VARIANTS = ("champion", "challenger")
+
+
+class ShareMetrics:
+    """The metrics of a challenger that answers a share of a model's users."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def answered(self, variant: int, lists: int) -> None:
+        """Counts lists of a variant: 0 is the champion, 1 the challenger."""
+        ANSWERS.labels(self._model, _VARIANTS[variant]).inc(lists)
+
+    def hit(self, variant: int, hits: int) -> None:
+        """Counts hits of a variant."""
+        HITS.labels(self._model, _VARIANTS[variant]).inc(hits)
+
 
 class ContestMetrics:
     """The metrics of one model's contests."""

@@ -39,10 +39,18 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A challenger that was added by hand, and whether a contest has judged it."""
+    """A challenger that was added by hand.
+
+    Attributes:
+        entry: its name and spec.
+        judged: whether a contest has judged it.
+        share, salt: the share of the users that it answers, and the salt of their hash in hex.
+    """
 
     entry: Entry
     judged: bool = False
+    share: float = 0.0
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ def load(folder: Path) -> Notes:
         return Notes()
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        added = tuple(Added(Entry(**each["entry"]), each["judged"]) for each in fields["added"])
+        added = tuple(Added(**each | {"entry": Entry(**each["entry"])}) for each in fields["added"])
         plan = fields["plan"]
         if plan is not None:
             plan = Plan(**plan | {"entries": tuple(Entry(**each) for each in plan["entries"])})

@@ -7,15 +7,16 @@ need fewer calls.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 
 import numpy as np
 
 from livefactor_kernels.backend import RowTable
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_kernels.tables.pairs import known_rows
 from livefactor_server.changes.change import Change, KeyedChange, Placement, Places, Record
 from livefactor_server.model.producers import Outcome
+from livefactor_server.model.sightings import Sightings
 from livefactor_server.model.state import ModelState
 
 
@@ -26,7 +27,8 @@ def place(state: ModelState, changes: Sequence[Change]) -> list[Placement | None
     the new rows fit.
     """
     keyed = [change for change in changes if isinstance(change, KeyedChange)]
-    placements = iter(_place(state, keyed) if keyed else ())
+    runs = [keyed] if state.placed is None else [[*run] for _, run in groupby(keyed, _is_sighting)]
+    placements = chain.from_iterable(_place(state, run) for run in runs if run)
     return [next(placements) if isinstance(change, KeyedChange) else None for change in changes]
 
 
@@ -34,13 +36,19 @@ def _place(state: ModelState, changes: Sequence[KeyedChange]) -> list[Placement]
     keys = [change.keys for change in changes]
     if len(keys) == 1:
         users, items = keys[0]
-        places = place_keys(state, users, items, np.array([users.size]), np.array([items.size]))
+        ends = np.array([users.size]), np.array([items.size])
+        places = place_keys(state, users, items, *ends, _is_sighting(changes[0]))
         return [Placement(places, 0, slice(0, users.size), slice(0, items.size))]
     user_ends, item_ends = (list(accumulate(each[side].size for each in keys)) for side in (USERS, ITEMS))
     users, items = (np.concatenate([each[side] for each in keys]) for side in (USERS, ITEMS))
-    places = place_keys(state, users, items, np.array(user_ends), np.array(item_ends))
+    ends = np.array(user_ends), np.array(item_ends)
+    places = place_keys(state, users, items, *ends, _is_sighting(changes[0]))
     spans = zip(_spans(user_ends), _spans(item_ends), strict=True)
     return [Placement(places, number, *span) for number, span in enumerate(spans)]
+
+
+def _is_sighting(change: KeyedChange) -> bool:
+    return change.is_sighting
 
 
 def _spans(ends: list[int]) -> list[slice]:
@@ -53,6 +61,7 @@ def place_keys(
     item_ids: np.ndarray,
     user_ends: np.ndarray,
     item_ends: np.ndarray,
+    is_sighting: bool,
 ) -> Places:
     """Allocates table rows for the keys of m consecutive records.
 
@@ -60,11 +69,17 @@ def place_keys(
         state: the state.
         user_ids, item_ids: the keys, uint64[any] each.
         user_ends, item_ends: numbers of keys up to and with each record, int64[m].
+        is_sighting: whether new keys may have to wait for their rows (`KeyedChange`).
     """
     users, items = state.backend.users, state.backend.items
     if (rows := known_rows(users, items, user_ids, item_ids)) is not None:
-        counts = (np.full(len(user_ends), table.allocated) for table in (users, items))
-        return Places(user_ends, item_ends, *rows, *counts)
+        user_counts, item_counts = (np.full(len(user_ends), table.allocated) for table in (users, items))
+        return Places(user_ends, item_ends, *rows, user_counts, item_counts)
+    if is_sighting and state.placed is not None:
+        user_rows, user_counts = _admit(state.placed, USERS, users, user_ids, user_ends)
+        item_rows, item_counts = _admit(state.placed, ITEMS, items, item_ids, item_ends)
+        ids = user_ids, item_ids
+        return Places(user_ends, item_ends, user_rows, item_rows, user_counts, item_counts, ids)
     user_rows, user_counts = _allocate(users, user_ids, user_ends)
     item_rows, item_counts = _allocate(items, item_ids, item_ends)
     return Places(user_ends, item_ends, user_rows, item_rows, user_counts, item_counts)
@@ -74,14 +89,32 @@ def _allocate(table: RowTable, keys: np.ndarray, ends: np.ndarray) -> tuple[np.n
     """Rows of the keys, uint32[n], and the size of the table after each record, int64[m]."""
     before = table.allocated
     rows = table.allocate(keys)
+    return rows, _sizes(table, before, rows.astype(np.int64) + 1, ends)
+
+
+def _admit(
+    placed: Sightings, side: int, table: RowTable, keys: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_allocate`, but new keys get rows only when they were seen often enough, else NO_ROW."""
+    before = table.allocated
+    rows = table.find(keys, before)
+    unknown = np.flatnonzero(rows == NO_ROW)
+    new = unknown[placed.admit(side, keys[unknown])]
+    if new.size:
+        rows[new] = table.allocate(keys[new])
+    return rows, _sizes(table, before, np.where(rows == NO_ROW, 0, rows.astype(np.int64) + 1), ends)
+
+
+def _sizes(table: RowTable, before: int, needed: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The size of a table after each record, int64[m]. `needed` int64[n] is that for each key."""
     sizes = np.full(len(ends), before)
     if table.allocated > before:
         # A batch whose rows were all rejected is empty.
         starts = np.concatenate(([0], ends[:-1]))
         filled = starts < ends
-        sizes[filled] = np.maximum.reduceat(rows, starts[filled]).astype(np.int64) + 1
+        sizes[filled] = np.maximum.reduceat(needed, starts[filled])
         sizes = np.maximum(np.maximum.accumulate(sizes), before)
-    return rows, sizes
+    return sizes
 
 
 def apply(state: ModelState, records: Sequence[Record]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables import NO_ROW
 from livefactor_server.changes.rejects import Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
@@ -51,6 +52,7 @@ class Places(NamedTuple):
         user_ends, item_ends: numbers of keys up to and with each record, int64[m].
         user_rows, item_rows: uint32[any].
         user_counts, item_counts: sizes of the tables after each record, int64[m].
+        ids: the keys of both sides, uint64[any] each, if some have no row (NO_ROW); else None.
     """
 
     user_ends: np.ndarray
@@ -59,6 +61,7 @@ class Places(NamedTuple):
     item_rows: np.ndarray
     user_counts: np.ndarray
     item_counts: np.ndarray
+    ids: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Placement(NamedTuple):
@@ -84,6 +87,14 @@ class Placement(NamedTuple):
     def item_rows(self) -> np.ndarray:
         """Rows of the items, uint32[any]."""
         return self.places.item_rows[self.items]
+
+    @property
+    def learned(self) -> np.ndarray | None:
+        """Which events the model learns, bool[n]: those whose ids have rows. None means all."""
+        if self.places.ids is None:
+            return None
+        learned: np.ndarray = (self.user_rows != NO_ROW) & (self.item_rows != NO_ROW)
+        return learned
 
     @property
     def user_count(self) -> int:
@@ -215,8 +226,11 @@ class WireChange(Change):
 class KeyedChange(WireChange):
     """A change whose rows contain users and items.
 
-    New keys get table rows before the change is applied.
+    New keys get table rows before the change is applied. `is_sighting` says that a spec may ask for
+    several such changes before a key gets its row.
     """
+
+    is_sighting: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -30,7 +30,9 @@ def apply_columns(state: ModelState, records: Columns) -> int:
     if not count:
         return 0
     done = records[:count]
-    learn(state, records.revision, events, place_keys(state, user_ids, item_ids, events.ends, events.ends))
+    learn(
+        state, records.revision, events, place_keys(state, user_ids, item_ids, events.ends, events.ends, True)
+    )
     state.marks.publish()
     _settle(state, done)
     state.revision, state.log_hash = records.revision + count - 1, done.hashes[-1].tobytes()

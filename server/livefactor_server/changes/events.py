@@ -14,6 +14,7 @@ import numpy as np
 from livefactor.wire.columns import Columns
 from livefactor_kernels.backend import Update
 from livefactor_kernels.spec.model import Loss
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_kernels.update import UpdateRun
 from livefactor_server.changes.change import Placement, Places
 from livefactor_server.model.state import ModelState
@@ -56,6 +57,12 @@ def join(columns: Sequence[Columns], placements: Sequence[Placement]) -> tuple[E
             whole.item_rows[first.items.start : last.items.stop],
             whole.user_counts[numbers],
             whole.item_counts[numbers],
+            None
+            if whole.ids is None
+            else (
+                whole.ids[USERS][first.users.start : last.users.stop],
+                whole.ids[ITEMS][first.items.start : last.items.stop],
+            ),
         )
     )
     sizes = [len(each) for each in columns]
@@ -87,6 +94,8 @@ def learn(state: ModelState, revision: int, events: Events, places: Places) -> N
 
     `revision` is that of the first record. The bits are those of one call per record.
     """
+    if places.ids is not None:
+        events, places = _admitted(state, events, places, places.ids)
     spec, ends, n = state.spec, events.ends, places.user_rows.size
     values = None if spec.loss == Loss.BPR else events.values
     values, weights = state.meanings.applied(n, events.event_types, values, events.weights)
@@ -105,3 +114,20 @@ def learn(state: ModelState, revision: int, events: Events, places: Places) -> N
     else:
         state.backend.apply_all(UpdateRun(whole, revision, ends, places.user_counts, places.item_counts))
     state.events += n
+
+
+def _admitted(
+    state: ModelState, events: Events, places: Places, ids: tuple[np.ndarray, np.ndarray]
+) -> tuple[Events, Places]:
+    """The events whose user and item have rows. The others count as sightings."""
+    assert state.sightings is not None
+    keep = np.ones(len(places.user_rows), bool)
+    for side, rows in ((USERS, places.user_rows), (ITEMS, places.item_rows)):
+        waits = rows == NO_ROW
+        state.sightings.count(side, ids[side][waits])
+        keep &= ~waits
+    ends = np.concatenate(([0], np.cumsum(keep)))[places.user_ends]
+    columns = (events.values, events.weights, events.event_types, events.times_us)
+    left = (None if column is None else column[keep] for column in columns)
+    users, items = places.user_rows[keep], places.item_rows[keep]
+    return Events(ends, *left), Places(ends, ends, users, items, places.user_counts, places.item_counts)

@@ -40,6 +40,7 @@ class InteractionsChange(KeyedChange):
     kind: ClassVar[Kind] = Kind.INTERACTIONS
     field: ClassVar[str] = wire.INTERACTIONS
     has_events: ClassVar[bool] = True
+    is_sighting: ClassVar[bool] = True
     reject_texts: ClassVar[Mapping[int, str]] = {
         updates_pb2.REJECT_REASON_NOT_FINITE: "value or weight is NaN or infinite",
         updates_pb2.REJECT_REASON_VALUE_DOMAIN: "value is outside the loss's domain or above value_abs_max",

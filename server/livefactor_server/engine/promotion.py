@@ -93,6 +93,9 @@ class Promotion:
             )
         if self.live.backend_name == "cuda":
             raise precondition("model: backend cuda cannot switch the spec of a model (docs/gpu.md)")
+        if self.spec.admission != self.live.spec.admission:
+            # Ids without rows were never counted against the limits of the tables.
+            raise precondition("spec: admission cannot be changed; push the events to a new model")
         self._check_rows()
         known = [spec_codec.decode(body) for body in (self.log.spec_body, *self.log.switches.values())]
         accepts = all(accepts_all(self.spec, spec) for spec in known)

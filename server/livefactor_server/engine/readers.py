@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,11 +25,11 @@ from livefactor_kernels.reading.persons import Events, PersonReader, with_rows
 from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.queries import QueryPart
 from livefactor_server.engine.short_reads import ShortReader
 from livefactor_server.engine.similar import similar
 from livefactor_server.model.availability import rows_of
+from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import Refused, invalid, no_memory, unavailable
 
@@ -84,6 +84,20 @@ class _Best(NamedTuple):
     truncated: np.ndarray
 
 
+class Source(Protocol):
+    """What a reader needs of an engine.
+
+    Attributes:
+        state: the state in force.
+        gate: the writer holds it while rows change.
+        torn: whether the tables may be between two revisions.
+    """
+
+    state: ModelState
+    gate: Gate
+    torn: bool
+
+
 class Reader:
     """Scores of one model with its present spec. Thread-safe.
 
@@ -91,7 +105,7 @@ class Reader:
     revision before the switch.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Source) -> None:
         self._engine = engine
         self._state = state = engine.state
         self._persons = PersonReader(state.spec) if state.spec.history.users else None

@@ -30,6 +30,7 @@ from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.challenging.challengers import Challengers, Subject
 from livefactor_server.challenging.contests import Contests
+from livefactor_server.challenging.sharing import Sharing
 from livefactor_server.engine import promotion, short_reads
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
@@ -108,6 +109,11 @@ class Hosted:
         if reader is None or reader.state is not self.engine.state:
             reader = self._reader = Reader(self.engine)
         return reader
+
+    @property
+    def sharing(self) -> Sharing | None:
+        """The challenger that answers a share of the users."""
+        return None if self.challengers is None else self.challengers.sharing
 
     def forget_reader(self) -> None:
         """Drops the reader of a state that is not in force any more, so that its memory is free."""
@@ -243,7 +249,8 @@ class Hosting:
         hosted = Hosted(name, folder, engine, keeper, board)
         engine.on_switch = hosted.forget_reader
         if share := self._settings.auto_cpu_share:
-            subject = Subject(folder, engine, keeper.take, hosted.promote)
+            start = partial(replay.start_of, folder, log, "cpu")
+            subject = Subject(folder, engine, keeper.take, hosted.promote, start)
             hosted.challengers = Challengers(subject, share, self._settings.engine.memory_bytes_max)
         return hosted
 

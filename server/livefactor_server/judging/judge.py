@@ -154,7 +154,8 @@ class Judge:
             chosen = choice.choose(self._spec.seed, revisions, sizes, most)
             sample = scoring.sample_of(picked, chosen)
             sample = sample._replace(values=self._learned(sample.values))
-            self._pending = self._read(sample, picked[-1].header.time_us)
+            if len(sample.events):
+                self._pending = self._read(sample, picked[-1].header.time_us)
 
     def _is_judged(self, record: Record) -> bool:
         """Whether the record is judged, by lot or for the floor."""
@@ -219,8 +220,10 @@ class Judge:
             change, placement = record.change, record.placement
             assert isinstance(change, InteractionsChange) and placement is not None
             values = None if self._spec.loss == Loss.BPR else change.columns.values
-            counted = None if values is None else self._learned(values)
-            self._popularity.count(placement.item_rows, counted)
+            counted, rows = None if values is None else self._learned(values), placement.item_rows
+            if (learned := placement.learned) is not None:
+                counted, rows = None if counted is None else counted[learned], rows[learned]
+            self._popularity.count(rows, counted)
         self._records, self._pending = [], None
         return noticed
 

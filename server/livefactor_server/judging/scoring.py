@@ -57,7 +57,7 @@ class Sample(NamedTuple):
 
 
 def sample_of(records: Sequence[Record], chosen: choice.Chosen) -> Sample:
-    """The chosen events of the records, which hold interactions."""
+    """The chosen events of the records, which hold interactions, if their ids have rows."""
     changes = [record.change for record in records]
     placements = [record.placement for record in records]
     sizes = np.array([change.rows for change in changes], np.int64)
@@ -76,7 +76,7 @@ def sample_of(records: Sequence[Record], chosen: choice.Chosen) -> Sample:
         ]
         return np.asarray(_joined(filled)[at], dtype)
 
-    return Sample(
+    sample = Sample(
         revisions=np.array([record.header.revision for record in records], np.uint64)[chosen.records],
         events=chosen.events,
         user_rows=_joined([part.user_rows for part in placements if part])[at],
@@ -88,6 +88,9 @@ def sample_of(records: Sequence[Record], chosen: choice.Chosen) -> Sample:
         lots=chosen.lots,
         companions=counts[chosen.records],
     )
+    has_rows = (sample.user_rows != NO_ROW) & (sample.item_rows != NO_ROW)
+    # The model does not learn the others.
+    return sample if has_rows.all() else sample.where(has_rows)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

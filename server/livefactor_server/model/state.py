@@ -19,6 +19,7 @@ from livefactor_server.model import spec_codec
 from livefactor_server.model.availability import FrozenMarks, Marks
 from livefactor_server.model.labels import FrozenLabels, Labels
 from livefactor_server.model.producers import FrozenProducer, ProducerTable
+from livefactor_server.model.sightings import Sightings
 
 
 class Meanings:
@@ -70,6 +71,8 @@ class ModelState:
         events: number of applied events.
         labels: of users and of items.
         marks: the unavailable items.
+        sightings: of ids without rows, with `admission.sightings`. `placed` is the same after the
+            last record whose keys have rows, and belongs to the LOG stage.
     """
 
     spec: ModelSpec
@@ -85,12 +88,16 @@ class ModelState:
     spec_id: str = field(init=False)
     meanings: Meanings = field(init=False)
     marks: Marks = field(init=False)
+    placed: Sightings | None = field(init=False)
+    sightings: Sightings | None = field(init=False)
     _map_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.spec_id = spec_codec.id_of(self.spec_body)
         self.meanings = Meanings(self.spec)
         self.marks = Marks(self.backend)
+        needed = self.spec.admission.sightings
+        self.sightings, self.placed = (Sightings(needed) if needed > 1 else None for _ in range(2))
         learned = self.backend.state().items()
         self._map_bytes = sum(array.nbytes for name, array in learned if name.startswith("prior."))
 
@@ -113,6 +120,8 @@ class ModelState:
     def _beside(self) -> dict[str, int]:
         labels = sum(labels.nbytes for labels in self.labels)
         parts = {"labels": labels, "marks": self.marks.nbytes, "producers": self.producers.nbytes}
+        if self.sightings is not None:
+            parts["sightings"] = 2 * self.sightings.nbytes
         return parts | {"embeddings": self._map_bytes} if self._map_bytes else parts
 
     @property
@@ -139,7 +148,8 @@ class ModelState:
         """
         return FrozenSections(
             self.spec_body,
-            {name: array.copy() for name, array in self.backend.state().items()},
+            {name: array.copy() for name, array in self.backend.state().items()}
+            | (self.sightings.arrays() if self.sightings is not None else {}),
             self.events,
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
@@ -151,7 +161,7 @@ class ModelState:
 class FrozenSections:
     """Frozen state beside the table rows.
 
-    `learned` is a copy of the backend's state (`Backend.state`).
+    `learned` is a copy of the backend's state (`Backend.state`), and of the sightings.
     """
 
     spec_body: bytes
@@ -196,6 +206,9 @@ def restored(
         }
         state.backend.load_sections(number, sections, len(sections["keys"]))
     state.backend.load_state(tensors)
+    for sketch in (state.sightings, state.placed):
+        if sketch is not None:
+            sketch.load(tensors["sightings"], tensors["sightings.since"])
     state.events = int(tensors["events"][0])
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
     for book, side in zip(state.labels, ("user", "item"), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from livefactor.v1 import challenging_pb2
 from livefactor.wire.limits import MODEL_NAME
 from livefactor_server.challenging.challengers import Challengers, Listing
+from livefactor_server.challenging.sharing import Standing
 from livefactor_server.hosting.describe import describe
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.rpc import decode, encode, guards
@@ -24,7 +25,8 @@ def add_challenger(calls: Calls, raw: bytes, call: Call) -> bytes:
     if request.name and not MODEL_NAME.fullmatch(request.name):
         raise invalid("name: it has 1 to 64 of the characters a-z 0-9 _ - and begins with a letter")
     spec = decode.changed_spec(hosted.engine.state.spec, request.preset, request.spec)
-    challengers.add(request.name or challengers.free_name(request.preset or CHANGED), spec)
+    name = request.name or challengers.free_name(request.preset or CHANGED)
+    challengers.add(name, spec, request.share)
     return challenging_pb2.AddChallengerResponse(contest=_contest(challengers.listing())).SerializeToString()
 
 
@@ -63,6 +65,8 @@ def _contest(found: Listing) -> challenging_pb2.Contest:
         events_behind=found.behind,
         cpu_seconds=found.spent_s,
     )
+    if found.sharing is not None:
+        message.share.CopyFrom(_share(found.sharing))
     report = found.report
     if report is None:
         return message
@@ -74,4 +78,23 @@ def _contest(found: Listing) -> challenging_pb2.Contest:
             name=each.name, standing=each.standing, mean=each.mean, difference=each.difference,
             error=each.error, events=each.events, users=each.users,
         )  # fmt: skip
+    return message
+
+
+def _share(found: Standing) -> challenging_pb2.Share:
+    message = challenging_pb2.Share(
+        challenger=found.name,
+        share=found.share,
+        is_ready=found.is_ready,
+        records_behind=found.behind,
+        ended=found.ended,
+    )
+    for variant, spec_id in zip(found.variants, found.spec_ids, strict=True):
+        message.variants.add(
+            name=variant.name,
+            spec_id=spec_id,
+            lists=variant.answers,
+            events=variant.events,
+            hits=variant.hits,
+        )
     return message

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from livefactor.v1 import scoring_pb2
 from livefactor.wire.limits import MESSAGE_BYTES_MAX
-from livefactor.wire.scoring import ScoreQuery, encode_score_response
+from livefactor.wire.scoring import encode_score_response
 from livefactor_server.engine.readers import Allowance
 from livefactor_server.engine.short_reads import model_of
-from livefactor_server.hosting.host import Hosted
 from livefactor_server.rpc import decode
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call
@@ -31,11 +30,21 @@ async def _answered(calls: Calls, raw: bytes, call: Call) -> bytes:
     hosted = calls.model(call, query.model)
     if query.min_lineage is not None:
         await calls.positions.reach(hosted.engine, query.min_lineage, query.min_revision)
-    quick = hosted.reader.score_at_once(query)
+    sharing = hosted.sharing
+    shared = None if sharing is None else sharing.reader_for(query)
+    reader = shared or hosted.reader
+    quick = reader.score_at_once(query)
     if quick is not None:
         return encode_score_response(quick)
     allowance = Allowance(settings.score_pairs_max, MESSAGE_BYTES_MAX, call.check)
-    return await calls.scores.run(len(raw), _answer, hosted, query, allowance, model=hosted.engine.name)
+
+    def read() -> bytes:
+        found = reader.score(query, allowance)
+        if sharing is not None:
+            sharing.answered(query, found, shared is not None)
+        return encode_score_response(found)
+
+    return await calls.scores.run(len(raw), read, model=hosted.engine.name)
 
 
 def _short_answer(calls: Calls, raw: bytes, call: Call) -> bytes | None:
@@ -47,8 +56,6 @@ def _short_answer(calls: Calls, raw: bytes, call: Call) -> bytes | None:
     except Refused:
         # The general code finds the errors of a message first.
         return None
+    if hosted.sharing is not None:
+        return None
     return hosted.reader.answer_at_once(raw, found[1], calls.settings.score_rows_max)
-
-
-def _answer(hosted: Hosted, query: ScoreQuery, allowance: Allowance) -> bytes:
-    return encode_score_response(hosted.reader.score(query, allowance))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 
 from livefactor.errors import ColumnError
 from livefactor.wire.scoring import ScoreColumns, ScoreQuery, encode_score_response
@@ -19,7 +19,18 @@ from livefactor_server.rpc.lanes import Lane
 from livefactor_server.statuses import Refused
 from livefactor_server.workers.messages import ModelEntry
 
-logger = logging.getLogger(__name__)
+_FIELDS = (
+    "model", "min_lineage", "min_revision", "user_ids", "target", "item_ids", "offsets", "k",
+    "include_unavailable", "query_weight",
+)  # fmt: skip
+"""What workers know of a query for candidates, and what means nothing in one."""
+
+_HEADS_FIELDS = {
+    field.name: False if field.default is MISSING else field.default
+    for field in fields(ScoreQuery)
+    if field.name not in _FIELDS
+}
+"""All other fields, also later ones, with the values that say nothing."""
 
 
 class SharedReader:
@@ -104,9 +115,9 @@ class Models:
 
 
 def _is_plain(query: ScoreQuery) -> bool:
-    if query.target != "candidates" or query.with_labels:
-        return False
-    return not query.exclude_seen and query.event_ids is None and query.query is None
+    return query.target == "candidates" and all(
+        getattr(query, name) is default for name, default in _HEADS_FIELDS.items()
+    )
 
 
 def _is_reached(query: ScoreQuery, reader: SharedReader) -> bool:

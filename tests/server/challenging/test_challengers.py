@@ -40,7 +40,9 @@ def challenge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
                 store.take(view)
 
         start = partial(replay.start_of, tmp_path, live.log, "cpu")
-        subject = Subject(tmp_path, live.engine, snapshot, lambda spec: live.engine.promote(spec, start))
+        subject = Subject(
+            tmp_path, live.engine, snapshot, lambda spec: live.engine.promote(spec, start), start
+        )
         made.append(Challengers(subject, 1.0, 1 << 30))
         return made[-1]
 

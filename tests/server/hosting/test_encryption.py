@@ -15,6 +15,7 @@ from livefactor.errors import SnapshotInvalid
 from livefactor.in_process import Local, local
 from livefactor.snapshots.files import SEALED_FILE
 from livefactor.snapshots.files import verify as verify_plain
+from livefactor_server.challenging.messages import Task
 from livefactor_server.cli.app import app
 from livefactor_server.hosting.keys import BadKey, read_key
 from livefactor_server.log import sealing
@@ -209,3 +210,10 @@ def test_a_key_that_others_read_and_a_command_that_fails_are_refused(tmp_path: P
     assert read_key(None, "") is None
     found = read_key(None, f"printf {SECRET.hex()}")
     assert found is not None and found.secret == SECRET
+
+
+def test_the_process_of_a_contest_gets_the_key_and_shows_it_nowhere() -> None:
+    made = Task("m", "folder", (), 0, 1.0, 1, SECRET.hex())
+    assert Task.from_line(made.to_line()).key == SECRET.hex()
+    assert SECRET.hex() not in repr(made)
+    assert SECRET.hex() not in repr(Key(SECRET))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from crash_io import CrashIO
 from livefactor_server.changes import show
 from livefactor_server.log import sealing
 from livefactor_server.log.errors import LogDamaged, WrongKey
@@ -17,6 +18,7 @@ from livefactor_server.log.parsing import read_group_head
 from livefactor_server.log.sealing import NONCE_BYTES, GroupSeal, Key
 from livefactor_server.log.store import Log
 from logs import append, body_of
+from test_log_recovery import ROOT, SEED, check_all, write_a_log
 
 KEY, OTHER = Key(bytes(range(32))), Key(bytes(32))
 
@@ -133,3 +135,9 @@ def test_a_changed_byte_is_damage(tmp_path: Path) -> None:
             with pytest.raises(LogDamaged, match="do not match its tag"):
                 Log.open(tmp_path / "log", read_only=True)
     path.write_bytes(whole)
+
+
+def test_every_power_cut_recovers_what_was_acknowledged() -> None:
+    io = CrashIO(ROOT, short=random.Random(SEED))
+    write_a_log(io, 3)
+    assert check_all(io, tears=2) > 50

@@ -79,7 +79,7 @@ class ServerProcess:
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "livefactor", "serve", "--data", str(self.folder / "data"), "--port", str(self.port),
-                 "--metrics-port", "-1", "--preset", "purchases", "--port-file", str(port_file)],
+                 "--metrics-port", "-1", "--auto-cpu-share", "0", "--port-file", str(port_file)],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         while not port_file.exists():

@@ -12,7 +12,24 @@ from livefactor_server.cli.base import DEFAULT_TARGET, AsJson, Target, console, 
 from livefactor_server.cli.models.commands import read_spec, spec_errors
 
 if TYPE_CHECKING:
-    from livefactor.results.contest import Contest
+    from livefactor.results.contest import Contest, Share
+
+
+def _show_share(share: Share) -> None:
+    screen = console()
+    state = (
+        "answers"
+        if share.is_ready
+        else f"has ended: {share.ended}"
+        if share.ended
+        else "learns the log, and will answer"
+    )
+    screen.print(f"{share.challenger} {state}, {share.share:.1%} of the users", soft_wrap=True)
+    grid = table("variant", "spec", "lists", "events afterwards", "in the list", "rate")
+    for each in share.variants:
+        rate = f"{each.hit_rate:.4f}" if each.events else ""
+        grid.add_row(each.name, each.spec_id, str(each.lists), str(each.events), str(each.hits), rate)
+    screen.print(grid)
 
 
 def _show(name: str, contest: Contest, as_json: bool) -> None:
@@ -39,6 +56,8 @@ def _show(name: str, contest: Contest, as_json: bool) -> None:
                 "" if is_champion else error, str(each.events), str(each.users),
             )  # fmt: skip
         screen.print(grid)
+    if contest.share is not None:
+        _show_share(contest.share)
     if contest.waiting:
         screen.print(f"for the next contest: {', '.join(contest.waiting)}", soft_wrap=True)
     search = (
@@ -61,6 +80,9 @@ def models_challenge(
     challenger: Annotated[
         str, typer.Option("--as", help="Name of the challenger. Default: the preset's.")
     ] = "",
+    share: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of the users whom the challenger answers.")
+    ] = 0.0,
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +91,8 @@ def models_challenge(
 
     with spec_errors(), Models(target) as models:
         named, changes = read_spec(spec)
-        _show(name, models.challenge(name, preset or named, challenger=challenger, **changes), as_json)
+        found = models.challenge(name, preset or named, challenger=challenger, share=share, **changes)
+        _show(name, found, as_json)
 
 
 @models_app.command("challengers")
