@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
-from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.parts import inlined, part
 
 
@@ -18,12 +18,13 @@ def shared(x, y):
     return doubled(x) / y
 
 
-@compiled
+# The code of a kernel that a cache gives does not name its parts.
+@njit(error_model="numpy")
 def kernel(x, y):
     return shared(x, y) + doubled(y)
 
 
-@compiled
+@njit(error_model="numpy")
 def other_kernel(x):
     return shared(x, x)
 
