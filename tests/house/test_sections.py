@@ -57,6 +57,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "paged": {"history": History(32, 16, paged=True), "counts": Counts(48)},
     "replay": {"history": History(32, 16), "replay": Replay(10, 0.5)},
     "mix": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01)},
+    "recent": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01, 1.0)},
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
     "density": {"history": History(32, 16), "solve": Solve(unobserved_density=10.0)},
     "start": {"history": History(32, 16), "solve": Solve(0.5, start_events=8.0)},

@@ -188,7 +188,7 @@ class SnapshotScores:
 
         a: float32[m, m], the part of the system that does not depend on the events; it is changed.
         """
-        spec, total = self._spec, _F0
+        spec, total = self._spec, np.float32(self._spec.solve.ridge_events)
         for weight in weights:
             total = total + weight
         others = self._unobserved * np.float32(self._items)

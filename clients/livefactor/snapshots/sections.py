@@ -27,7 +27,7 @@ FACTOR_DTYPES = {
 MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE, MAX_DIMENSION = 1024, 8192, 1 << 20, 1024
 SPEC_BYTES_MAX = 1 << 16
 RATES_SIZE = 5
-MIX_SIZE = 35
+MIX_SIZE, RECENT_MIX_SIZE = 35, 37
 SIGHTINGS_DEPTH, SIGHTINGS_WIDTH = 4, 1 << 18
 _FACTORS = ""
 """Stands for the dtype of the spec's factors in the table below."""
@@ -150,7 +150,9 @@ def _followers(spec: Spec, side: str) -> Shape | None:
 
 
 def _popularity(spec: Spec, side: str) -> Shape | None:
-    return () if spec.mix.learning_rate > 0 and spec.history.users and side == "items" else None
+    if not (spec.mix.learning_rate > 0 and spec.history.users and side == "items"):
+        return None
+    return (2,) if spec.mix.recent_half_life > 0 else ()
 
 
 def _embedding(spec: Spec, side: str) -> Shape | None:
@@ -202,7 +204,8 @@ _ROWS = (
     _Row("seen_count", "U32", _remembered),
     _Row("neighbor_rows", "U32", _followers, Content.ITEM_ROWS),
     _Row("neighbor_counts", "F32", _followers, _AMOUNTS),
-    # The decayed number of an item's events, if there is a mix of experts.
+    # The decayed number of an item's events, if there is a mix of experts; with recent popularity
+    # also the number that decays faster.
     _Row("popularity", "F32", _popularity, _AMOUNTS),
     # The item's vector, and whether it has one (1) and is in the sums of the map, too (2).
     _Row("embedding", "F16", _embedding),
@@ -238,6 +241,10 @@ def _follows_data(spec: Spec) -> bool:
     return spec.rule == models_pb2.RULE_SOLVE and spec.solve.unobserved_density > 0
 
 
+def _mixed(spec: Spec) -> int:
+    return RECENT_MIX_SIZE if spec.mix.recent_half_life > 0 else MIX_SIZE
+
+
 _BESIDE = (
     # The number of accepted interactions.
     _Beside("events", "U64", lambda spec: 1),
@@ -255,8 +262,9 @@ _BESIDE = (
     _Beside("labels.user.text", "U8"),
     # The global mean: a fixed-point sum in units of 2**-20, and a count.
     _Beside("mean", "I64", lambda spec: 2),
-    # The mix: the weights of 8 experts for 4 groups of users, and 3 sums about popularity.
-    _Beside("mix", "F64", lambda spec: MIX_SIZE, lambda spec: spec.mix.learning_rate > 0),
+    # The mix: the weights of 8 experts for 4 groups of users, and 3 sums about popularity; with
+    # recent popularity also its 2 factors.
+    _Beside("mix", "F64", _mixed, lambda spec: spec.mix.learning_rate > 0),
     # The map of embeddings and its sums (rule SOLVE). Progress has changes, next row, items.
     _Beside("prior.gram", "F64", lambda spec: (spec.embeddings.dimension + 1) ** 2, _has_vectors),
     _Beside("prior.map", "F64", _mapped, _has_vectors),

@@ -33,7 +33,7 @@ They score every item i for a user, given the user's remembered events:
              `COUNT_HALF_LIVES`
     6        repeats: sum of weight * decay(age) over the events of i itself with values above 0,
              with the half-life `counts.half_life`
-    7        popularity p_i, which is the bias of the item (below)
+    7        popularity p_i, all along and lately, which is the bias of the item (below)
 
 A user without events and start has the mean of all users' rows as x_h. A user without events has no
 gains.
@@ -93,25 +93,42 @@ count a_i of its item, and p_i = log(1 + a_i), where log(x) is e + m - 1 for x =
 [1, 2). Before a record, if at least as many events as items came since the last time, all counts
 are multiplied by float32(2 ** -`DECAY_EXPONENT`), and sums are added again in the order of rows.
 
+Recent popularity. With `mix.recent_half_life` h above 0, an item has a second count r_i. The same
+events add to it, and a decay multiplies it by float32(2 ** (-1 / h)). So it halves after h times as
+many events as there are items. Then
+
+    p_i = log(1 + a_i) + b log(1 + r_i)
+
+The blend b is float32 and one for all users, because the bias of an item is. It starts at
+`BLEND_START`. It is learned from the events whose items are new to their users, after the weights
+have taken their step. With w[u, 7] and q_c from before that step and l_c = log(1 + r_c),
+
+    d = ((sum_c q_c l_c) / (sum_c q_c) - l_item) (w[u, 7] scale_7) sqrt(P)
+    B = min(max(B - (rate `BLEND_RATE`) clamp(d, `STEP_MAX`), 0), `BLEND_MAX`)
+
+A decay sets b to float32(B) before it makes all p_i again.
+
 Starts. A record of factors before the first event sets the counts of the m items with a start to
 what the factors say. Let t_i = max(x . y_i, 0), where x is the sum of the users' rows in the Gram
 matrix. It is the expected number of the users who take the item. a_i = t_i * (m / sum t). So all
 counts together are m events, and new events soon outweigh them. The terms of the dot are float64
-and are added from column 0 on. p_i follows, and the sums of p are added again.
+and are added from column 0 on. r_i is a_i. p_i follows, and the sums of p are added again.
 
 Newcomers. An item without events is a newcomer if it has a vector (`solve/prior/__init__.py`). Its
 popularity is unknown, so this expert abstains: when the item gets its first vector, it gets the
 popularity of the mean item, p_i = float32(sum p / n), and the count a_i with p_i = log(1 + a_i). In
-float32, a = (p - e + 1) * 2**e - 1 for e = floor(p). The count decays like all others. So an item
-that is offered and that nobody takes sinks as fast as one that nobody takes any more. Only items
-with events are in n and in the sums of p. A newcomer joins them with its first event: its p is
-added to the sums after the record is learned and before its events count. If the vector of a
-newcomer is removed, its count and p are 0.
+float32, a = (p - e + 1) * 2**e - 1 for e = floor(p). With recent popularity, both counts are the a
+of p = float32(sum p / n / (1 + b)). The counts decay like all others. So an item that is offered
+and that nobody takes sinks as fast as one that nobody takes any more. Only items with events are in
+n and in the sums of p. A newcomer joins them with its first event: its p is added to the sums after
+the record is learned and before its events count. If the vector of a newcomer is removed, its
+counts and p are 0.
 
-The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and p are
+The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and r and p are
 float32. Sums run from left to right.
 The section `mix` has the weights by group and expert, then the events since the last decay, sum p
-and sum p**2. draw(t, d, c) is `random.draw_below` with the key of `random.MIX_DOMAIN`.
+and sum p**2, then b and B with recent popularity. draw(t, d, c) is `random.draw_below` with the key
+of `random.MIX_DOMAIN`.
 """
 
 from __future__ import annotations
@@ -120,6 +137,9 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
+
+from livefactor_kernels.history import decays
+from livefactor_kernels.spec.model import ModelSpec
 
 HALF_LIVES = (0.0, 6.0, 1.5)
 """Half-lives of the folded-in rows, in visits."""
@@ -144,7 +164,20 @@ MIX = "mix"
 """Name of the section."""
 SINCE, SUM, SQUARES = GROUPS * EXPERTS, GROUPS * EXPERTS + 1, GROUPS * EXPERTS + 2
 """Places in the section, after the weights."""
-SIZE = GROUPS * EXPERTS + 3
+BLEND, LEARNED_BLEND = SQUARES + 1, SQUARES + 2
+"""Places of b and B, with recent popularity."""
+BLEND_START, BLEND_MAX, BLEND_RATE = 1.0, 8.0, 10.0
+
+
+def kinds_of(spec: ModelSpec) -> int:
+    """Counts of an item: one, or two with recent popularity."""
+    return 2 if spec.mix.recent_half_life else 1
+
+
+def recent_decay(spec: ModelSpec) -> np.float32:
+    """The factor on the second count of an item when all counts decay."""
+    factor: np.float32 = decays(spec.mix.recent_half_life)[1]
+    return factor
 
 
 class Moments(NamedTuple):
@@ -161,9 +194,10 @@ def moments(total: float, squares: float, count: float) -> Moments:
     return Moments(mean, 1.0 / float(np.sqrt(variance)) if variance > VARIANCE_MIN else 0.0)
 
 
-def initial() -> np.ndarray:
-    """The section of a new model, float64[SIZE]."""
-    section = np.zeros(SIZE)
+def initial(spec: ModelSpec) -> np.ndarray:
+    """The section of a new model, float64[35] or float64[37]."""
+    section = np.zeros(BLEND if kinds_of(spec) == 1 else LEARNED_BLEND + 1)
+    section[BLEND:] = BLEND_START
     weights = section[: GROUPS * EXPERTS].reshape(GROUPS, EXPERTS)
     weights[1:] = WEIGHT_START
     weights[:, POPULARITY] = POPULARITY_START

@@ -6,17 +6,26 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from livefactor_kernels.history.cpu import Columns
 from livefactor_kernels.numbers.compiled import compiled
+from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.numbers.random import draw_below
-from livefactor_kernels.reading import DECAY, SIZE, SQUARES, SUM
+from livefactor_kernels.reading import (
+    BLEND,
+    DECAY,
+    LEARNED_BLEND,
+    SQUARES,
+    SUM,
+    initial,
+    kinds_of,
+    recent_decay,
+)
 from livefactor_kernels.reading.cpu_experts import Decays, Desk
-from livefactor_kernels.reading.cpu_learning import Candidates, Tables, livefactor_predict_kernel
+from livefactor_kernels.reading.cpu_learning import Candidates, Tables, livefactor_predict_kernel, logarithm
 from livefactor_kernels.reading.remembered import Source
 from livefactor_kernels.solve import GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.spec.model import ModelSpec
@@ -25,7 +34,7 @@ from livefactor_kernels.update import Update, UpdateRun, writable
 
 _0 = np.uint64(0)
 _NO_VALUES = np.empty(0, np.float32)
-_F0, _F1, _F2, _D0 = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float64(0.0)
+_F0, _D0 = np.float32(0.0), np.float64(0.0)
 
 
 class CpuArithmetic:
@@ -36,20 +45,22 @@ class CpuArithmetic:
         self._spec, self._rates, self._tables = spec, SolveRates.of(spec), Tables.of(users, items)
         self._shrinkage, self._span = np.float32(spec.counts.shrinkage), np.uint64(spec.counts.span)
         self._rate = np.float64(np.float32(spec.mix.learning_rate))
+        self._recent_decay = recent_decay(spec)
         self._room = Decays.of(spec), Candidates.of(spec), Desk.of(spec)
         self._compile_kernels()
 
     def _compile_kernels(self) -> None:
         k, no_rows = self._spec.k, np.empty(0, np.uint32)
         word, one, zero = np.zeros(1, np.uint32), np.ones(1, np.float32), np.zeros(1, np.float32)
-        update, mix = Update(0, word, word, None, None, 0, 0), np.zeros(SIZE)
+        update, mix = Update(0, word, word, None, None, 0, 0), initial(self._spec)
+        counts = np.zeros((1, kinds_of(self._spec)), np.float32)
         self.predicted(_0, UpdateRun.of([update]), np.ones(1, np.uint64), np.zeros(1, np.int64))
         nothing = Update(0, no_rows, no_rows, None, None, 0, 0)
         self._predict(
             _0, nothing, np.empty(0, np.bool_), 0, np.zeros((2, k + 1, k + 1)), np.float32(0.0), mix
         )
-        self.add_events(word, one, zero, zero.copy(), mix)
-        self.decay(zero, zero.copy(), mix)
+        self.add_events(word, one, counts, zero, mix)
+        self.decay(counts, zero, mix)
 
     def predicted(self, key: np.uint64, run: UpdateRun, shares: np.ndarray, items: np.ndarray) -> np.ndarray:
         """See `learning.Arithmetic.predicted`."""
@@ -92,7 +103,7 @@ class CpuArithmetic:
 
     def decay(self, popularity: np.ndarray, bias: np.ndarray, mix: np.ndarray) -> None:
         """See `learning.Arithmetic.decay`."""
-        livefactor_decay_kernel(popularity, bias, mix)
+        livefactor_decay_kernel(popularity, self._recent_decay, bias, mix)
 
 
 @compiled
@@ -122,32 +133,39 @@ def livefactor_predicted_kernel(
         start = ends[record]
 
 
-@compiled
-def _log(count: Any) -> Any:
-    """log(1 + count) of the semantics."""
-    mantissa, exponent = math.frexp(_F1 + count)
-    return np.float32(exponent - 1) + (_F2 * np.float32(mantissa) - _F1)
+@inlined
+def _popularity_of(counts: Any, row: Any, mix: Any) -> Any:
+    """p of an item."""
+    p = logarithm(counts[row, 0])
+    if counts.shape[1] > 1:
+        p += np.float32(mix[BLEND]) * logarithm(counts[row, 1])
+    return p
 
 
 @compiled
 def livefactor_popularity_kernel(rows: Any, weights: Any, popularity: Any, bias: Any, mix: Any) -> None:
-    """Adds events of items to the popularity."""
+    """Adds events of items to the counts."""
     for t in range(np.uint64(rows.size)):
         row = np.uint64(rows[t])
-        popularity[row] += weights[t]
-        old, new = np.float64(bias[row]), np.float64(_log(popularity[row]))
+        for kind in range(popularity.shape[1]):
+            popularity[row, kind] += weights[t]
+        old, new = np.float64(bias[row]), np.float64(_popularity_of(popularity, row, mix))
         bias[row] = np.float32(new)
         mix[SUM] = (mix[SUM] + new) - old
         mix[SQUARES] = (mix[SQUARES] + new * new) - old * old
 
 
 @compiled
-def livefactor_decay_kernel(popularity: Any, bias: Any, mix: Any) -> None:
-    """Decays the popularity of all items."""
+def livefactor_decay_kernel(popularity: Any, recent_decay: Any, bias: Any, mix: Any) -> None:
+    """Decays the counts of all items."""
     total, squares = _D0, _D0
+    if popularity.shape[1] > 1:
+        mix[BLEND] = np.float64(np.float32(mix[LEARNED_BLEND]))
     for row in range(np.uint64(bias.size)):
-        popularity[row] *= DECAY
-        bias[row] = _log(popularity[row])
+        popularity[row, 0] *= DECAY
+        if popularity.shape[1] > 1:
+            popularity[row, 1] *= recent_decay
+        bias[row] = _popularity_of(popularity, row, mix)
         p = np.float64(bias[row])
         total += p
         squares += p * p

@@ -5,6 +5,7 @@ One call predicts all events of a record that are to be predicted. It reads the 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +17,19 @@ from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, prefetch
 from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import draw_below
 from livefactor_kernels.reading import (
+    BLEND_MAX,
+    BLEND_RATE,
     CANDIDATES,
     COUNTS,
     EXPERTS,
+    LEARNED_BLEND,
     OWN_MAX,
     POPULARITY,
     POPULARITY_MIN,
     REPEATS,
     REPEATS_RATE,
     STEP_MAX,
+    kinds_of,
 )
 from livefactor_kernels.reading.cpu_experts import (
     KINDS,
@@ -53,7 +58,7 @@ from livefactor_kernels.tables.pages import event_at, memory_of, newest, one_bac
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
 _CANDIDATES, _OWN_MAX, _AHEAD = np.uint64(CANDIDATES), np.uint64(OWN_MAX), np.uint64(8)
 _OLDEST = np.int64(DECAY_STEPS - 1)
-_F0, _F1, _D0, _D1 = np.float32(0.0), np.float32(1.0), np.float64(0.0), np.float64(1.0)
+_F0, _F1, _F2, _D0, _D1 = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float64(0.0), np.float64(1.0)
 
 
 class Tables(NamedTuple):
@@ -64,6 +69,7 @@ class Tables(NamedTuple):
         user_pages: `Pages.fields` of users.
         visits, last_time: uint32 and int64 of users.
         seen, neighbor_rows, neighbor_counts: of items (`history/__init__.py`).
+        popularity: the counts of items by kind, float32[cap, kinds].
     """
 
     users: Side
@@ -74,6 +80,7 @@ class Tables(NamedTuple):
     seen: np.ndarray
     neighbor_rows: np.ndarray
     neighbor_counts: np.ndarray
+    popularity: np.ndarray
 
     @staticmethod
     def of(users: Table, items: Table) -> Tables:
@@ -82,7 +89,8 @@ class Tables(NamedTuple):
         own, other = users.history, items.history
         return Tables(
             Side.of(users), Side.of(items), users.pages.fields, own["visits"], own["last_time"],
-            *(other[name] for name in ("seen_count", "neighbor_rows", "neighbor_counts")),
+            other["seen_count"], other["neighbor_rows"], other["neighbor_counts"],
+            other["popularity"].reshape(items.capacity, kinds_of(items.spec)),
         )  # fmt: skip
 
 
@@ -389,6 +397,31 @@ def step_weights(weights: Any, z: Any, odds: Any, size: Any, is_new: Any, rate: 
 
 
 @compiled
+def logarithm(count: Any) -> Any:
+    """log(1 + count) of the semantics."""
+    mantissa, exponent = math.frexp(_F1 + count)
+    return np.float32(exponent - 1) + (_F2 * np.float32(mantissa) - _F1)
+
+
+@compiled
+def step_blend(mix: Any, counts: Any, size: Any, unit: Any, rate: Any, room: Any) -> None:
+    """Steps the learned blend after `step_weights` for the same candidates.
+
+    `counts` float32[any, 2] are those of the items. `unit` is the weight of popularity before the
+    step times its scale.
+    """
+    total, summed, rows = _D0, _D0, room.rows
+    for c in range(size):
+        q = room.odds[c] * np.float64(room.differences[c])
+        total += q
+        summed += q * np.float64(logarithm(counts[np.uint64(rows[c]), 1]))
+    first = room.odds[0] * np.float64(room.differences[0])
+    away = summed / total - np.float64(logarithm(counts[np.uint64(rows[0]), 1]))
+    step = min(max((away * unit) * np.sqrt(first / total), -STEP_MAX), STEP_MAX)
+    mix[LEARNED_BLEND] = min(max(mix[LEARNED_BLEND] - (rate * BLEND_RATE) * step, 0.0), BLEND_MAX)
+
+
+@compiled
 def _predict(tables: Any, person: Any, user: Any, event: Any, row: Any, shared: Any, decays: Any, room: Any,
              desk: Any) -> None:  # fmt: skip
     """Predicts an event whose item has row `row`, and steps the weights."""
@@ -417,7 +450,10 @@ def _predict(tables: Any, person: Any, user: Any, event: Any, row: Any, shared: 
     group = group_of(tables.users, user, person.count)
     weights = shared.mix[group : group + np.uint64(EXPERTS)]
     if is_new:
+        unit = weights[POPULARITY] * desk.scales[POPULARITY]
         step_weights(weights, room.z, room.odds, known, True, shared.step, room)
+        if tables.popularity.shape[1] > 1:
+            step_blend(shared.mix, tables.popularity, known, unit, shared.step, room)
     step_weights(weights, room.z, room.odds, size, False, shared.step * REPEATS_RATE, room)
 
 

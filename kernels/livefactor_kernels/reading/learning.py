@@ -19,6 +19,7 @@ from livefactor_kernels.reading import (
     SUM,
     WEIGHT_START,
     initial,
+    kinds_of,
     predicted_share,
     weights_of,
 )
@@ -57,11 +58,14 @@ class Arithmetic(Protocol):
 
     def add_events(self, rows: np.ndarray, weights: np.ndarray, popularity: np.ndarray, bias: np.ndarray,
                    mix: np.ndarray) -> None:  # fmt: skip
-        """Adds the events of items uint32[n] with weights float32[n] to the popularity."""
+        """Adds the events of items uint32[n] with weights float32[n] to the counts.
+
+        `popularity` float32[any, kinds] has the counts of all items.
+        """
         ...
 
     def decay(self, popularity: np.ndarray, bias: np.ndarray, mix: np.ndarray) -> None:
-        """Decays the popularity float32[n] of all items."""
+        """Decays the counts float32[n, kinds] of all items."""
         ...
 
 
@@ -71,7 +75,7 @@ class Mixer:
     def __init__(self, spec: ModelSpec, arithmetic: Arithmetic) -> None:
         self._spec, self._arithmetic = spec, arithmetic
         self._key = domain_key(spec.seed, MIX_DOMAIN)
-        self._mix, self._events = initial(), 0
+        self._mix, self._events, self._kinds = initial(spec), 0, kinds_of(spec)
         self._newcomers = Newcomers(arithmetic) if spec.embeddings.dimension else None
 
     def sections(self) -> dict[str, np.ndarray]:
@@ -110,11 +114,12 @@ class Mixer:
     def learn(self, run: UpdateRun, source: Source, popularity: np.ndarray, bias: np.ndarray) -> None:
         """Learns from a group of records (`groups`), before the model does.
 
-        `popularity` and `bias` float32[n] are those of the items that had rows before the records.
+        `popularity` (the section) and `bias` float32[n] are those of the items that had rows before
+        the records.
         """
         items = len(bias)
         if self.is_decay_due(items):
-            self._arithmetic.decay(popularity, bias, self._mix)
+            self._arithmetic.decay(self._counts(popularity), bias, self._mix)
             self._mix[SINCE] = 0
             if self._newcomers is not None:
                 self._newcomers.leave_out(source, bias, self._mix)
@@ -139,12 +144,13 @@ class Mixer:
         expected = np.zeros(len(rows))
         for p in range(k):
             expected += factors[:, p] * users[k, p]
-        popularity[rows] = bias[rows] = np.float32(0.0)
+        kinds = self._counts(popularity)
+        kinds[rows], bias[rows] = np.float32(0.0), np.float32(0.0)
         self._mix[SUM] = self._mix[SQUARES] = 0.0
         expected = np.maximum(expected, 0.0)
         total = np.cumsum(np.append(0.0, expected))[-1]
         counts = expected * (len(rows) / total) if total > 0.0 else expected
-        self._arithmetic.add_events(rows, counts.astype(np.float32), popularity, bias, self._mix)
+        self._arithmetic.add_events(rows, counts.astype(np.float32), kinds, bias, self._mix)
 
     def count(self, update: Update, popularity: np.ndarray, bias: np.ndarray) -> None:
         """Counts a record, after the model has learned from it.
@@ -160,7 +166,7 @@ class Mixer:
         rows, weights = np.ascontiguousarray(rows), np.ascontiguousarray(weights)
         if self._newcomers is not None:
             self._newcomers.join(bias, self._mix)
-        self._arithmetic.add_events(rows, weights, popularity, bias, self._mix)
+        self._arithmetic.add_events(rows, weights, self._counts(popularity), bias, self._mix)
         self._mix[SINCE] += update.fresh
 
     def describe(self, source: Source, rows: np.ndarray, had_vector: np.ndarray,
@@ -172,7 +178,12 @@ class Mixer:
         """
         assert self._newcomers is not None
         items = source.state()[GRAM].reshape(2, self._spec.k + 1, self._spec.k + 1)[ITEMS]
-        self._newcomers.describe(source, rows, had_vector, popularity, bias, self._mix, items[-1, -1])
+        counts = self._counts(popularity)
+        self._newcomers.describe(source, rows, had_vector, counts, bias, self._mix, items[-1, -1])
+
+    def _counts(self, popularity: np.ndarray) -> np.ndarray:
+        """The section as counts by item and kind, float32[n, kinds]. It is a view."""
+        return popularity.reshape(len(popularity), self._kinds)
 
     def _predicted(self, run: UpdateRun, items: np.ndarray) -> np.ndarray:
         """Which events of records are predicted, given the numbers of items before them."""

@@ -9,11 +9,15 @@ from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.random import draw_below
 from livefactor_kernels.numbers.sums import dot
 from livefactor_kernels.reading import (
+    BLEND,
+    BLEND_MAX,
+    BLEND_RATE,
     CANDIDATES,
     COUNTS,
     DECAY,
     EXPERTS,
     FOLDS,
+    LEARNED_BLEND,
     OWN_MAX,
     POPULARITY,
     POPULARITY_MIN,
@@ -22,6 +26,7 @@ from livefactor_kernels.reading import (
     SQUARES,
     STEP_MAX,
     SUM,
+    recent_decay,
 )
 from livefactor_kernels.reading.reference_experts import Experts, Panel
 from livefactor_kernels.reading.remembered import Remembered, Source, distinct, remembered
@@ -41,6 +46,7 @@ class ReferenceArithmetic:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec, self._panel = spec, Panel(spec)
         self._rate = np.float64(np.float32(spec.mix.learning_rate))
+        self._recent_decay = recent_decay(spec)
 
     def predicted(self, key: np.uint64, run: UpdateRun, shares: np.ndarray, items: np.ndarray) -> np.ndarray:
         """See `learning.Arithmetic.predicted`."""
@@ -64,9 +70,17 @@ class ReferenceArithmetic:
     ) -> None:
         """See `learning.Arithmetic.predict`."""
         for event in np.flatnonzero(events).tolist():
-            self._predict(key, update, event, source, bias)
+            self._predict(key, update, event, source, bias, mix)
 
-    def _predict(self, key: np.uint64, update: Update, event: int, source: Source, bias: np.ndarray) -> None:
+    def _predict(
+        self,
+        key: np.uint64,
+        update: Update,
+        event: int,
+        source: Source,
+        bias: np.ndarray,
+        mix: np.ndarray,
+    ) -> None:
         row = update.item_rows[event]
         events = self._remembered(update, event, source)
         known = Remembered(*(column[events.rows < len(bias)] for column in events))
@@ -80,7 +94,11 @@ class ReferenceArithmetic:
         weights = experts.weights
         if row not in known.rows:
             new = np.ascontiguousarray(z[:, : len(candidates)])
-            step(weights, new, odds, _NEW_ITEM, self._rate, True)
+            unit = weights[POPULARITY] * experts.moments[POPULARITY].scale
+            likely = step(weights, new, odds, _NEW_ITEM, self._rate, True)
+            if len(mix) > BLEND:
+                recent = source.read(ITEMS, candidates.astype(np.uint32), ("popularity",))["popularity"]
+                step_blend(mix, recent[:, 1], likely, unit, self._rate)
         step(weights, z, np.append(odds, np.ones(len(own))), ~_NEW_ITEM, self._rate * REPEATS_RATE, False)
 
     def _candidates(
@@ -154,7 +172,7 @@ class ReferenceArithmetic:
         """See `learning.Arithmetic.add_events`."""
         for row, weight in zip(rows, weights, strict=True):
             popularity[row] += weight
-            old, new = np.float64(bias[row]), _log(popularity[row])
+            old, new = np.float64(bias[row]), _popularity_of(popularity[row], mix)
             bias[row] = new
             mix[SUM] = (mix[SUM] + np.float64(new)) - old
             mix[SQUARES] = (mix[SQUARES] + np.float64(new) * np.float64(new)) - old * old
@@ -162,9 +180,12 @@ class ReferenceArithmetic:
     def decay(self, popularity: np.ndarray, bias: np.ndarray, mix: np.ndarray) -> None:
         """See `learning.Arithmetic.decay`."""
         mix[SUM] = mix[SQUARES] = 0.0
+        if len(mix) > BLEND:
+            mix[BLEND] = np.float32(mix[LEARNED_BLEND])
+        factors = np.array([DECAY, self._recent_decay])[: popularity.shape[1]]
         for row in range(len(bias)):
-            popularity[row] *= DECAY
-            bias[row] = _log(popularity[row])
+            popularity[row] *= factors
+            bias[row] = _popularity_of(popularity[row], mix)
             mix[SUM] += np.float64(bias[row])
             mix[SQUARES] += np.float64(bias[row]) * np.float64(bias[row])
 
@@ -175,6 +196,12 @@ def _log(count: np.float32) -> np.float32:
     return np.float32(np.float32(exponent - 1) + (np.float32(2.0) * mantissa - _F1))
 
 
+def _popularity_of(counts: np.ndarray, mix: np.ndarray) -> np.float32:
+    """p of an item with the counts float32[kinds]."""
+    p = _log(counts[0])
+    return p if len(counts) == 1 else p + np.float32(mix[BLEND]) * _log(counts[1])
+
+
 def _draws(key: np.uint64, revision: int, event: int, draws: np.ndarray, count: int) -> np.ndarray:
     """draw(event, d, count) for each d of `draws`, int64."""
     numbers = np.uint64(revision), np.uint64(event), draws.astype(np.uint64), np.uint64(count)
@@ -183,16 +210,16 @@ def _draws(key: np.uint64, revision: int, event: int, draws: np.ndarray, count: 
 
 def step(
     weights: np.ndarray, z: np.ndarray, odds: np.ndarray, learns: np.ndarray, rate: np.float64, root: bool
-) -> None:
+) -> np.ndarray:
     """One step of the weights float64[EXPERTS] that `learns` bool[EXPERTS] selects.
 
     z float64[EXPERTS, c] are the standardised scores, of the event's item first, and odds
-    float64[c] those of the candidates. `root` is False for 1 in place of sqrt(P).
+    float64[c] those of the candidates. `root` is False for 1 in place of sqrt(P). Returns q.
     """
     scores = weights[0] * z[0]
     for expert in range(1, EXPERTS):
         scores = scores + weights[expert] * z[expert]
-    likely = odds * scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
+    likely: np.ndarray = odds * scalar.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
     total, sums = np.float64(0.0), np.zeros(EXPERTS)
     for candidate, q in enumerate(likely):
         total += q
@@ -202,3 +229,20 @@ def step(
         change = min(max((sums[expert] / total - z[expert, 0]) * factor, -STEP_MAX), STEP_MAX)
         least = POPULARITY_MIN if expert == POPULARITY else 0.0
         weights[expert] = max(weights[expert] - rate * change, least)
+    return likely
+
+
+def step_blend(
+    mix: np.ndarray, recent: np.ndarray, likely: np.ndarray, unit: np.float64, rate: np.float64
+) -> None:
+    """One step of the learned blend.
+
+    `recent` float32[c] are the recent counts of the candidates, `likely` float64[c] is q, and
+    `unit` is the weight of popularity before its step times its scale.
+    """
+    logs = np.array([_log(count) for count in recent]).astype(np.float64)
+    # np.cumsum adds from left to right.
+    total = np.cumsum(likely)[-1]
+    away = np.cumsum(likely * logs)[-1] / total - logs[0]
+    change = min(max((away * unit) * np.sqrt(likely[0] / total), -STEP_MAX), STEP_MAX)
+    mix[LEARNED_BLEND] = min(max(mix[LEARNED_BLEND] - (rate * BLEND_RATE) * change, 0.0), BLEND_MAX)

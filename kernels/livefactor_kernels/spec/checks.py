@@ -144,6 +144,9 @@ def _check_history(spec: ModelSpec) -> None:
 def _check_mix(spec: ModelSpec) -> None:
     rate, counts = spec.mix.learning_rate, spec.counts
     _require(_finite32(rate) and 0.0 <= rate <= 1.0, "mix.learning_rate", "0..1", rate)
+    recent = spec.mix.recent_half_life
+    is_given = recent == 0.0 or _is_half_life(recent, 0.1)
+    _require(is_given, "mix.recent_half_life", "0.1..1e6, or 0", recent)
     if not rate:
         return
     _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with a mix", spec.loss)

@@ -232,9 +232,12 @@ class Mix:
 
     Attributes:
         learning_rate: learning rate of the weights. With 0 there is no mix.
+        recent_half_life: half-life of recent popularity, in events as multiples of the number of
+            items. What it adds to popularity is learned. With 0 there is none.
     """
 
     learning_rate: float = 0.0
+    recent_half_life: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ def history_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
         sections["neighbor_rows"] = RowSection(words, (spec.counts.neighbors,))
         sections["neighbor_counts"] = RowSection(floats, (spec.counts.neighbors,))
     if side == ITEMS and spec.mix.learning_rate:
-        sections["popularity"] = RowSection(floats, ())
+        sections["popularity"] = RowSection(floats, (2,) if spec.mix.recent_half_life else ())
     return sections
 
 

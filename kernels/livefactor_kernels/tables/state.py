@@ -2,7 +2,8 @@
 
     mean      int64[2]: fixed-point sum and number of the values so far (`GlobalMean`)
     gram      float64[2 (k + 1)^2]: Gram matrices of users and items (`solve/__init__.py`)
-    mix       float64[35]: weights of experts, and sums of popularity (`reading/__init__.py`)
+    mix       float64[35]: weights of experts, and sums of popularity (`reading/__init__.py`), and
+              float64[37] with the blend of recent popularity
     prior.*   the map of embeddings and its sums (`solve/prior/__init__.py`)
     rates     float64[5]: an adaptive learning rate (`sgd/adaptive.py`)
     replay.*  [replay.size] each: events for replay (`replay/__init__.py`)

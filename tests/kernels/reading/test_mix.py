@@ -10,10 +10,14 @@ import pytest
 from livefactor_kernels.backend import AUTO, choose_backend, create_backend
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reading import (
+    BLEND,
+    BLEND_MAX,
+    BLEND_START,
     COUNTS,
     EXPERTS,
     FOLDS,
     GROUPS,
+    LEARNED_BLEND,
     MIX,
     POPULARITY,
     POPULARITY_MIN,
@@ -21,6 +25,7 @@ from livefactor_kernels.reading import (
     SQUARES,
     SUM,
     WEIGHT_START,
+    initial,
     moments,
     predicted_share,
 )
@@ -198,17 +203,46 @@ def test_steps_of_cpu_and_reference_agree_on_extreme_numbers(exponent: int) -> N
     assert (cpu != WEIGHT_START).all() or exponent
 
 
-def test_popularity_of_cpu_and_reference_agrees_on_extreme_numbers() -> None:
-    spec, found = mix_spec(), []
+@pytest.mark.parametrize("kinds", [1, 2])
+def test_popularity_of_cpu_and_reference_agrees_on_extreme_numbers(kinds: int) -> None:
+    spec, found = mix_spec(mix=Mix(0.2, float(kinds - 1))), []
     model = CpuModel(spec)
     for arithmetic in (CpuArithmetic(spec, model.users, model.items), ReferenceArithmetic(spec)):
-        popularity, bias = np.full(3, 1e30, np.float32), np.zeros(3, np.float32)
-        mix, rows = np.zeros(GROUPS * EXPERTS + 3), np.array([0, 2, 0], np.uint32)
+        popularity, bias = np.full((3, kinds), 1e30, np.float32), np.zeros(3, np.float32)
+        mix, rows = initial(spec), np.array([0, 2, 0], np.uint32)
         arithmetic.add_events(rows, np.array([1, 0, 3e5], np.float32), popularity, bias, mix)
         arithmetic.decay(popularity, bias, mix)
         found.append([popularity.tobytes(), bias.tobytes(), mix.tobytes()])
     assert found[0] == found[1]
     assert moments(3.0, 3.0, 3.0).scale == 0.0
+
+
+def test_recent_popularity_counts_more_where_it_says_more() -> None:
+    """What is popular changes for good in one stream, and never in the other one."""
+
+    def blend(changes: bool) -> tuple[float, CpuModel]:
+        model, rng = CpuModel(mix_spec(mix=Mix(0.2, 0.5))), np.random.default_rng(3)
+        for record in range(90):
+            users = np.arange(40) + 40 * record
+            taken = rng.choice(40, 40, p=np.repeat([0.2, 0.05 / 9], [4, 36]))
+            push(model, users.tolist(), ((taken + 4 * (record // 4) * changes) % 40).tolist())
+        return float(model.state()[MIX][LEARNED_BLEND]), model
+
+    (changing, model), (steady, _) = blend(True), blend(False)
+    print("BL", changing, steady)
+    assert BLEND_START < changing <= BLEND_MAX
+    assert 0.0 <= steady < 0.7 * changing
+    mix, counts = model.state()[MIX], model.items.history["popularity"][:40].astype(float)
+    logs = np.array([[_log(count) for count in item] for item in counts])
+    found = logs[:, 0] + mix[BLEND] * logs[:, 1]
+    assert model.items.bias[:40] == pytest.approx(found, rel=1e-5)
+    assert mix[SUM] == pytest.approx(found.sum(), rel=1e-5)
+
+
+def _log(count: float) -> float:
+    """log(1 + count) of the semantics: linear between powers of 2."""
+    exponent = np.floor(np.log2(1 + count))
+    return float(exponent + (1 + count) / 2**exponent - 1)
 
 
 def test_reads_are_those_of_the_reference() -> None:
@@ -260,6 +294,7 @@ def test_few_events_of_a_long_stream_are_predicted() -> None:
     ("field", "changes"),
     [
         ("mix.learning_rate", {"mix": Mix(1.5)}),
+        ("mix.recent_half_life", {"mix": Mix(0.1, 0.01)}),
         ("loss", {"loss": Loss.BPR, "negatives": 1, "rule": Rule.SGD, "solve": Solve()}),
         ("history.half_life", {"history": History(16, 16, 1.5)}),
         ("counts.neighbors", {"counts": Counts()}),

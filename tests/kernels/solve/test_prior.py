@@ -37,6 +37,10 @@ SPECS = {
         history=History(16, 16), counts=Counts(16, 6), solve=Solve(0.0, 3, 2, 10.0), mix=Mix(0.05),
         embeddings=Embeddings(D, 3.0),
     ),
+    "recent": solve_spec(
+        history=History(16, 16), counts=Counts(16, 6), solve=Solve(0.0, 3, 2, 10.0), mix=Mix(0.05, 1.0),
+        embeddings=Embeddings(D, 3.0),
+    ),
     "replay": solve_spec(micro_batch=8, replay=Replay(24, 0.75), embeddings=Embeddings(D, 2.0)),
 }  # fmt: skip
 EACH = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -205,10 +209,11 @@ def test_a_new_item_starts_at_its_prior_and_moves_with_its_events() -> None:
     assert np.linalg.norm(rows[0] - rows[1]) < 0.1 * np.linalg.norm(rows[1])
 
 
-def test_a_newcomer_begins_with_the_mean_popularity(monkeypatch) -> None:
-    """Its count decays with all others, and the sums are those of the items with events."""
+@pytest.mark.parametrize("name", ["mix", "recent"])
+def test_a_newcomer_begins_with_the_mean_popularity(name: str, monkeypatch) -> None:
+    """Its counts decay with all others, and the sums are those of the items with events."""
     monkeypatch.setattr(learning, "REFRESH_MIN", 256)
-    model, rng = CpuModel(SPECS["mix"]), np.random.default_rng(3)
+    model, rng = CpuModel(SPECS[name]), np.random.default_rng(3)
 
     def sums() -> tuple[np.ndarray, float, float]:
         mix, popularity = model.state()["mix"], model.items.bias[: model.published[ITEMS]].astype(float)

@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fold-in with a bias, counts and repeats": ("ratings", {"counts": COUNTS, "history": RING}),
     "fold-in, counts and repeats": ("clicks", {"counts": COUNTS, "history": RING}),
     "fold-in without a half-life": ("clicks", {"history": {"half_life": 0.0}}),
+    "fold-in with further events in the ridge": ("ratings", {"solve": {"ridge_events": 20.0}}),
     "counts without fold-in": ("news", {"counts": COUNTS}),
     "repeats without a half-life": ("purchases", {"counts": {"repeat": 0.5, "half_life": 1e6}}),
     "histories that no score reads": ("clicks_sgd", {"history": {"users": 16}}),
