@@ -22,7 +22,7 @@ from livefactor_kernels.device.plan import Plan, Span, event_of, row_of, value_o
 from livefactor_kernels.device.staging import WORD_BYTES, Slot
 from livefactor_kernels.device.warp import BLOCK_THREADS, SIMULATED, cuda, half_sum, kernel
 from livefactor_kernels.numbers import scalar
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers.sgd import descend
 from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_micro_batch import dot, load_row

@@ -1,4 +1,4 @@
-"""The class `Auditor` takes, lists, fetches and verifies the snapshots of a server."""
+"""The class `Auditor` takes, lists, fetches and verifies snapshots, and explains scores."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from livefactor.calling.routes import Route
 from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
+from livefactor.results.explanation import ScoreExplanation, explanation_of
 from livefactor.snapshots.files import Saving, Verification, verify
 from livefactor.snapshots.format import is_snapshot_id
-from livefactor.v1 import snapshots_pb2
-from livefactor.wire.limits import check_model
+from livefactor.v1 import scoring_pb2, snapshots_pb2
+from livefactor.wire.ids import as_keys
+from livefactor.wire.keys import keys_of
+from livefactor.wire.limits import EXPLAINED_MAX, check_model, check_most
 
 _SERVICE = "/livefactor.v1.SnapshotService/"
+_EXPLAIN = "/livefactor.v1.ScoringService/Explain"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -90,7 +94,7 @@ class AuditorBase:
 
 
 class Auditor(AuditorBase, BlockingClient):
-    """Takes, lists, fetches and verifies snapshots of one model.
+    """Takes, lists, fetches and verifies snapshots of one model, and explains its scores.
 
     target: "host:port" or "unix:/path", or several of them (`Scorer`), or a channel. model: the
     model's name. connect_s: how long a call waits for a server that cannot be reached, seconds.
@@ -181,6 +185,43 @@ class Auditor(AuditorBase, BlockingClient):
             shutil.rmtree(path)
             raise SnapshotInvalid("manifest.json", f"the server sent snapshot {got}, expected {snapshot_id}")
         return verification
+
+    @blocking
+    def explain(
+        self,
+        user: int | str,
+        item: int | str,
+        *,
+        revision: int | None = None,
+        events_max: int = 64,
+        updates_max: int = 10,
+        secret: bytes = b"",
+        timeout: float | None = None,
+    ) -> Plan[ScoreExplanation]:
+        """Explain the score of one user and one item.
+
+        revision: an earlier one, which the server computes from the nearest snapshot and the log;
+        None explains the score of now. events_max: the most events of the user whose effects are
+        computed, the newest ones. updates_max: the most updates to name. secret: the key for string
+        ids that the producers use. timeout: seconds; None waits for ever. Raises ColumnError for an
+        id of a wrong type, InvalidArgument, NotFound, FailedPrecondition (the revision was not
+        reached yet, or the log lacks its records), ResourceExhausted and Unavailable.
+        """
+        for name, most in (("events_max", events_max), ("updates_max", updates_max)):
+            check_most(name, EXPLAINED_MAX, most)
+        hashed = partial(keys_of, secret=secret)
+        request = scoring_pb2.ExplainRequest(
+            model=self.model,
+            user_id=int(as_keys("user", [user], hashed)[0]),
+            item_id=int(as_keys("item", [item], hashed)[0]),
+            revision=revision,
+            events_max=events_max,
+            updates_max=updates_max,
+        )
+        data = yield from self._connection.unary(
+            _EXPLAIN, request.SerializeToString(), timeout, self._doing, READ_RETRY_S
+        )
+        return explanation_of(scoring_pb2.ExplainResponse.FromString(data))
 
     @blocking
     def verify(self, path: str | os.PathLike[str]) -> Plan[Verification]:

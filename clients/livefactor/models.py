@@ -56,6 +56,23 @@ class FeatureReport:
     strength: float
 
 
+@dataclass(frozen=True, slots=True)
+class LogGap:
+    """Revisions whose records a retention policy deleted from the log.
+
+    time_us: when, in microseconds since 1970; 0 if the server does not know it yet. archived: they
+    were moved to an archive. snapshot_revision, snapshot_root_hash: the snapshot that stands in for
+    them, as the log names it.
+    """
+
+    first_revision: int
+    last_revision: int
+    time_us: int
+    archived: bool
+    snapshot_revision: int
+    snapshot_root_hash: bytes
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ModelDescription:
     """A model as a server describes it.
@@ -71,6 +88,8 @@ class ModelDescription:
     spec_id: 16 hex digits that name the spec, also in answers of a Scorer. spec_revision: the
     revision from which the spec is in force; None if the server has not read that part of the log
     yet. earlier_specs: the specs before, as far as they are known; empty in lists.
+    skipped: revisions that were rolled back, as (first, last); empty in lists. log_gap: what is not
+    in the log any more; None for a whole log.
     """
 
     name: str
@@ -92,6 +111,8 @@ class ModelDescription:
     spec_id: str = ""
     spec_revision: int | None = None
     earlier_specs: tuple[SpecPeriod, ...] = ()
+    log_gap: LogGap | None = None
+    skipped: tuple[tuple[int, int], ...] = ()
 
     def __repr__(self) -> str:
         if self.fault:
@@ -209,16 +230,28 @@ class Models(ModelsBase, BlockingClient):
 
     @blocking
     def restore(
-        self, name: str, source: str, snapshot_id: str = "", *, timeout: float = LONG_DEADLINE_S
+        self,
+        name: str,
+        source: str,
+        snapshot_id: str = "",
+        *,
+        revision: int | None = None,
+        time_us: int | None = None,
+        timeout: float = LONG_DEADLINE_S,
     ) -> Plan[ModelDescription]:
-        """Create the model `name` from a snapshot of the model `source`.
+        """Create the model `name` from a snapshot of the model `source`, or from an earlier state.
 
-        The server verifies it first. snapshot_id: one of `Auditor.list`; empty for the newest. The
-        new model has a new lineage. Its revisions continue those of the snapshot. Both names may be
-        that of one model with a fault, whose folder the server then sets aside. Raises
-        AlreadyExists, NotFound, and FailedPrecondition if the snapshot does not verify.
+        The server verifies it first. snapshot_id: one of `Auditor.list`; empty for the newest.
+        revision, time_us: in place of a snapshot, the state that the source had at this revision,
+        or after the last record that arrived up to this time (microseconds since 1970). The server
+        computes it from the nearest snapshot and the log. The new model has a new lineage. Its
+        revisions continue those of the snapshot. Both names may be that of one model with a fault,
+        whose folder the server then sets aside. Raises AlreadyExists, NotFound, ResourceExhausted,
+        and FailedPrecondition if the snapshot does not verify or the revision cannot be computed.
         """
-        request = models_pb2.RestoreSnapshotRequest(model=name, source_model=source, snapshot_id=snapshot_id)
+        request = models_pb2.RestoreSnapshotRequest(
+            model=name, source_model=source, snapshot_id=snapshot_id, revision=revision, time_us=time_us
+        )
         data = yield from self._call("RestoreSnapshot", request, name, timeout)
         return _description(models_pb2.RestoreSnapshotResponse.FromString(data).description)
 
@@ -255,6 +288,42 @@ class Models(ModelsBase, BlockingClient):
                 on_progress(message.progress.revision, message.progress.last_revision)
             data = yield Next(stream, doing)
         raise LivefactorError(f"{doing}: the server ended the promotion without a description")
+
+    @blocking
+    def roll_back(
+        self,
+        name: str,
+        *,
+        to_revision: int | None = None,
+        to_time_us: int | None = None,
+        without: Sequence[tuple[str, int, int]] = (),
+        on_progress: Callable[[int, int], None] | None = None,
+        timeout: float | None = None,
+    ) -> Plan[ModelDescription]:
+        """Roll a model back in place while it serves. Return when it is done.
+
+        Name one of three. to_revision: the state at this revision comes back. to_time_us: that
+        after the last record that arrived up to this time, microseconds since 1970. without:
+        batches that the state is to be without, as (producer id, first sequence, last sequence).
+        Batches that arrive during the call stay. on_progress: called with (revision that the new
+        state has reached, last revision). If the call ends before, the model stays as it is.
+        timeout: None waits for ever. Raises NotFound, InvalidArgument, FailedPrecondition and
+        ResourceExhausted.
+        """
+        request = models_pb2.RollBackRequest(model=name, to_revision=to_revision, to_time_us=to_time_us)
+        for producer_id, first, last in without:
+            request.without.add(producer_id=producer_id, first_sequence=first, last_sequence=last)
+        doing = f"model {check_model(name)!r}"
+        path, body = _SERVICE + "RollBack", request.SerializeToString()
+        stream, data = yield from self._connection.stream(path, body, timeout, doing)
+        while data is not None:
+            message = models_pb2.RollBackResponse.FromString(data)
+            if message.WhichOneof("kind") == "description":
+                return _description(message.description)
+            if on_progress is not None:
+                on_progress(message.progress.revision, message.progress.last_revision)
+            data = yield Next(stream, doing)
+        raise LivefactorError(f"{doing}: the server ended the rollback without a description")
 
     @blocking
     def challenge(
@@ -394,6 +463,17 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+def _log_gap(message: Any) -> LogGap:
+    return LogGap(
+        message.first_revision,
+        message.last_revision,
+        message.time_us,
+        message.archived,
+        message.snapshot_revision,
+        message.snapshot_root_hash,
+    )
+
+
 def _description(message: Any) -> ModelDescription:
     return ModelDescription(
         name=message.model,
@@ -418,4 +498,6 @@ def _description(message: Any) -> ModelDescription:
             SpecPeriod(each.revision, spec_name(each.spec_id), plain(each.spec))
             for each in message.earlier_specs
         ),
+        skipped=tuple((each.first, each.last) for each in message.skipped),
+        log_gap=_log_gap(message.log_gap) if message.HasField("log_gap") else None,
     )

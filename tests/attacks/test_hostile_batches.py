@@ -73,6 +73,23 @@ def _changes(stamp: updates_pb2.ProducerStamp, rows: Rows) -> list[dict[str, obj
     ]  # fmt: skip
 
 
+def changing_messages(spec: models_pb2.ModelSpec) -> dict[str, list[Any]]:
+    """Return messages that would change the model if it existed."""
+    return {
+        "PromoteSpec": [models_pb2.PromoteSpecRequest(model="nosuchmodel", preset="news", spec=spec)],
+        "RollBack": [
+            models_pb2.RollBackRequest(
+                model="nosuchmodel",
+                to_revision=3,
+                without=[models_pb2.ProducerBatches(producer_id="p", first_sequence=1, last_sequence=9)],
+            )
+        ],
+        "AddChallenger": [
+            challenging_pb2.AddChallengerRequest(model="nosuchmodel", name="x", preset="news", spec=spec)
+        ],
+    }
+
+
 def valid_messages() -> dict[str, list[Any]]:
     """Return valid messages for each RPC, by its name. Some RPCs have several."""
     stamp = updates_pb2.ProducerStamp(id="p", epoch=1, sequence=1)
@@ -105,6 +122,7 @@ def valid_messages() -> dict[str, list[Any]]:
                 model=MODEL, user_ids=[1], top_k=best, query=scoring_pb2.Query(vectors=[1, 2], weight=1)
             ),
         ],
+        "Explain": [scoring_pb2.ExplainRequest(model=MODEL, user_id=1, item_id=4, revision=1, events_max=3)],
         "Snapshot": [snapshots_pb2.SnapshotRequest(model=MODEL, min_position=here)],
         "ListSnapshots": [snapshots_pb2.ListSnapshotsRequest(model=MODEL)],
         "FetchSnapshot": [
@@ -115,18 +133,13 @@ def valid_messages() -> dict[str, list[Any]]:
         "ListFeatures": [models_pb2.ListFeaturesRequest(model=MODEL, side=2, limit=3)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
-        # These would change the model.
-        "PromoteSpec": [models_pb2.PromoteSpecRequest(model="nosuchmodel", preset="news", spec=spec)],
-        "AddChallenger": [
-            challenging_pb2.AddChallengerRequest(model="nosuchmodel", name="x", preset="news", spec=spec)
-        ],
         "ListChallengers": [challenging_pb2.ListChallengersRequest(model=MODEL)],
         "SettleModel": [challenging_pb2.SettleModelRequest(model="nosuchmodel", challenger="x")],
         "ReleaseHold": [models_pb2.ReleaseHoldRequest(model=MODEL)],
         "RestoreSnapshot": [
             models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")
         ],
-    }
+    } | changing_messages(spec)
 
 
 def mutated(message: Any, seed: int) -> bytes:

@@ -20,7 +20,7 @@ class AsyncScorer(ScorerBase, AsyncClient):
 
 
 class AsyncAuditor(AuditorBase, AsyncClient):
-    """Takes, lists, fetches and verifies snapshots. It takes the arguments of `livefactor.Auditor`.
+    """Handles snapshots and explains scores. It takes the arguments of `livefactor.Auditor`.
 
     Files are written and verified in a thread. channel: a `grpc.aio.Channel` of the caller.
     """
@@ -29,6 +29,7 @@ class AsyncAuditor(AuditorBase, AsyncClient):
     list = awaited(Auditor.list)
     fetch = awaited(Auditor.fetch)
     verify = awaited(Auditor.verify)
+    explain = awaited(Auditor.explain)
 
 
 class AsyncModels(ModelsBase, AsyncClient):
@@ -44,6 +45,7 @@ class AsyncModels(ModelsBase, AsyncClient):
     delete = awaited(Models.delete)
     restore = awaited(Models.restore)
     promote = awaited(Models.promote)
+    roll_back = awaited(Models.roll_back)
     challenge = awaited(Models.challenge)
     challengers = awaited(Models.challengers)
     settle = awaited(Models.settle)

@@ -1004,6 +1004,8 @@ class ModelDescription(google.protobuf.message.Message):
     SPEC_ID_FIELD_NUMBER: builtins.int
     SPEC_REVISION_FIELD_NUMBER: builtins.int
     EARLIER_SPECS_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
+    LOG_GAP_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -1054,6 +1056,16 @@ class ModelDescription(google.protobuf.message.Message):
     def earlier_specs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SpecPeriod]:
         """The earlier specs, as far as they are known. Only DescribeModel and PromoteSpec fill it."""
 
+    @property
+    def skipped(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RevisionRange]:
+        """Revisions whose records were rolled back, both ends included. Only DescribeModel, PromoteSpec and
+        RollBack fill it.
+        """
+
+    @property
+    def log_gap(self) -> global___LogGap:
+        """The records that are not in the log any more. Absent: the log is whole."""
+
     def __init__(
         self,
         *,
@@ -1076,15 +1088,56 @@ class ModelDescription(google.protobuf.message.Message):
         spec_id: builtins.int = ...,
         spec_revision: builtins.int | None = ...,
         earlier_specs: collections.abc.Iterable[global___SpecPeriod] | None = ...,
+        skipped: collections.abc.Iterable[global___RevisionRange] | None = ...,
+        log_gap: global___LogGap | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "log_gap", b"log_gap", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "skipped", b"skipped", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_spec_revision", b"_spec_revision"]) -> typing.Literal["spec_revision"] | None: ...
 
 global___ModelDescription = ModelDescription
+
+@typing.final
+class LogGap(google.protobuf.message.Message):
+    """Records that a retention policy deleted. What they did is in the state and in every snapshot after
+    them. It cannot be replayed, and another spec cannot learn it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_REVISION_FIELD_NUMBER: builtins.int
+    LAST_REVISION_FIELD_NUMBER: builtins.int
+    TIME_US_FIELD_NUMBER: builtins.int
+    ARCHIVED_FIELD_NUMBER: builtins.int
+    SNAPSHOT_REVISION_FIELD_NUMBER: builtins.int
+    SNAPSHOT_ROOT_HASH_FIELD_NUMBER: builtins.int
+    first_revision: builtins.int
+    last_revision: builtins.int
+    time_us: builtins.int
+    """When they were deleted, in microseconds since 1970. 0, like the fields below: not known yet,
+    because the server has not read that part of the log since its start.
+    """
+    archived: builtins.bool
+    """The segments were moved to an archive. Put back, they make the log whole again."""
+    snapshot_revision: builtins.int
+    """The snapshot that stands in for them, as the log names it."""
+    snapshot_root_hash: builtins.bytes
+    def __init__(
+        self,
+        *,
+        first_revision: builtins.int = ...,
+        last_revision: builtins.int = ...,
+        time_us: builtins.int = ...,
+        archived: builtins.bool = ...,
+        snapshot_revision: builtins.int = ...,
+        snapshot_root_hash: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["archived", b"archived", "first_revision", b"first_revision", "last_revision", b"last_revision", "snapshot_revision", b"snapshot_revision", "snapshot_root_hash", b"snapshot_root_hash", "time_us", b"time_us"]) -> None: ...
+
+global___LogGap = LogGap
 
 @typing.final
 class SpecPeriod(google.protobuf.message.Message):
@@ -1205,19 +1258,34 @@ class RestoreSnapshotRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     SOURCE_MODEL_FIELD_NUMBER: builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    TIME_US_FIELD_NUMBER: builtins.int
     model: builtins.str
     """The name of the new model."""
     source_model: builtins.str
     snapshot_id: builtins.str
     """Empty: the newest snapshot."""
+    revision: builtins.int
+    """In place of a snapshot: the state that the source model had at this revision, or after the last
+    record that arrived up to this time, in microseconds since 1970. The server computes it from the
+    nearest snapshot and the log. The source must be served.
+    """
+    time_us: builtins.int
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         source_model: builtins.str = ...,
         snapshot_id: builtins.str = ...,
+        revision: builtins.int | None = ...,
+        time_us: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "snapshot_id", b"snapshot_id", "source_model", b"source_model"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_revision", b"_revision", "_time_us", b"_time_us", "revision", b"revision", "time_us", b"time_us"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_revision", b"_revision", "_time_us", b"_time_us", "model", b"model", "revision", b"revision", "snapshot_id", b"snapshot_id", "source_model", b"source_model", "time_us", b"time_us"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_revision", b"_revision"]) -> typing.Literal["revision"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_time_us", b"_time_us"]) -> typing.Literal["time_us"] | None: ...
 
 global___RestoreSnapshotRequest = RestoreSnapshotRequest
 
@@ -1305,6 +1373,103 @@ class PromotionProgress(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["last_revision", b"last_revision", "revision", b"revision"]) -> None: ...
 
 global___PromotionProgress = PromotionProgress
+
+@typing.final
+class RollBackRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    TO_REVISION_FIELD_NUMBER: builtins.int
+    TO_TIME_US_FIELD_NUMBER: builtins.int
+    WITHOUT_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    to_revision: builtins.int
+    """The state at this revision comes back. Records that arrive during the call stay."""
+    to_time_us: builtins.int
+    """The state after the last record that arrived up to this time, in microseconds since 1970."""
+    @property
+    def without(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ProducerBatches]:
+        """Batches that the state is to be without, at most 1,024 ranges and 65,536 batches."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        to_revision: builtins.int | None = ...,
+        to_time_us: builtins.int | None = ...,
+        without: collections.abc.Iterable[global___ProducerBatches] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_to_revision", b"_to_revision", "_to_time_us", b"_to_time_us", "to_revision", b"to_revision", "to_time_us", b"to_time_us"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_to_revision", b"_to_revision", "_to_time_us", b"_to_time_us", "model", b"model", "to_revision", b"to_revision", "to_time_us", b"to_time_us", "without", b"without"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_to_revision", b"_to_revision"]) -> typing.Literal["to_revision"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_to_time_us", b"_to_time_us"]) -> typing.Literal["to_time_us"] | None: ...
+
+global___RollBackRequest = RollBackRequest
+
+@typing.final
+class ProducerBatches(google.protobuf.message.Message):
+    """The batches of a producer with these sequences, both included."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PRODUCER_ID_FIELD_NUMBER: builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: builtins.int
+    producer_id: builtins.str
+    first_sequence: builtins.int
+    last_sequence: builtins.int
+    def __init__(
+        self,
+        *,
+        producer_id: builtins.str = ...,
+        first_sequence: builtins.int = ...,
+        last_sequence: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "producer_id", b"producer_id"]) -> None: ...
+
+global___ProducerBatches = ProducerBatches
+
+@typing.final
+class RollBackResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    @property
+    def progress(self) -> global___PromotionProgress: ...
+    @property
+    def description(self) -> global___ModelDescription: ...
+    def __init__(
+        self,
+        *,
+        progress: global___PromotionProgress | None = ...,
+        description: global___ModelDescription | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["description", b"description", "kind", b"kind", "progress", b"progress"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "kind", b"kind", "progress", b"progress"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["progress", "description"] | None: ...
+
+global___RollBackResponse = RollBackResponse
+
+@typing.final
+class RevisionRange(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    first: builtins.int
+    last: builtins.int
+    def __init__(
+        self,
+        *,
+        first: builtins.int = ...,
+        last: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first", b"first", "last", b"last"]) -> None: ...
+
+global___RevisionRange = RevisionRange
 
 @typing.final
 class ReleaseHoldRequest(google.protobuf.message.Message):

@@ -64,6 +64,11 @@ class ModelServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_models__pb2.PromoteSpecRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_models__pb2.PromoteSpecResponse.FromString,
                 _registered_method=True)
+        self.RollBack = channel.unary_stream(
+                '/livefactor.v1.ModelService/RollBack',
+                request_serializer=livefactor_dot_v1_dot_models__pb2.RollBackRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_models__pb2.RollBackResponse.FromString,
+                _registered_method=True)
         self.ReleaseHold = channel.unary_unary(
                 '/livefactor.v1.ModelService/ReleaseHold',
                 request_serializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldRequest.SerializeToString,
@@ -115,7 +120,11 @@ class ModelServiceServicer(object):
         fault can be the source. It can also be the new model: its folder is then set aside, and nothing
         of it is deleted.
 
-        - FAILED_PRECONDITION: the snapshot does not verify.
+        - INVALID_ARGUMENT: more than one of snapshot_id, revision and time_us is set.
+        - FAILED_PRECONDITION: the snapshot does not verify, the source model has not reached the revision,
+        or its log lacks the records that lead there.
+        - RESOURCE_EXHAUSTED: the memory does not suffice for the state beside that of the source model, or
+        the source model is busy with a promotion or another replay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +141,23 @@ class ModelServiceServicer(object):
         model has, the model began with a snapshot, or its backend is cuda.
         - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
         not suffice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBack(self, request, context):
+        """Rolls a model back in place while it serves: to the state of an earlier revision, or to the state
+        without chosen batches. The server computes that state beside the live one, and sends the
+        progress. Then it logs a ROLLBACK record. From its revision on the state is as if the skipped
+        records had never come; the revision, the producers and the lineage go on. The last message has
+        the description. If the call ends before, the model stays as it is.
+
+        - INVALID_ARGUMENT: there is not exactly one of to_revision, to_time_us and without, or it names
+        too many batches.
+        - FAILED_PRECONDITION: nothing would change, a batch or a revision does not exist, the log lacks
+        the records that are needed, or the backend is cuda.
+        - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,6 +213,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.PromoteSpec,
                     request_deserializer=livefactor_dot_v1_dot_models__pb2.PromoteSpecRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_models__pb2.PromoteSpecResponse.SerializeToString,
+            ),
+            'RollBack': grpc.unary_stream_rpc_method_handler(
+                    servicer.RollBack,
+                    request_deserializer=livefactor_dot_v1_dot_models__pb2.RollBackRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_models__pb2.RollBackResponse.SerializeToString,
             ),
             'ReleaseHold': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseHold,
@@ -361,6 +392,33 @@ class ModelService(object):
             '/livefactor.v1.ModelService/PromoteSpec',
             livefactor_dot_v1_dot_models__pb2.PromoteSpecRequest.SerializeToString,
             livefactor_dot_v1_dot_models__pb2.PromoteSpecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/livefactor.v1.ModelService/RollBack',
+            livefactor_dot_v1_dot_models__pb2.RollBackRequest.SerializeToString,
+            livefactor_dot_v1_dot_models__pb2.RollBackResponse.FromString,
             options,
             channel_credentials,
             insecure,

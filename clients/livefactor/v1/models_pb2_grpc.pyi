@@ -56,7 +56,11 @@ class ModelServiceStub:
     fault can be the source. It can also be the new model: its folder is then set aside, and nothing
     of it is deleted.
 
-    - FAILED_PRECONDITION: the snapshot does not verify.
+    - INVALID_ARGUMENT: more than one of snapshot_id, revision and time_us is set.
+    - FAILED_PRECONDITION: the snapshot does not verify, the source model has not reached the revision,
+      or its log lacks the records that lead there.
+    - RESOURCE_EXHAUSTED: the memory does not suffice for the state beside that of the source model, or
+      the source model is busy with a promotion or another replay.
     """
 
     PromoteSpec: grpc.UnaryStreamMultiCallable[
@@ -73,6 +77,23 @@ class ModelServiceStub:
       model has, the model began with a snapshot, or its backend is cuda.
     - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
       not suffice.
+    """
+
+    RollBack: grpc.UnaryStreamMultiCallable[
+        livefactor.v1.models_pb2.RollBackRequest,
+        livefactor.v1.models_pb2.RollBackResponse,
+    ]
+    """Rolls a model back in place while it serves: to the state of an earlier revision, or to the state
+    without chosen batches. The server computes that state beside the live one, and sends the
+    progress. Then it logs a ROLLBACK record. From its revision on the state is as if the skipped
+    records had never come; the revision, the producers and the lineage go on. The last message has
+    the description. If the call ends before, the model stays as it is.
+
+    - INVALID_ARGUMENT: there is not exactly one of to_revision, to_time_us and without, or it names
+      too many batches.
+    - FAILED_PRECONDITION: nothing would change, a batch or a revision does not exist, the log lacks
+      the records that are needed, or the backend is cuda.
+    - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
     """
 
     ReleaseHold: grpc.UnaryUnaryMultiCallable[
@@ -131,7 +152,11 @@ class ModelServiceAsyncStub:
     fault can be the source. It can also be the new model: its folder is then set aside, and nothing
     of it is deleted.
 
-    - FAILED_PRECONDITION: the snapshot does not verify.
+    - INVALID_ARGUMENT: more than one of snapshot_id, revision and time_us is set.
+    - FAILED_PRECONDITION: the snapshot does not verify, the source model has not reached the revision,
+      or its log lacks the records that lead there.
+    - RESOURCE_EXHAUSTED: the memory does not suffice for the state beside that of the source model, or
+      the source model is busy with a promotion or another replay.
     """
 
     PromoteSpec: grpc.aio.UnaryStreamMultiCallable[
@@ -148,6 +173,23 @@ class ModelServiceAsyncStub:
       model has, the model began with a snapshot, or its backend is cuda.
     - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
       not suffice.
+    """
+
+    RollBack: grpc.aio.UnaryStreamMultiCallable[
+        livefactor.v1.models_pb2.RollBackRequest,
+        livefactor.v1.models_pb2.RollBackResponse,
+    ]
+    """Rolls a model back in place while it serves: to the state of an earlier revision, or to the state
+    without chosen batches. The server computes that state beside the live one, and sends the
+    progress. Then it logs a ROLLBACK record. From its revision on the state is as if the skipped
+    records had never come; the revision, the producers and the lineage go on. The last message has
+    the description. If the call ends before, the model stays as it is.
+
+    - INVALID_ARGUMENT: there is not exactly one of to_revision, to_time_us and without, or it names
+      too many batches.
+    - FAILED_PRECONDITION: nothing would change, a batch or a revision does not exist, the log lacks
+      the records that are needed, or the backend is cuda.
+    - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
     """
 
     ReleaseHold: grpc.aio.UnaryUnaryMultiCallable[
@@ -216,7 +258,11 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         fault can be the source. It can also be the new model: its folder is then set aside, and nothing
         of it is deleted.
 
-        - FAILED_PRECONDITION: the snapshot does not verify.
+        - INVALID_ARGUMENT: more than one of snapshot_id, revision and time_us is set.
+        - FAILED_PRECONDITION: the snapshot does not verify, the source model has not reached the revision,
+          or its log lacks the records that lead there.
+        - RESOURCE_EXHAUSTED: the memory does not suffice for the state beside that of the source model, or
+          the source model is busy with a promotion or another replay.
         """
 
     @abc.abstractmethod
@@ -235,6 +281,25 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
           model has, the model began with a snapshot, or its backend is cuda.
         - RESOURCE_EXHAUSTED: another promotion of the model is in progress, or the memory or the disk does
           not suffice.
+        """
+
+    @abc.abstractmethod
+    def RollBack(
+        self,
+        request: livefactor.v1.models_pb2.RollBackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[livefactor.v1.models_pb2.RollBackResponse], collections.abc.AsyncIterator[livefactor.v1.models_pb2.RollBackResponse]]:
+        """Rolls a model back in place while it serves: to the state of an earlier revision, or to the state
+        without chosen batches. The server computes that state beside the live one, and sends the
+        progress. Then it logs a ROLLBACK record. From its revision on the state is as if the skipped
+        records had never come; the revision, the producers and the lineage go on. The last message has
+        the description. If the call ends before, the model stays as it is.
+
+        - INVALID_ARGUMENT: there is not exactly one of to_revision, to_time_us and without, or it names
+          too many batches.
+        - FAILED_PRECONDITION: nothing would change, a batch or a revision does not exist, the log lacks
+          the records that are needed, or the backend is cuda.
+        - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
         """
 
     @abc.abstractmethod

@@ -25,27 +25,37 @@ _sym_db = _symbol_database.Default()
 from livefactor.v1 import updates_pb2 as livefactor_dot_v1_dot_updates__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blivefactor/v1/scoring.proto\x12\rlivefactor.v1\x1a\x1blivefactor/v1/updates.proto\"/\n\nCandidates\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x0f\n\x07offsets\x18\x02 \x03(\x07\"j\n\x04TopK\x12\t\n\x01k\x18\x01 \x01(\r\x12\x13\n\x0b\x65xclude_ids\x18\x02 \x03(\x06\x12\x0f\n\x07offsets\x18\x03 \x03(\x07\x12\x1b\n\x13include_unavailable\x18\x04 \x01(\x08\x12\x14\n\x0c\x65xclude_seen\x18\x05 \x01(\x08\"C\n\x07Similar\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\t\n\x01k\x18\x02 \x01(\r\x12\x1b\n\x13include_unavailable\x18\x03 \x01(\x08\"8\n\x05Query\x12\x0f\n\x07vectors\x18\x01 \x03(\x02\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"+\n\x06\x45vents\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x0f\n\x07offsets\x18\x02 \x03(\x07\"\xcb\x02\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x0cmin_position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08user_ids\x18\x03 \x03(\x06\x12/\n\ncandidates\x18\x04 \x01(\x0b\x32\x19.livefactor.v1.CandidatesH\x00\x12$\n\x05top_k\x18\x05 \x01(\x0b\x32\x13.livefactor.v1.TopKH\x00\x12)\n\x07similar\x18\x08 \x01(\x0b\x32\x16.livefactor.v1.SimilarH\x00\x12\x13\n\x0bwith_labels\x18\x06 \x01(\x08\x12%\n\x06\x65vents\x18\x07 \x01(\x0b\x32\x15.livefactor.v1.Events\x12#\n\x05query\x18\t \x01(\x0b\x32\x14.livefactor.v1.QueryB\x08\n\x06target\"\xce\x01\n\rScoreResponse\x12)\n\x08position\x18\x01 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08item_ids\x18\x02 \x03(\x06\x12\x0e\n\x06scores\x18\x03 \x03(\x02\x12\x0f\n\x07offsets\x18\x04 \x03(\x07\x12\x12\n\nuser_known\x18\x05 \x03(\x08\x12\x12\n\nitem_known\x18\x06 \x03(\x08\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12\x16\n\x0eseen_truncated\x18\x08 \x03(\x08\x12\x0f\n\x07spec_id\x18\t \x01(\x06\x32T\n\x0eScoringService\x12\x42\n\x05Score\x12\x1b.livefactor.v1.ScoreRequest\x1a\x1c.livefactor.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blivefactor/v1/scoring.proto\x12\rlivefactor.v1\x1a\x1blivefactor/v1/updates.proto\"\xb7\x01\n\x0e\x45xplainRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\x06\x12\x0f\n\x07item_id\x18\x03 \x01(\x06\x12\x15\n\x08revision\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\nevents_max\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0bupdates_max\x18\x06 \x01(\rH\x02\x88\x01\x01\x42\x0b\n\t_revisionB\r\n\x0b_events_maxB\x0e\n\x0c_updates_max\"\x84\x04\n\x0f\x45xplainResponse\x12)\n\x08position\x18\x01 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x0f\n\x07spec_id\x18\x02 \x01(\x06\x12\x12\n\nuser_known\x18\x03 \x01(\x08\x12\x12\n\nitem_known\x18\x04 \x01(\x08\x12\r\n\x05score\x18\x05 \x01(\x02\x12\x0c\n\x04mean\x18\x06 \x01(\x02\x12\x11\n\tuser_bias\x18\x07 \x01(\x02\x12\x11\n\titem_bias\x18\x08 \x01(\x02\x12\x0f\n\x07product\x18\t \x01(\x02\x12\x0c\n\x04gain\x18\n \x01(\x02\x12\x14\n\x0cuser_factors\x18\x0b \x03(\x02\x12\x14\n\x0citem_factors\x18\x0c \x03(\x02\x12+\n\x05parts\x18\r \x03(\x0b\x32\x1c.livefactor.v1.ExplainedPart\x12-\n\x06\x65vents\x18\x0e \x03(\x0b\x32\x1d.livefactor.v1.ExplainedEvent\x12\x19\n\x11remembered_events\x18\x0f \x01(\r\x12\x18\n\x10\x65vents_truncated\x18\x10 \x01(\x08\x12/\n\x07updates\x18\x11 \x03(\x0b\x32\x1e.livefactor.v1.ExplainedUpdate\x12\x15\n\rsearched_from\x18\x12 \x01(\x04\x12\x12\n\nuser_label\x18\x13 \x01(\t\x12\x12\n\nitem_label\x18\x14 \x01(\t\"i\n\rExplainedPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04mean\x18\x03 \x01(\x01\x12\r\n\x05scale\x18\x04 \x01(\x01\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\x0e\n\x06\x61mount\x18\x06 \x01(\x01\"x\n\x0e\x45xplainedEvent\x12\x0f\n\x07item_id\x18\x01 \x01(\x06\x12\x12\n\nitem_label\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x02\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x12\n\nvisits_ago\x18\x05 \x01(\r\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x06 \x01(\x01\"\xb1\x01\n\x0f\x45xplainedUpdate\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0bproducer_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0f\n\x07time_us\x18\x06 \x01(\x10\x12\x11\n\tuser_rows\x18\x07 \x01(\r\x12\x11\n\titem_rows\x18\x08 \x01(\r\x12\x11\n\tboth_rows\x18\t \x01(\r\"/\n\nCandidates\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x0f\n\x07offsets\x18\x02 \x03(\x07\"j\n\x04TopK\x12\t\n\x01k\x18\x01 \x01(\r\x12\x13\n\x0b\x65xclude_ids\x18\x02 \x03(\x06\x12\x0f\n\x07offsets\x18\x03 \x03(\x07\x12\x1b\n\x13include_unavailable\x18\x04 \x01(\x08\x12\x14\n\x0c\x65xclude_seen\x18\x05 \x01(\x08\"C\n\x07Similar\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\t\n\x01k\x18\x02 \x01(\r\x12\x1b\n\x13include_unavailable\x18\x03 \x01(\x08\"8\n\x05Query\x12\x0f\n\x07vectors\x18\x01 \x03(\x02\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"+\n\x06\x45vents\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x0f\n\x07offsets\x18\x02 \x03(\x07\"\xcb\x02\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x0cmin_position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08user_ids\x18\x03 \x03(\x06\x12/\n\ncandidates\x18\x04 \x01(\x0b\x32\x19.livefactor.v1.CandidatesH\x00\x12$\n\x05top_k\x18\x05 \x01(\x0b\x32\x13.livefactor.v1.TopKH\x00\x12)\n\x07similar\x18\x08 \x01(\x0b\x32\x16.livefactor.v1.SimilarH\x00\x12\x13\n\x0bwith_labels\x18\x06 \x01(\x08\x12%\n\x06\x65vents\x18\x07 \x01(\x0b\x32\x15.livefactor.v1.Events\x12#\n\x05query\x18\t \x01(\x0b\x32\x14.livefactor.v1.QueryB\x08\n\x06target\"\xce\x01\n\rScoreResponse\x12)\n\x08position\x18\x01 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08item_ids\x18\x02 \x03(\x06\x12\x0e\n\x06scores\x18\x03 \x03(\x02\x12\x0f\n\x07offsets\x18\x04 \x03(\x07\x12\x12\n\nuser_known\x18\x05 \x03(\x08\x12\x12\n\nitem_known\x18\x06 \x03(\x08\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12\x16\n\x0eseen_truncated\x18\x08 \x03(\x08\x12\x0f\n\x07spec_id\x18\t \x01(\x06\x32\x9e\x01\n\x0eScoringService\x12\x42\n\x05Score\x12\x1b.livefactor.v1.ScoreRequest\x1a\x1c.livefactor.v1.ScoreResponse\x12H\n\x07\x45xplain\x12\x1d.livefactor.v1.ExplainRequest\x1a\x1e.livefactor.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'livefactor.v1.scoring_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CANDIDATES']._serialized_start=75
-  _globals['_CANDIDATES']._serialized_end=122
-  _globals['_TOPK']._serialized_start=124
-  _globals['_TOPK']._serialized_end=230
-  _globals['_SIMILAR']._serialized_start=232
-  _globals['_SIMILAR']._serialized_end=299
-  _globals['_QUERY']._serialized_start=301
-  _globals['_QUERY']._serialized_end=357
-  _globals['_EVENTS']._serialized_start=359
-  _globals['_EVENTS']._serialized_end=402
-  _globals['_SCOREREQUEST']._serialized_start=405
-  _globals['_SCOREREQUEST']._serialized_end=736
-  _globals['_SCORERESPONSE']._serialized_start=739
-  _globals['_SCORERESPONSE']._serialized_end=945
-  _globals['_SCORINGSERVICE']._serialized_start=947
-  _globals['_SCORINGSERVICE']._serialized_end=1031
+  _globals['_EXPLAINREQUEST']._serialized_start=76
+  _globals['_EXPLAINREQUEST']._serialized_end=259
+  _globals['_EXPLAINRESPONSE']._serialized_start=262
+  _globals['_EXPLAINRESPONSE']._serialized_end=778
+  _globals['_EXPLAINEDPART']._serialized_start=780
+  _globals['_EXPLAINEDPART']._serialized_end=885
+  _globals['_EXPLAINEDEVENT']._serialized_start=887
+  _globals['_EXPLAINEDEVENT']._serialized_end=1007
+  _globals['_EXPLAINEDUPDATE']._serialized_start=1010
+  _globals['_EXPLAINEDUPDATE']._serialized_end=1187
+  _globals['_CANDIDATES']._serialized_start=1189
+  _globals['_CANDIDATES']._serialized_end=1236
+  _globals['_TOPK']._serialized_start=1238
+  _globals['_TOPK']._serialized_end=1344
+  _globals['_SIMILAR']._serialized_start=1346
+  _globals['_SIMILAR']._serialized_end=1413
+  _globals['_QUERY']._serialized_start=1415
+  _globals['_QUERY']._serialized_end=1471
+  _globals['_EVENTS']._serialized_start=1473
+  _globals['_EVENTS']._serialized_end=1516
+  _globals['_SCOREREQUEST']._serialized_start=1519
+  _globals['_SCOREREQUEST']._serialized_end=1850
+  _globals['_SCORERESPONSE']._serialized_start=1853
+  _globals['_SCORERESPONSE']._serialized_end=2059
+  _globals['_SCORINGSERVICE']._serialized_start=2062
+  _globals['_SCORINGSERVICE']._serialized_end=2220
 # @@protoc_insertion_point(module_scope)

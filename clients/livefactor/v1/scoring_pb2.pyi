@@ -14,6 +14,258 @@ import typing
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
+class ExplainRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    USER_ID_FIELD_NUMBER: builtins.int
+    ITEM_ID_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    EVENTS_MAX_FIELD_NUMBER: builtins.int
+    UPDATES_MAX_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: "default"."""
+    user_id: builtins.int
+    item_id: builtins.int
+    revision: builtins.int
+    """Absent: the revision that is visible now."""
+    events_max: builtins.int
+    """The most events of the user whose effects are computed, the newest first, at most 1,024. Absent:
+    64.
+    """
+    updates_max: builtins.int
+    """The most updates to name, at most 1,024. Absent: 10."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        user_id: builtins.int = ...,
+        item_id: builtins.int = ...,
+        revision: builtins.int | None = ...,
+        events_max: builtins.int | None = ...,
+        updates_max: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_events_max", b"_events_max", "_revision", b"_revision", "_updates_max", b"_updates_max", "events_max", b"events_max", "revision", b"revision", "updates_max", b"updates_max"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_events_max", b"_events_max", "_revision", b"_revision", "_updates_max", b"_updates_max", "events_max", b"events_max", "item_id", b"item_id", "model", b"model", "revision", b"revision", "updates_max", b"updates_max", "user_id", b"user_id"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_events_max", b"_events_max"]) -> typing.Literal["events_max"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_revision", b"_revision"]) -> typing.Literal["revision"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_updates_max", b"_updates_max"]) -> typing.Literal["updates_max"] | None: ...
+
+global___ExplainRequest = ExplainRequest
+
+@typing.final
+class ExplainResponse(google.protobuf.message.Message):
+    """score = (((mean + user_bias) + item_bias) + product) + gain, each sum rounded to float32."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: builtins.int
+    SPEC_ID_FIELD_NUMBER: builtins.int
+    USER_KNOWN_FIELD_NUMBER: builtins.int
+    ITEM_KNOWN_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    MEAN_FIELD_NUMBER: builtins.int
+    USER_BIAS_FIELD_NUMBER: builtins.int
+    ITEM_BIAS_FIELD_NUMBER: builtins.int
+    PRODUCT_FIELD_NUMBER: builtins.int
+    GAIN_FIELD_NUMBER: builtins.int
+    USER_FACTORS_FIELD_NUMBER: builtins.int
+    ITEM_FACTORS_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
+    REMEMBERED_EVENTS_FIELD_NUMBER: builtins.int
+    EVENTS_TRUNCATED_FIELD_NUMBER: builtins.int
+    UPDATES_FIELD_NUMBER: builtins.int
+    SEARCHED_FROM_FIELD_NUMBER: builtins.int
+    USER_LABEL_FIELD_NUMBER: builtins.int
+    ITEM_LABEL_FIELD_NUMBER: builtins.int
+    spec_id: builtins.int
+    user_known: builtins.bool
+    item_known: builtins.bool
+    score: builtins.float
+    """As Score gives it at this revision, to the bit."""
+    mean: builtins.float
+    user_bias: builtins.float
+    item_bias: builtins.float
+    product: builtins.float
+    """The dot product of the factors."""
+    gain: builtins.float
+    """Of the item, from counts. With a mix it has the gains of all experts."""
+    remembered_events: builtins.int
+    """How many events the model remembers of the user."""
+    events_truncated: builtins.bool
+    """The model has forgotten earlier events of the user."""
+    searched_from: builtins.int
+    """The revision from which on the log was searched for updates."""
+    user_label: builtins.str
+    """Empty: there is no label."""
+    item_label: builtins.str
+    @property
+    def position(self) -> livefactor.v1.updates_pb2.Position: ...
+    @property
+    def user_factors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def item_factors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def parts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExplainedPart]:
+        """With a mix: its experts, whose amounts add up to the score. With counts: what makes the gain."""
+
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExplainedEvent]:
+        """The events with the largest effects first."""
+
+    @property
+    def updates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExplainedUpdate]:
+        """The newest first."""
+
+    def __init__(
+        self,
+        *,
+        position: livefactor.v1.updates_pb2.Position | None = ...,
+        spec_id: builtins.int = ...,
+        user_known: builtins.bool = ...,
+        item_known: builtins.bool = ...,
+        score: builtins.float = ...,
+        mean: builtins.float = ...,
+        user_bias: builtins.float = ...,
+        item_bias: builtins.float = ...,
+        product: builtins.float = ...,
+        gain: builtins.float = ...,
+        user_factors: collections.abc.Iterable[builtins.float] | None = ...,
+        item_factors: collections.abc.Iterable[builtins.float] | None = ...,
+        parts: collections.abc.Iterable[global___ExplainedPart] | None = ...,
+        events: collections.abc.Iterable[global___ExplainedEvent] | None = ...,
+        remembered_events: builtins.int = ...,
+        events_truncated: builtins.bool = ...,
+        updates: collections.abc.Iterable[global___ExplainedUpdate] | None = ...,
+        searched_from: builtins.int = ...,
+        user_label: builtins.str = ...,
+        item_label: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "events_truncated", b"events_truncated", "gain", b"gain", "item_bias", b"item_bias", "item_factors", b"item_factors", "item_known", b"item_known", "item_label", b"item_label", "mean", b"mean", "parts", b"parts", "position", b"position", "product", b"product", "remembered_events", b"remembered_events", "score", b"score", "searched_from", b"searched_from", "spec_id", b"spec_id", "updates", b"updates", "user_bias", b"user_bias", "user_factors", b"user_factors", "user_known", b"user_known", "user_label", b"user_label"]) -> None: ...
+
+global___ExplainResponse = ExplainResponse
+
+@typing.final
+class ExplainedPart(google.protobuf.message.Message):
+    """A source of the score. An expert adds weight * scale * (value - mean), in the unit of the popularity
+    of items.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    MEAN_FIELD_NUMBER: builtins.int
+    SCALE_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    AMOUNT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    value: builtins.float
+    """What it says of the item."""
+    mean: builtins.float
+    """Of its values over all items."""
+    scale: builtins.float
+    weight: builtins.float
+    """As the mix has learned it for users with as many events."""
+    amount: builtins.float
+    """What it adds to the score."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        value: builtins.float = ...,
+        mean: builtins.float = ...,
+        scale: builtins.float = ...,
+        weight: builtins.float = ...,
+        amount: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amount", b"amount", "mean", b"mean", "name", b"name", "scale", b"scale", "value", b"value", "weight", b"weight"]) -> None: ...
+
+global___ExplainedPart = ExplainedPart
+
+@typing.final
+class ExplainedEvent(google.protobuf.message.Message):
+    """An event that the model remembers of the user."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: builtins.int
+    ITEM_LABEL_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    VISITS_AGO_FIELD_NUMBER: builtins.int
+    EFFECT_FIELD_NUMBER: builtins.int
+    item_id: builtins.int
+    item_label: builtins.str
+    value: builtins.float
+    weight: builtins.float
+    visits_ago: builtins.int
+    effect: builtins.float
+    """The score, minus the score without this event in the user's history."""
+    def __init__(
+        self,
+        *,
+        item_id: builtins.int = ...,
+        item_label: builtins.str = ...,
+        value: builtins.float = ...,
+        weight: builtins.float = ...,
+        visits_ago: builtins.int = ...,
+        effect: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["effect", b"effect", "item_id", b"item_id", "item_label", b"item_label", "value", b"value", "visits_ago", b"visits_ago", "weight", b"weight"]) -> None: ...
+
+global___ExplainedEvent = ExplainedEvent
+
+@typing.final
+class ExplainedUpdate(google.protobuf.message.Message):
+    """A record of the log that names the user or the item."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    PRODUCER_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    TIME_US_FIELD_NUMBER: builtins.int
+    USER_ROWS_FIELD_NUMBER: builtins.int
+    ITEM_ROWS_FIELD_NUMBER: builtins.int
+    BOTH_ROWS_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    kind: builtins.str
+    """Such as INTERACTIONS."""
+    producer_id: builtins.str
+    epoch: builtins.int
+    sequence: builtins.int
+    time_us: builtins.int
+    """When the server got it, in microseconds since 1970."""
+    user_rows: builtins.int
+    """How many of its rows name the user, the item, and both."""
+    item_rows: builtins.int
+    both_rows: builtins.int
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        kind: builtins.str = ...,
+        producer_id: builtins.str = ...,
+        epoch: builtins.int = ...,
+        sequence: builtins.int = ...,
+        time_us: builtins.int = ...,
+        user_rows: builtins.int = ...,
+        item_rows: builtins.int = ...,
+        both_rows: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["both_rows", b"both_rows", "epoch", b"epoch", "item_rows", b"item_rows", "kind", b"kind", "producer_id", b"producer_id", "revision", b"revision", "sequence", b"sequence", "time_us", b"time_us", "user_rows", b"user_rows"]) -> None: ...
+
+global___ExplainedUpdate = ExplainedUpdate
+
+@typing.final
 class Candidates(google.protobuf.message.Message):
     """Lists of items, one list a user, stored end to end. The list of user u is item_ids[offsets[u] ..
     offsets[u+1]).

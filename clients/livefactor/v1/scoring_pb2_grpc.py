@@ -39,6 +39,11 @@ class ScoringServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/livefactor.v1.ScoringService/Explain',
+                request_serializer=livefactor_dot_v1_dot_scoring__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_scoring__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class ScoringServiceServicer(object):
@@ -75,6 +80,22 @@ class ScoringServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Explains the score of one user and one item: its terms to the bit, what each expert of a mix adds,
+        the user's events that carry it, and the last updates that touched either row. It answers at the
+        revision that is visible now, or at an earlier one, which it computes from the nearest snapshot
+        and the log. Auditors may call it.
+
+        - INVALID_ARGUMENT: a limit is passed.
+        - NOT_FOUND: the model does not exist.
+        - FAILED_PRECONDITION: the revision was not reached yet, or the log lacks its records.
+        - RESOURCE_EXHAUSTED: the memory does not suffice for a second state, or another replay or a
+        promotion is in progress.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +103,11 @@ def add_ScoringServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=livefactor_dot_v1_dot_scoring__pb2.ScoreRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_scoring__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=livefactor_dot_v1_dot_scoring__pb2.ExplainRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_scoring__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -111,6 +137,33 @@ class ScoringService(object):
             '/livefactor.v1.ScoringService/Score',
             livefactor_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
             livefactor_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.ScoringService/Explain',
+            livefactor_dot_v1_dot_scoring__pb2.ExplainRequest.SerializeToString,
+            livefactor_dot_v1_dot_scoring__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,22 @@ class ScoringServiceStub:
       metadata the memory does not suffice for the read now.
     """
 
+    Explain: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.scoring_pb2.ExplainRequest,
+        livefactor.v1.scoring_pb2.ExplainResponse,
+    ]
+    """Explains the score of one user and one item: its terms to the bit, what each expert of a mix adds,
+    the user's events that carry it, and the last updates that touched either row. It answers at the
+    revision that is visible now, or at an earlier one, which it computes from the nearest snapshot
+    and the log. Auditors may call it.
+
+    - INVALID_ARGUMENT: a limit is passed.
+    - NOT_FOUND: the model does not exist.
+    - FAILED_PRECONDITION: the revision was not reached yet, or the log lacks its records.
+    - RESOURCE_EXHAUSTED: the memory does not suffice for a second state, or another replay or a
+      promotion is in progress.
+    """
+
 class ScoringServiceAsyncStub:
     Score: grpc.aio.UnaryUnaryMultiCallable[
         livefactor.v1.scoring_pb2.ScoreRequest,
@@ -80,6 +96,22 @@ class ScoringServiceAsyncStub:
     - RESOURCE_EXHAUSTED: too many calls wait for a slot. The metadata grpc-retry-pushback-ms has
       the number of milliseconds after which the same call should be sent again. Without this
       metadata the memory does not suffice for the read now.
+    """
+
+    Explain: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.scoring_pb2.ExplainRequest,
+        livefactor.v1.scoring_pb2.ExplainResponse,
+    ]
+    """Explains the score of one user and one item: its terms to the bit, what each expert of a mix adds,
+    the user's events that carry it, and the last updates that touched either row. It answers at the
+    revision that is visible now, or at an earlier one, which it computes from the nearest snapshot
+    and the log. Auditors may call it.
+
+    - INVALID_ARGUMENT: a limit is passed.
+    - NOT_FOUND: the model does not exist.
+    - FAILED_PRECONDITION: the revision was not reached yet, or the log lacks its records.
+    - RESOURCE_EXHAUSTED: the memory does not suffice for a second state, or another replay or a
+      promotion is in progress.
     """
 
 class ScoringServiceServicer(metaclass=abc.ABCMeta):
@@ -114,6 +146,24 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
         - RESOURCE_EXHAUSTED: too many calls wait for a slot. The metadata grpc-retry-pushback-ms has
           the number of milliseconds after which the same call should be sent again. Without this
           metadata the memory does not suffice for the read now.
+        """
+
+    @abc.abstractmethod
+    def Explain(
+        self,
+        request: livefactor.v1.scoring_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.scoring_pb2.ExplainResponse, collections.abc.Awaitable[livefactor.v1.scoring_pb2.ExplainResponse]]:
+        """Explains the score of one user and one item: its terms to the bit, what each expert of a mix adds,
+        the user's events that carry it, and the last updates that touched either row. It answers at the
+        revision that is visible now, or at an earlier one, which it computes from the nearest snapshot
+        and the log. Auditors may call it.
+
+        - INVALID_ARGUMENT: a limit is passed.
+        - NOT_FOUND: the model does not exist.
+        - FAILED_PRECONDITION: the revision was not reached yet, or the log lacks its records.
+        - RESOURCE_EXHAUSTED: the memory does not suffice for a second state, or another replay or a
+          promotion is in progress.
         """
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -22,6 +22,9 @@ SCORE_ROWS_MAX = 1 << 18
 SCORE_PAIRS_MAX = 1 << 28
 """Users of a top-k call times the items of the model. A call for one user has no such limit."""
 
+EXPLAINED_MAX = 1024
+"""Events, and updates, that an explanation of a score names."""
+
 BATCH_ROWS_MAX = 65_536
 """Rows of a batch. A server may have a lower limit (`--batch-events-max`)."""
 

@@ -14,8 +14,8 @@ import numpy as np
 from numba.extending import overload
 
 from livefactor_kernels.device.warp import float16_of
-from livefactor_kernels.numbers.lanes import inlined
 from livefactor_kernels.numbers.narrow import round_bfloat16, round_float16, widen_bfloat16
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import column_word
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from livefactor_kernels.device.warp import cuda, kernel
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import draw_negative, dropout_word, rounding_word
 from livefactor_kernels.numbers.sums import CHUNK
 from livefactor_kernels.spec.model import ITEMS, USERS, Loss, ModelSpec

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from livefactor_kernels.numbers.lanes import LANES, inlined
+from livefactor_kernels.numbers.lanes import LANES
+from livefactor_kernels.numbers.parts import inlined
 
 # numba-cuda 0.30 uses `row_stack`, which NumPy 2.5 removed: numba-cuda issue #907.
 if not hasattr(np, "row_stack"):

@@ -11,13 +11,13 @@ from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import (
     VECTOR_BYTES,
     address_of,
-    inlined,
     load1,
     match16,
     prefetch,
     store1,
     store_u32,
 )
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables.cpu import Table

@@ -20,7 +20,7 @@ from livefactor_kernels.device.plan import value_of, weight_of
 from livefactor_kernels.device.staging import Slot
 from livefactor_kernels.device.warp import cuda, kernel
 from livefactor_kernels.history import COUNT_MIN, DECAY_STEPS, decays
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.pins.cuda import PinnedRows
 from livefactor_kernels.scoring.cuda_reads import livefactor_save_followed_kernel
 from livefactor_kernels.spec.model import ITEMS, LANES, USERS, Counts, History, ModelSpec

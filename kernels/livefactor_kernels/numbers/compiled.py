@@ -65,7 +65,9 @@ def compiled(
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        kernel = njit(nogil=nogil, error_model=error_model, inline=inline)(function)
+        # Nothing calls a kernel from C.
+        options = {"error_model": error_model, "inline": inline, "no_cfunc_wrapper": True}
+        kernel = njit(nogil=nogil, **options)(function)
         # Where no folder can be written, Numba's own cache remains, which keeps nothing.
         with suppress(_NoFolder):
             kernel._cache = _Cache(function)

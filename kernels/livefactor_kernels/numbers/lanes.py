@@ -29,7 +29,6 @@ from numba.extending import (
     intrinsic,
     lower_builtin,
     overload,
-    register_jitable,
     register_model,
     type_callable,
 )
@@ -40,11 +39,6 @@ HAS_HALVES = not (config.CPU_NAME or config.CPU_FEATURES) and bool(
     binding.get_host_cpu_features().get("f16c")
 )
 """Whether compiled code may widen float16 with an instruction of this CPU (F16C)."""
-
-
-def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a plain Python function that is inlined into kernels. LLVM often would not."""
-    return register_jitable(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)  # type: ignore[no-any-return]
 
 
 _FLOAT = ir.FloatType()

@@ -30,7 +30,6 @@ from livefactor_kernels.numbers.lanes import (
     bits_of,
     choose,
     clamp,
-    inlined,
     lane_numbers,
     load16,
     load_halves,
@@ -41,6 +40,7 @@ from livefactor_kernels.numbers.lanes import (
     store_shorts,
     whole,
 )
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import column_word, initial_factor, philox, rounding_word
 from livefactor_kernels.spec.model import FactorDtype
 

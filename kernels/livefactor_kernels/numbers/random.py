@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 
 _U = np.uint64
 _MASK = _U(0xFFFFFFFF)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from livefactor_kernels.numbers.lanes import clamp, inlined, real_of, root, whole
+from livefactor_kernels.numbers.lanes import clamp, real_of, root, whole
+from livefactor_kernels.numbers.parts import inlined
 
 _F = np.float32
 ONE = _F(1.0)

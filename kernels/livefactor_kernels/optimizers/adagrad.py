@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from livefactor_kernels.numbers.lanes import clamp, inlined, root
+from livefactor_kernels.numbers.lanes import clamp, root
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers.formula import Element, Formula, initial_squares, keep_row
 
 

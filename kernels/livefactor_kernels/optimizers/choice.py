@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers.adagrad import ADAGRAD
 from livefactor_kernels.optimizers.formula import Formula
 from livefactor_kernels.optimizers.ftrl import FTRL

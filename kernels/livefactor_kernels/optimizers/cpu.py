@@ -15,7 +15,6 @@ from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.lanes import (
     VECTOR_BYTES,
     clamp,
-    inlined,
     load1,
     load16,
     prefetch,
@@ -24,6 +23,7 @@ from livefactor_kernels.numbers.lanes import (
     tree_sum,
 )
 from livefactor_kernels.numbers.narrow import Factors, factors_of, load_factors, store_factors
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers import adagrad as adagrad_formula
 from livefactor_kernels.optimizers import choice, state_slots
 from livefactor_kernels.optimizers import sgd as sgd_formula

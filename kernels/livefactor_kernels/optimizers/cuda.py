@@ -14,7 +14,8 @@ import numpy as np
 from livefactor_kernels.device.factors import load_factor, store_factor
 from livefactor_kernels.device.warp import half_of, half_sum, lane
 from livefactor_kernels.numbers import scalar
-from livefactor_kernels.numbers.lanes import clamp, inlined
+from livefactor_kernels.numbers.lanes import clamp
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers import adagrad as adagrad_formula
 from livefactor_kernels.optimizers import choice
 from livefactor_kernels.optimizers import sgd as sgd_formula

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from livefactor_kernels.numbers.lanes import clamp, inlined, root
+from livefactor_kernels.numbers.lanes import clamp, root
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers.formula import (
     F1,
     Element,

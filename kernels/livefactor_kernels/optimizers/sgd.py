@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from livefactor_kernels.numbers.lanes import clamp, inlined
+from livefactor_kernels.numbers.lanes import clamp
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers.formula import Element, Formula, keep_row
 
 

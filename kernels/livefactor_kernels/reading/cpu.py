@@ -12,7 +12,7 @@ import numpy as np
 
 from livefactor_kernels.history.cpu import Columns
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import draw_below
 from livefactor_kernels.reading import (
     BLEND,

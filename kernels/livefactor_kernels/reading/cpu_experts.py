@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS, decays
-from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, inlined, load16, store1, tree_sum
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, load16, store1, tree_sum
+from livefactor_kernels.numbers.parts import inlined, part
 from livefactor_kernels.reading import (
     COUNT_HALF_LIVES,
     COUNTS,
@@ -192,7 +192,7 @@ def sort_rows(rows: Any, size: Any) -> None:
         shift += _8
 
 
-@compiled
+@part
 def find_followers(
     neighbor_rows: Any, neighbor_counts: Any, row: Any, table: Any, found: Any, size: Any, slots: Any
 ) -> Any:
@@ -221,7 +221,7 @@ def find_followers(
     return size, used
 
 
-@compiled
+@part
 def fold_user(own: Any, row: Any, mean_row: Any, others: Any, other_count: Any, rates: Any, person: Any,
               decay: Any, desk: Any) -> None:  # fmt: skip
     """Writes the folded-in rows to desk.systems.x, `FOLDS` of them.
@@ -259,7 +259,7 @@ def set_moments(desk: Any, expert: Any, total: Any, squares: Any, count: Any) ->
     desk.scales[expert] = _D1 / np.sqrt(variance) if variance > VARIANCE_MIN else _D0
 
 
-@compiled
+@part
 def fold_moments(gram: Any, k: Any, count: Any, desk: Any) -> None:
     """Sets the moments of the folded-in rows. `gram` float64[k + 1, k + 1] is that of items."""
     x, m, lines = desk.systems.x, np.uint64(desk.systems.y.shape[1]), desk.lines
@@ -279,7 +279,7 @@ def fold_moments(gram: Any, k: Any, count: Any, desk: Any) -> None:
         set_moments(desk, fold, total, squares, count)
 
 
-@compiled
+@part
 def add_gains(counts: Any, row: Any, slots: Any, used: Any, own: Any, seen: Any, weights: Any, shrinkage: Any,
               norms: Any, gains: Any) -> None:  # fmt: skip
     """Adds the gains of the first `used` followers of an item.
@@ -304,7 +304,7 @@ def add_gains(counts: Any, row: Any, slots: Any, used: Any, own: Any, seen: Any,
         gains[slot, 2] += g2[place]
 
 
-@compiled
+@part
 def sort_gains(followers: Any, size: Any, weights: Any, events: Any, count: Any, desk: Any) -> None:
     """Sorts the loose gains of `size` followers by row and divides them by the sum of the weights.
 
@@ -327,7 +327,7 @@ def sort_gains(followers: Any, size: Any, weights: Any, events: Any, count: Any,
         rows[n] = followers.loose_rows[order[n]]
 
 
-@compiled
+@part
 def find_repeats(person: Any, decay: Any, count: Any, desk: Any) -> Any:
     """Writes the gains of the user's own items to desk.repeats. Returns the number of items."""
     repeats, size = desk.repeats, person.count

@@ -13,7 +13,8 @@ import numpy as np
 from livefactor_kernels.history import DECAY_STEPS
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, inlined, prefetch
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, prefetch
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import draw_below
 from livefactor_kernels.reading import (
     BLEND_MAX,

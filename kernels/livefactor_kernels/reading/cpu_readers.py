@@ -13,7 +13,8 @@ import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import address_of, inlined
+from livefactor_kernels.numbers.lanes import address_of
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.reading import COUNTS, EXPERTS, FOLDS, POPULARITY, REPEATS
 from livefactor_kernels.reading.cpu_experts import (
     KINDS,

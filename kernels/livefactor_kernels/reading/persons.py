@@ -297,6 +297,20 @@ class PersonReader:
             reader = self._memory.mix = MixReader(self._spec)
         return reader
 
+    def history(self, source: Source, user_row: np.ndarray) -> Events:
+        """The remembered events of the user of row uint32[1] (or `NO_ROW`).
+
+        As `own` in `read` they give what the history gives.
+        """
+        if not self._spec.mix.learning_rate:
+            return self._events(source, user_row)[0]
+        sections = source.read(USERS, user_row, _USER_SECTIONS)
+        user = {name: section[0] for name, section in sections.items()}
+        rows, values, weights, ages = remembered.remembered(user)
+        truncated = int(user["seen_count"]) > len(rows)
+        # The experts take the weights without any decay.
+        return Events(rows, values, weights, weights, ages, distinct(rows), truncated)
+
     def events_of(self, rows: np.ndarray) -> Events:
         """Events for item rows uint32[n], oldest first, of value 1 and weight 1. Each is a visit.
 

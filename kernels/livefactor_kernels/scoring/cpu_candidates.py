@@ -13,8 +13,9 @@ import numpy as np
 
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import LANES, VECTOR_BYTES, inlined
+from livefactor_kernels.numbers.lanes import LANES, VECTOR_BYTES
 from livefactor_kernels.numbers.narrow import as_argument, factors_of, prefetch_factors
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.simd.atomics import load_relaxed
 from livefactor_kernels.simd.memory import reserve

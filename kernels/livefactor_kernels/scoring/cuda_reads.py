@@ -14,7 +14,7 @@ import numpy as np
 
 from livefactor_kernels.device.factors import load_factor
 from livefactor_kernels.device.warp import cuda, half_sum, kernel, lane
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.spec.model import LANES
 from livefactor_kernels.tables import NO_ROW
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import address_of, inlined
+from livefactor_kernels.numbers.lanes import address_of
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers import PROBE
 from livefactor_kernels.sgd.adaptive import (
     EVENTS,

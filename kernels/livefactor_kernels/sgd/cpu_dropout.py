@@ -16,12 +16,12 @@ from livefactor_kernels.numbers.lanes import (
     bits_of,
     broadcast,
     choose,
-    inlined,
     lane_numbers,
     real_of,
     tree_sum,
 )
 from livefactor_kernels.numbers.narrow import load_factors
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import column_word
 from livefactor_kernels.simd.gradients import add_block
 from livefactor_kernels.simd.steps import ONE, ZERO, real, row_bytes

@@ -18,8 +18,9 @@ import numpy as np
 
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, inlined, store1
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, store1
 from livefactor_kernels.numbers.narrow import load_factors
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import dropout_word
 from livefactor_kernels.optimizers import Method
 from livefactor_kernels.optimizers.cpu import Model, l2_of, prefetch_state, step_row

@@ -25,8 +25,9 @@ import numpy as np
 
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import LANES, VECTOR_BYTES, inlined, load16, store1, store16, store_u32
+from livefactor_kernels.numbers.lanes import LANES, VECTOR_BYTES, load16, store1, store16, store_u32
 from livefactor_kernels.numbers.narrow import dtype_of, load_factors
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers.cpu import Block, step_plain_bias, step_plain_factors
 from livefactor_kernels.simd.steps import (
     FLOAT32,

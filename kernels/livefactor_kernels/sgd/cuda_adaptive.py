@@ -27,7 +27,7 @@ from livefactor_kernels.device.staging import Slot
 from livefactor_kernels.device.warp import add64, cuda, half_of, kernel, lane, mul64
 from livefactor_kernels.history.cuda import PIECE_EVENTS, pieces_of
 from livefactor_kernels.numbers import scalar
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import NEGATIVE_DOMAIN, domain_key, draw_negative
 from livefactor_kernels.pins.cuda import Pins
 from livefactor_kernels.sgd.adaptive import EVENTS, MOVES, RATES, STATE_SIZE, STEP, SUM, at_step, end_window

@@ -27,7 +27,7 @@ from livefactor_kernels.device.factors import load_factor
 from livefactor_kernels.device.plan import event_of, row_of, value_of, weight_of
 from livefactor_kernels.device.warp import cuda, half_sum, kernel, lane
 from livefactor_kernels.numbers import scalar
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers import Method
 from livefactor_kernels.optimizers.cuda import Element, Gradient, step_one, step_row
 from livefactor_kernels.sgd.cuda_regularization import drop, dropped_dot, l2_of, load_keep_scales

@@ -13,7 +13,7 @@ from numba.extending import overload
 
 from livefactor_kernels.device.warp import half_sum, lane
 from livefactor_kernels.numbers import scalar
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import column_word
 from livefactor_kernels.spec.model import LANES
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from livefactor_kernels.numbers import scalar
-from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, inlined, load16, store16, store_u32
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, load16, store16, store_u32
 from livefactor_kernels.numbers.narrow import load_factors
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.sums import CHUNK
 from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, word
 

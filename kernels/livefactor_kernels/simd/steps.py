@@ -13,14 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from livefactor_kernels.numbers import scalar
-from livefactor_kernels.numbers.lanes import (
-    VECTOR_BYTES,
-    inlined,
-    load1,
-    load_u32,
-    prefetch,
-    tree_sum,
-)
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, load1, load_u32, prefetch, tree_sum
 from livefactor_kernels.numbers.narrow import (
     Factors,
     dtype_of,
@@ -28,6 +21,7 @@ from livefactor_kernels.numbers.narrow import (
     load_factors,
     prefetch_factors,
 )
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import rounding_word
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec
 

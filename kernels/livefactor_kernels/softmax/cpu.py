@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import address_of, inlined
+from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.numbers.narrow import factors_of
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers import Method, StepRates
 from livefactor_kernels.optimizers.cpu import Model, StepRows
 from livefactor_kernels.simd.atomics import load_acquire, store_release

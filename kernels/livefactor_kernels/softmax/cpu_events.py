@@ -18,7 +18,6 @@ from livefactor_kernels.numbers.lanes import (
     broadcast,
     choose,
     clamp,
-    inlined,
     load16,
     real_of,
     store1,
@@ -27,6 +26,7 @@ from livefactor_kernels.numbers.lanes import (
     tree_sum,
 )
 from livefactor_kernels.numbers.narrow import load_factors, prefetch_factors
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers.cpu import prefetch_state, step_row
 from livefactor_kernels.simd.packs import pack1, pack2, pack4, pack8
 from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, Rounding, dot, real, row_bytes, word

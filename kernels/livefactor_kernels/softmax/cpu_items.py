@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, inlined, load1, load16, store16
+from livefactor_kernels.numbers.lanes import VECTOR_BYTES, broadcast, load1, load16, store16
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.optimizers.cpu import prefetch_state, step_row
 from livefactor_kernels.simd.gradients import (
     CHUNK_EVENTS,

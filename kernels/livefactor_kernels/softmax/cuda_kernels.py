@@ -29,7 +29,8 @@ from livefactor_kernels.history.cuda import (
     row_of,
 )
 from livefactor_kernels.numbers import scalar
-from livefactor_kernels.numbers.lanes import clamp, inlined
+from livefactor_kernels.numbers.lanes import clamp
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.sums import CHUNK
 from livefactor_kernels.optimizers import Method
 from livefactor_kernels.optimizers.cuda import Element, Gradient, step_one, step_row

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from livefactor_kernels.device.warp import cuda, kernel
-from livefactor_kernels.numbers.lanes import inlined
+from livefactor_kernels.numbers.parts import inlined
 
 # Bits of a key (micro-batch, row, place). There are at most `MAX_SHARED_NEGATIVES` places.
 PLACE_BITS, _ROW_BITS = 17, 32

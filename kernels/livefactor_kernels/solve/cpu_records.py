@@ -12,7 +12,8 @@ import numpy as np
 from livefactor_kernels.history.cpu import livefactor_add_kernel, livefactor_record_kernel
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import address_of, inlined, load16, store16
+from livefactor_kernels.numbers.lanes import address_of, load16, store16
+from livefactor_kernels.numbers.parts import inlined, part
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import WORD_BYTES, word
 from livefactor_kernels.solve import SolveRates
@@ -149,7 +150,7 @@ def _select_due(touched: Any, found: Any, seen: Any, period: Any) -> Any:
     return due
 
 
-@compiled
+@part
 def _solve_rows(
     own: Any, pages: Any, others: Any, problem: Any, touched: Any, found: Any, scratch: Any, room: Any
 ) -> None:
@@ -180,7 +181,7 @@ def _solve_rows(
                 own.bias[row] = scratch.x[new + kp]
 
 
-@compiled
+@part
 def _change_gram(own: Any, touched: Any, found: Any, gram: Any, side: Any, k: Any) -> None:
     """Adds the changes of the touched rows to the Gram matrix of their side."""
     matrix, sums, new, old = gram.matrix[side], gram.sums[side], gram.new, gram.old

@@ -19,13 +19,13 @@ from livefactor_kernels.numbers.lanes import (
     address_of,
     broadcast,
     clamp,
-    inlined,
     load1,
     load16,
     prefetch,
     store1,
     store16,
 )
+from livefactor_kernels.numbers.parts import inlined, part
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.simd.transpose import mirror16, transpose16
@@ -228,7 +228,7 @@ def has_start(own: Any, row: Any) -> Any:
     return own.start_events.size != 0 and own.start_events[row] > _F0
 
 
-@compiled
+@part
 def livefactor_system_kernel(
     number: Any, own: Any, row: Any, others: Any, problem: Any, events: Any, towards: Any, scratch: Any
 ) -> None:
@@ -281,7 +281,7 @@ def _step(matrix: Any, right: Any, x: Any, p: Any, m: Any, limit: Any) -> None:
         store16(right, load16(right, at) - load16(matrix, line + at) * step, at)
 
 
-@compiled
+@part
 def livefactor_sweep_kernel(scratch: Any, systems: Any, kp: Any, rates: Any, sweeps: Any) -> None:
     """Runs Gauss-Seidel sweeps over the first `systems` systems.
 

@@ -33,7 +33,8 @@ from livefactor_kernels.history.cuda import (
     pieces_of,
     row_of,
 )
-from livefactor_kernels.numbers.lanes import clamp, inlined
+from livefactor_kernels.numbers.lanes import clamp
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.pins.cuda import DeviceSections, Pins, fetch_sections
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates
 from livefactor_kernels.spec.model import Loss, ModelSpec

@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.numbers.narrow import rounded, widened
-from livefactor_kernels.numbers.random import ROUNDING_DOMAIN, column_word, domain_key, rounding_word
+from livefactor_kernels.numbers.narrow import widened
 from livefactor_kernels.numbers.sums import dot
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables.start import rounded_rows
 
 
 class Deltas(NamedTuple):
@@ -65,7 +65,7 @@ def add(spec: ModelSpec, array_of: Callable[[str], np.ndarray], deltas: Deltas) 
         norms = np.sqrt(dot(x.T, x.T))
         outside = norms > most
         x[outside] *= (most / norms[outside])[:, None]
-    stored[rows] = _rounded(spec, deltas, x)
+    stored[rows] = rounded_rows(spec, deltas.side, rows, deltas.revision, x)
     if deltas.bias is not None:
         bias = array_of("bias")
         bias[rows] = np.clip(bias[rows] + rate * deltas.bias, -limit, limit)
@@ -82,11 +82,3 @@ def step(spec: ModelSpec, deltas: Deltas) -> np.float32:
     rate, most = (float(np.float32(each)) for each in (spec.merge.learning_rate, spec.merge.norm_max))
     scale = most / norm if norm > most else 1.0
     return np.float32(rate * float(np.float32(deltas.weight)) * scale)
-
-
-def _rounded(spec: ModelSpec, deltas: Deltas, x: np.ndarray) -> np.ndarray:
-    """The stored form of factors float32[n, k_padded]."""
-    key, counters = domain_key(spec.seed, ROUNDING_DOMAIN), (deltas.revision, 0, deltas.side)
-    words = [rounding_word(key, *map(np.uint64, (*counters, row))) for row in deltas.rows.tolist()]
-    columns = np.arange(spec.k_padded, dtype=np.uint64)
-    return rounded(spec.factor_dtype, x, column_word(np.array(words, np.uint64)[:, None], columns))

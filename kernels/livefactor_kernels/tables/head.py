@@ -24,7 +24,8 @@ import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.entries import entry_of
-from livefactor_kernels.numbers.lanes import address_of, inlined
+from livefactor_kernels.numbers.lanes import address_of
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.simd.atomics import (
     acquire_fence,
     load_acquire,

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from livefactor_kernels.numbers.compiled import compiled
-from livefactor_kernels.numbers.lanes import address_of, bits_of, inlined, real_of, store_u32
+from livefactor_kernels.numbers.lanes import address_of, bits_of, real_of, store_u32
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import word
 from livefactor_kernels.spec.model import USERS, ModelSpec

@@ -25,7 +25,7 @@ import numpy as np
 from livefactor_kernels.numbers.narrow import rounded, widened
 from livefactor_kernels.numbers.random import ROUNDING_DOMAIN, column_word, domain_key, rounding_word
 from livefactor_kernels.optimizers import initial_state, optimizer_sections
-from livefactor_kernels.spec.model import ITEMS, ModelSpec, Rule
+from livefactor_kernels.spec.model import ITEMS, FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import unpadded
 
 
@@ -76,7 +76,7 @@ def begin(spec: ModelSpec, array_of: Callable[[str], np.ndarray], start: Start) 
     x[:, : start.factors.shape[1]] = np.clip(start.factors, -limit, limit)
     if spec.rule == Rule.SOLVE:
         return _begin_solved(spec, array_of, rows, x)
-    stored[rows] = _rounded(spec, start, x)
+    stored[rows] = rounded_rows(spec, start.side, rows, start.revision, x)
     if start.bias is not None:
         array_of("bias")[rows] = np.clip(start.bias, -limit, limit)
     for name in optimizer_sections(spec):
@@ -101,10 +101,11 @@ def _begin_solved(
     return Begun(before[is_empty], after[is_empty], int(np.count_nonzero(is_new)))
 
 
-def _rounded(spec: ModelSpec, start: Start, x: np.ndarray) -> np.ndarray:
-    """The stored form of factors float32[n, k_padded]."""
-    key, step = domain_key(spec.seed, ROUNDING_DOMAIN), np.uint64(0)
-    counters = np.uint64(start.revision), step, np.uint64(start.side)
-    words = [rounding_word(key, *counters, np.uint64(row)) for row in start.rows.tolist()]
+def rounded_rows(spec: ModelSpec, side: int, rows: np.ndarray, revision: int, x: np.ndarray) -> np.ndarray:
+    """The stored form of factors float32[n, k_padded] of rows, as after a step of micro-batch 0."""
+    if spec.factor_dtype == FactorDtype.FLOAT32:
+        return x
+    key, counters = domain_key(spec.seed, ROUNDING_DOMAIN), (revision, 0, side)
+    words = [rounding_word(key, *map(np.uint64, (*counters, row))) for row in rows.tolist()]
     columns = np.arange(spec.k_padded, dtype=np.uint64)
     return rounded(spec.factor_dtype, x, column_word(np.array(words, np.uint64)[:, None], columns))

@@ -12,5 +12,6 @@
 
 A contest is a function of the log and its plan. It harms nobody: it runs in a process of its own,
 with the lowest priority and a share of one core (`pace.py`), it reads only synced records, and no
-acknowledgement waits for it. A verdict becomes effective by a SWITCH record (`changes/switch.py`).
+acknowledgement waits for it. A verdict becomes effective by a SWITCH record
+(`changes/history/switch.py`).
 """

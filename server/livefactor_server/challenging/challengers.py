@@ -103,7 +103,7 @@ class Challengers:
             logger.warning("model %s: its contests begin again: %s", self._name, error)
             self._notes = Notes()
         log = subject.engine.log
-        self._log, self._has_all_events = log, not log.first_revision
+        self._log = log
         self._first_spec = spec_codec.decode(log.spec_body)
         self._lock = threading.RLock()
         self._process: Process | None = None
@@ -128,8 +128,13 @@ class Challengers:
         """Whether the model looks for a better spec by itself: it began with a mix of experts."""
         is_auto = self._first_spec.mix.learning_rate > 0
         # Backend cuda cannot switch the spec of a model.
-        can_switch = self._has_all_events and self._subject.engine.state.backend_name != "cuda"
+        can_switch = not self._lacking and self._subject.engine.state.backend_name != "cuda"
         return is_auto and can_switch and not self._notes.settled
+
+    @property
+    def _lacking(self) -> str:
+        """Why a contest cannot learn what the model learned, "" if it can."""
+        return self._log.lacks or ("some of its records were rolled back" if self._log.rollbacks else "")
 
     @property
     def sharing(self) -> Sharing | None:
@@ -146,14 +151,14 @@ class Challengers:
 
         Raises:
             Refused: FAILED_PRECONDITION if the spec could reject what the model accepts, if it
-                serves already, or if the model began with a snapshot. ALREADY_EXISTS if the name or
+                serves already, or if the log lacks events. ALREADY_EXISTS if the name or
                 the spec is there, or another challenger has a share. RESOURCE_EXHAUSTED if there
                 are `ADDED_MAX`. INVALID_ARGUMENT if the share is out of range.
         """
         if not 0.0 <= share <= SHARE_MAX:
             raise invalid(f"share: expected 0..{SHARE_MAX}, got {share}")
-        if not self._has_all_events:
-            raise precondition("model: it began with a snapshot, and its log lacks the events before it")
+        if lacking := self._lacking:
+            raise precondition(f"model: {lacking}, and a challenger cannot learn the rest")
         made = in_place_of(spec, self._subject.engine.state.spec)
         if not fits(made, self._subject.engine.state.spec):
             raise precondition("spec: it could reject events that the model accepts, or has another task")
@@ -245,6 +250,9 @@ class Challengers:
     def wants_process(self) -> bool:
         """Whether a process should start. It begins the next contest if one is due."""
         if self._closed or self._process is not None or time.monotonic() < self._start_at_s:
+            return False
+        if self._lacking:
+            # A contest learns every event again.
             return False
         if self._notes.plan is None:
             self._begin()
@@ -359,6 +367,9 @@ class Challengers:
                 return
             if self._report is not None and self._report.over:
                 verdict = self._conclude(self._report)
+            elif lacking := self._lacking:
+                self._end_process()
+                logger.warning("model %s: its contest ends: %s", self._name, lacking)
             elif has_ended:
                 self._end_process()
                 self._rest("it ended too early")

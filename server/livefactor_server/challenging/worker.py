@@ -16,6 +16,7 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -28,8 +29,10 @@ from livefactor_server.challenging.messages import Figures, Go, Report, Task
 from livefactor_server.challenging.pace import Pace
 from livefactor_server.challenging.schedule import ALLOWED_S_LEAST
 from livefactor_server.log import sealing
+from livefactor_server.log.errors import LogError
 from livefactor_server.log.following import Follower
-from livefactor_server.log.format import hash_name_of
+from livefactor_server.log.format import Kind, Record, hash_name_of
+from livefactor_server.log.recovery import note_kind
 from livefactor_server.log.sealing import Key
 from livefactor_server.snapshots.freezing import freeze_idle
 from livefactor_server.snapshots.replay import challenger_store, compile_kernels, log_folder
@@ -83,6 +86,8 @@ class Worker:
     def _follow(self) -> bool:
         """Reads as far as it may. Returns whether the contest is over."""
         for records in self._follower.read(self._go.until):
+            if _has_rollback(records):
+                raise LogError("records were rolled back, and a contest would learn them")
             for step in self._steps.add(records):
                 self._take(step)
                 if self._contest.over:
@@ -181,6 +186,12 @@ class Worker:
             each.name, each.standing, shown.mean, shown.difference, error, shown.events, shown.users,
             learner.event_s if number == 0 else learner.judged_event_s,
         )  # fmt: skip
+
+
+def _has_rollback(records: Sequence[Record]) -> bool:
+    found: dict[int, bytes] = {}
+    note_kind(Kind.ROLLBACK, found, records)
+    return bool(found)
 
 
 def _listen(orders: queue.SimpleQueue[Go]) -> None:

@@ -28,19 +28,21 @@ from livefactor_server.changes.change import (
     ReplayError,
     WireChange,
 )
-from livefactor_server.changes.columns import apply_columns
+from livefactor_server.changes.columns import apply_columns, skip_columns
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
 from livefactor_server.changes.content.factors import FactorsChange
 from livefactor_server.changes.content.features import DroppedFeaturesChange, FeaturesChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
+from livefactor_server.changes.history.retention import RetentionChange
+from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
+from livefactor_server.changes.history.switch import SwitchChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects, decode_rejects, encode_rejects
 from livefactor_server.changes.short_updates import ShortUpdate
 from livefactor_server.changes.spec import SpecChange
-from livefactor_server.changes.switch import SwitchChange
 
 __all__ = [
     "CHANGES",
@@ -65,7 +67,11 @@ __all__ = [
     "Record",
     "Rejects",
     "ReplayError",
+    "RetentionChange",
+    "Rollback",
+    "RollbackChange",
     "ShortUpdate",
+    "SkippedChange",
     "SpecChange",
     "SwitchChange",
     "WireChange",
@@ -75,6 +81,7 @@ __all__ = [
     "decode_rejects",
     "encode_rejects",
     "place",
+    "skip_columns",
 ]
 
 _ALL: tuple[type[Change], ...] = (
@@ -88,6 +95,8 @@ _ALL: tuple[type[Change], ...] = (
     EmbeddingsChange,
     FeaturesChange,
     DroppedFeaturesChange,
+    RetentionChange,
+    RollbackChange,
     FactorsChange,
     DeltasChange,
 )

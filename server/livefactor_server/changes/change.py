@@ -256,3 +256,27 @@ def require_rows(rows: int, rows_max: int) -> None:
         raise invalid("batch: it has no rows")
     if rows > rows_max:
         raise invalid(over("batch", rows_max, rows, "rows"))
+
+
+def require_finite(name: str, numbers: np.ndarray) -> None:
+    """Checks that rows of numbers [rows, any] are finite.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if one is not. The text names the column and the row.
+    """
+    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+    if bad.size:
+        more = f" and {bad.size - 1} further rows" if bad.size > 1 else ""
+        raise invalid(f"{name}: row {bad[0]}{more}: a number is NaN or infinite")
+
+
+def require_once(ids: np.ndarray) -> None:
+    """Checks that no id of uint64[rows] occurs twice.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if one does. The text names the row.
+    """
+    _, first = np.unique(ids, return_index=True)
+    if len(first) < len(ids):
+        row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
+        raise invalid(f"ids: row {row} has the id of an earlier row ({ids[row]})")

@@ -39,6 +39,14 @@ def apply_columns(state: ModelState, records: Columns) -> int:
     return count
 
 
+def skip_columns(state: ModelState, records: Columns) -> None:
+    """Passes interactions records that the state skips (`history/rollback.py`)."""
+    last = records.revision + len(records) - 1
+    state.backend.advance(last)
+    _settle(state, records)
+    state.revision, state.log_hash = last, records.hashes[-1].tobytes()
+
+
 def _settle(state: ModelState, records: Columns) -> None:
     """Stores the outcomes for retries. Only the last ones of each producer are kept."""
     numbers: dict[bytes, int] = {}

@@ -16,15 +16,22 @@ from livefactor.wire.columns import FACTOR_DELTAS
 from livefactor.wire.deltas import DeltaColumns, decode_deltas, encode_deltas
 from livefactor.wire.limits import DELTA_NUMBERS_MAX
 from livefactor_kernels.spec.model import ModelSpec, Rule
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables import USERS
 from livefactor_kernels.tables.deltas import Deltas
-from livefactor_server.changes.change import KeyedChange, Record, ReplayError, require_rows
+from livefactor_server.changes.change import (
+    KeyedChange,
+    Record,
+    ReplayError,
+    require_finite,
+    require_once,
+    require_rows,
+)
+from livefactor_server.changes.content.factors import SIDES
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
 
-SIDES: dict[int, int] = {updates_pb2.SIDE_USER: USERS, updates_pb2.SIDE_ITEM: ITEMS}
 _NO_IDS = np.empty(0, np.uint64)
 
 
@@ -90,11 +97,8 @@ class DeltasChange(KeyedChange):
         require_rows(len(columns), min(rows_max, DELTA_NUMBERS_MAX // spec.k))
         for name, numbers in (("deltas", columns.deltas), ("biases", columns.biases)):
             if numbers is not None:
-                _require_finite(name, numbers.reshape(len(columns), -1))
-        _, first = np.unique(columns.ids, return_index=True)
-        if len(first) < len(columns):
-            row = int(np.setdiff1d(np.arange(len(columns)), first)[0])
-            raise invalid(f"ids: row {row} has the id of an earlier row ({columns.ids[row]})")
+                require_finite(name, numbers.reshape(len(columns), -1))
+        require_once(columns.ids)
         return cls(columns), NO_REJECTS
 
     @classmethod
@@ -136,10 +140,3 @@ class DeltasChange(KeyedChange):
         columns = self.columns
         side = "users" if columns.side == updates_pb2.SIDE_USER else "items"
         return f"deltas of {side}, dimension {columns.deltas.shape[1]}, weight {columns.weight or 1.0:g}"
-
-
-def _require_finite(name: str, numbers: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-    if bad.size:
-        more = f" and {bad.size - 1} further rows" if bad.size > 1 else ""
-        raise invalid(f"{name}: row {bad[0]}{more}: a number is NaN or infinite")

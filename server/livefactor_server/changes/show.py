@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from livefactor_server.changes import change_of, decode_rejects
+from livefactor_server.log import gaps
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.recovery import cursor_at
 from livefactor_server.log.store import Kind, LogDamaged, LogMissing, Record
@@ -50,7 +51,8 @@ def rows(
 
     Records are verified while they are read. A record has the fields of COLUMNS. If the log is
     damaged, or if its tail is not synced (yet), the last dict has the fields "trouble" ("damaged"
-    or "unsynced tail"), "segment", "offset" and "reason" instead.
+    or "unsynced tail"), "segment", "offset" and "reason" instead. So has a dict where a retention
+    policy deleted records (trouble "deleted").
 
     Args:
         folder: the folder of the log.
@@ -70,11 +72,18 @@ def _rows(io: FileIO, folder: Path, from_revision: int) -> Iterator[dict[str, An
         raise LogMissing(f"no log in {folder}")
     try:
         index, cursor = cursor_at(io, segments, from_revision)
-        walk = Walk(io, segments, cursor, index)
+        holes: list[gaps.Hole] = []
+        note, told = None, 0
+        walk = Walk(io, segments, cursor, index, holes=holes)
         for group in walk.groups():
+            for hole in holes[told:]:
+                reason = str(gaps.Gap(hole.first, hole.last))
+                yield _trouble("deleted", segments[hole.segment].path, 0, reason)
+            note, told = gaps.last_note(group.records) or note, len(holes)
             for record in group.records:
                 if record.revision >= from_revision:
                     yield _row(record)
+        gaps.check(holes, note, [segment.path for segment in segments])
     except LogDamaged as damage:
         yield _trouble("damaged", damage.path, damage.offset, damage.reason)
         return

@@ -151,6 +151,7 @@ def verify_command(
 def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
     from rich.progress import TextColumn
 
+    from livefactor.errors import SnapshotInvalid
     from livefactor_kernels.backend import BackendUnavailable, choose_backend
     from livefactor_server.log.store import LogError
     from livefactor_server.snapshots import audit
@@ -167,13 +168,19 @@ def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
             report = audit.replay_model(
                 folder, backend, lambda at, last: bar.update(task, total=last, completed=at)
             )
-    except (LogError, ReplayError, OSError) as error:
+    except (LogError, ReplayError, SnapshotInvalid, OSError) as error:
         complain(error)
         raise typer.Exit(1) from None
     if as_json:
         emit(report.fields())
     else:
         console().print(f"log: {report.revision} revisions, chain hash {report.log_hash.hex()}")
+        if report.gap is not None:
+            console().print(f"log: {report.gap}", soft_wrap=True)
+            for name in report.begins_with:
+                console().print(f"the replay began with snapshot {name}, which verifies")
+            for name in report.lost:
+                console().print(f"snapshot {name}: not compared, because its records are missing")
         console().print(f"state at revision {report.revision}: root hash {report.root_hash.hex()}")
         for name, equal in report.snapshots.items():
             console().print(

@@ -22,15 +22,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server import changes
+from livefactor_server.changes import Rollback
 from livefactor_server.engine import dimension
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
@@ -40,10 +40,11 @@ from livefactor_server.engine.intake import Intake
 from livefactor_server.engine.metrics import EngineMetrics
 from livefactor_server.engine.new_ids import NewIds
 from livefactor_server.engine.promotion import Progress, Promotion, Start
-from livefactor_server.engine.quotas import Quotas, QuotaSettings
+from livefactor_server.engine.quotas import Quotas
 from livefactor_server.engine.ratings import Recogniser
+from livefactor_server.engine.settings import EngineSettings as EngineSettings
 from livefactor_server.engine.submission import Submission
-from livefactor_server.judging.observer import Observer, ObserverSettings
+from livefactor_server.judging.observer import Observer
 from livefactor_server.log.store import Log, LogFailed, LogFull
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
@@ -60,25 +61,6 @@ idle. The hand-over would cost more than the overlap saves.
 """
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Settings of an engine.
-
-    Attributes:
-        queue_bytes_max: limit of the bytes of queued batches.
-        memory_bytes_max: limit of the memory of the model (`Engine.memory_bytes`), in bytes.
-        backend: "cpu" or "cuda".
-        quotas: what a producer may send in a time.
-        observer: settings of the judge.
-    """
-
-    queue_bytes_max: int = 64 << 20
-    memory_bytes_max: int = 8 << 30
-    backend: str = "cpu"
-    observer: ObserverSettings = field(default_factory=ObserverSettings)
-    quotas: QuotaSettings = field(default_factory=QuotaSettings)
 
 
 class Engine:
@@ -101,7 +83,7 @@ class Engine:
         # The reads of a GPU share memory for transfers.
         self.gate = Gate(is_shared=state.backend_name != "cuda")
         self.failure: str | None = None
-        self.torn = False
+        self.torn, self.switched = False, 0
         self.on_switch: Callable[[], None] = lambda: None
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
@@ -204,6 +186,11 @@ class Engine:
         return self.state.revision
 
     @property
+    def admission(self) -> Admission:
+        """The admission of the state in force. A second state counts its memory there."""
+        return self._parts.admission
+
+    @property
     def memory_bytes(self) -> dict[str, int]:
         """Bytes of memory of each part of the model. A promotion has a second state."""
         second = self._promotion.nbytes if self._promotion is not None else 0
@@ -254,8 +241,13 @@ class Engine:
         """Bytes of the batches that are queued or being logged."""
         return self._budget.used
 
-    def promote(self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None) -> int:
+    def promote(
+        self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None,
+        rollback: Rollback | None = None,
+    ) -> int:  # fmt: skip
         """Gives the model another spec while it serves. Returns the revision of the switch.
+
+        With `rollback` the spec is the one in force, and the model skips records.
 
         The call learns the log after the state that `start` gives, or all of it. `progress` is
         called again and again. If it raises an exception, the promotion ends with it. After any
@@ -270,7 +262,9 @@ class Engine:
             raise later("promotion: another one is in progress")
         try:
             self._check_writable()
-            promotion = Promotion(self.name, self._parts.admission, self.log, spec, self._check_writable)
+            promotion = Promotion(
+                self.name, self._parts.admission, self.log, spec, self._check_writable, rollback
+            )
             promotion.admit()
             with promotion.memory_counted():
                 self._promotion = promotion
@@ -282,6 +276,16 @@ class Engine:
         finally:
             self._promotion = None
             self._promoting.release()
+
+    @contextmanager
+    def no_promotion(self) -> Iterator[bool]:
+        """Keeps promotions from starting. Gives False if one is in progress or the engine ended."""
+        alone = self._promoting.acquire(blocking=False)
+        try:
+            yield alone and self.failure is None and not self._ended
+        finally:
+            if alone:
+                self._promoting.release()
 
     def drain(self) -> None:
         """Refuses new batches, finishes the accepted ones, stops both stages and closes the log."""
@@ -340,6 +344,7 @@ class Engine:
                 self.withdraw()
                 self.state = state
             self._parts = self._parts_of(state)
+            self.switched += 1
             self.on_switch()
         except Refused as refusal:
             promotion.refuse(refusal)

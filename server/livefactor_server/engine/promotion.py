@@ -1,11 +1,14 @@
 """Promotion: a new spec, and the state that it gives, which is built beside the live one.
 
+A rollback is a promotion whose spec stays: the new state skips records
+(`changes/history/rollback.py`).
+
     caller's thread   check ─▶ start ─▶ follow the log until little of it is left
     LOG stage         wait for the APPLY stage ─▶ follow the rest ─▶ append SWITCH ─▶ swap states
 
 The model learns and answers with its present spec until the swap. Updates wait while the rest is
 followed, for `PAUSE_S` or a little more. A refusal, a drain or an error before the SWITCH record is
-durable leaves the model as it was. `changes/switch.py` defines what the record means.
+durable leaves the model as it was. `changes/history/switch.py` defines what the record means.
 """
 
 from __future__ import annotations
@@ -20,15 +23,23 @@ from dataclasses import dataclass, field
 
 from livefactor_kernels.backend import create_backend
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_server.changes import NO_REJECTS, Header, Record, SwitchChange
+from livefactor_server.changes import (
+    NO_REJECTS,
+    Header,
+    Record,
+    ReplayError,
+    Rollback,
+    RollbackChange,
+    SwitchChange,
+)
 from livefactor_server.changes.content.factors import misfit
 from livefactor_server.changes.fitting import accepts_all, events_misfit, rows_misfit
 from livefactor_server.engine.admission import Admission
 from livefactor_server.log.format import SALT_BYTES
-from livefactor_server.log.store import Entry, Log, LogFull
+from livefactor_server.log.store import Entry, Log, LogFull, LogGap
 from livefactor_server.model import spec_codec
 from livefactor_server.model.state import ModelState
-from livefactor_server.snapshots.replay import between, follow, origin
+from livefactor_server.snapshots.replay import between, follow, origin, skipped_at
 from livefactor_server.statuses import Refused, later, no_memory, precondition, unavailable
 
 PAUSE_S = 0.05
@@ -58,6 +69,7 @@ class Promotion:
         admission: the admission of the live engine.
         spec: the new spec, and `body` its bytes.
         check: is called again and again. Its exception ends the promotion.
+        rollback: what the new state skips, if the model is rolled back and its spec stays.
         state: the state with the new spec, None before it is started.
     """
 
@@ -66,6 +78,7 @@ class Promotion:
     log: Log
     spec: ModelSpec
     check: Callable[[], None]
+    rollback: Rollback | None = None
     body: bytes = b""
     state: ModelState | None = None
     outcome: Future[int] = field(default_factory=Future)
@@ -84,15 +97,16 @@ class Promotion:
         Raises:
             Refused: FAILED_PRECONDITION with the reason.
         """
+        if self.live.backend_name == "cuda":
+            what = "switch the spec of a model" if self.rollback is None else "roll a model back"
+            raise precondition(f"model: backend cuda cannot {what} (docs/gpu.md)")
+        if self.rollback is not None:
+            # The model has learned everything with this spec.
+            return
         if self.body == self.live.spec_body:
             raise precondition("spec: it is the one in force")
-        if self.log.first_revision:
-            raise precondition(
-                f"model: it began with a snapshot at revision {self.log.first_revision}; the events before "
-                "it are gone, and another spec cannot learn them"
-            )
-        if self.live.backend_name == "cuda":
-            raise precondition("model: backend cuda cannot switch the spec of a model (docs/gpu.md)")
+        if lacking := self.log.lacks:
+            raise precondition(f"model: {lacking}, and another spec cannot learn them")
         if self.spec.admission != self.live.spec.admission:
             # Ids without rows were never counted against the limits of the tables.
             raise precondition("spec: admission cannot be changed; push the events to a new model")
@@ -132,6 +146,10 @@ class Promotion:
             begin = start or (lambda body: origin(self.log, self.live.backend_name, body))
             logger.info("model %s: spec %s learns the log", self.name, spec_codec.id_of(self.body))
             self.state = begin(self.body)
+            if self.rollback is None:
+                self.state.skipped = skipped_at(self.log, self.log.last_revision)
+            else:
+                self.state.skipped = self.rollback.skipped
             pause_s, round_s = PAUSE_S, float("inf")
             while round_s > pause_s:
                 started = time.monotonic()
@@ -139,6 +157,10 @@ class Promotion:
                 round_s, pause_s = time.monotonic() - started, pause_s * PATIENCE
         except MemoryError:
             raise no_memory("a second state") from None
+        except (LogGap, ReplayError) as error:
+            # A start does not read the part of the log that tells it (`Log.check_earlier`).
+            what = "it cannot be rolled back" if self.rollback else "another spec cannot learn them"
+            raise precondition(f"model: {error}, and {what}") from None
         except OverflowError:
             self._check_rows()
             raise
@@ -196,7 +218,7 @@ class Promotion:
         self.outcome.set_exception(refusal)
 
     def finish(self, revision: int, pause_s: float) -> None:
-        """Ends the promotion, whose SWITCH record has `revision`. Updates have waited `pause_s`."""
+        """Ends the promotion, whose record has `revision`. Updates have waited `pause_s`."""
         logger.info(
             "model %s: spec %s is in force since revision %d; it took %.1f s, and updates waited %.3f s",
             self.name, spec_codec.id_of(self.body), revision, time.monotonic() - self.started, pause_s,
@@ -206,7 +228,8 @@ class Promotion:
     # ------------------------------------------------------------------ LOG stage
 
     def complete(self) -> tuple[ModelState, Record]:
-        """Follows the rest of the log, and appends the SWITCH record. No batch is in flight.
+        """Follows the rest of the log, and appends the SWITCH or ROLLBACK record. No batch is in
+        flight.
 
         Returns the new state before this record, and the record.
 
@@ -224,11 +247,14 @@ class Promotion:
             logger.exception("model %s: the promotion of a spec failed", self.name)
             raise unavailable("promotion: it failed; see the server's log") from None
         assert self.state is not None
-        change, salt = SwitchChange(self.body), os.urandom(SALT_BYTES)
+        change = RollbackChange(self.rollback.to_body()) if self.rollback else SwitchChange(self.body)
+        salt = os.urandom(SALT_BYTES)
         revision, previous = self.log.last_revision + 1, self.log.last_hash
         assert (self.state.revision, self.state.log_hash) == (revision - 1, previous)
-        commitment, now_us = self.log.seal(salt, b"", self.body), time.time_ns() // 1000
-        entry = Entry(change.kind, revision, time_us=now_us, body=self.body, salt=salt, commitment=commitment)
+        commitment, now_us = self.log.seal(salt, b"", change.body), time.time_ns() // 1000
+        entry = Entry(
+            change.kind, revision, time_us=now_us, body=change.body, salt=salt, commitment=commitment
+        )
         try:
             (own,) = self.log.append([entry])
         except LogFull:

@@ -89,14 +89,16 @@ class Recogniser:
         """Watches nothing if the spec or the log says so.
 
         A log that has a SWITCH record was decided. So was one whose beginning was not read when it
-        was opened, because the first events are in its beginning.
+        was opened or was deleted, because the first events are in its beginning.
         """
         self._name, self._spec, self._log, self._promote = name, spec, log, promote
         self._limit = spec.auto.ratings_events
         self._values = np.empty(0, np.float32)
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
-        self.watches = bool(self._limit) and not (log.first_revision or log.switches_from or log.switches)
+        self.watches = bool(self._limit) and not (
+            log.lacks or log.switches_from or log.switches or log.rollbacks
+        )
 
     def start(self) -> None:
         """Sees the events that the log has already."""

@@ -188,14 +188,15 @@ def _log(source: Path, target: Path, before: int, copies: _Copies) -> int:
         segments = sorted(path for path in theirs.iterdir() if path.suffix == ".log")
         known = {path.name for path in ours.iterdir()} if ours.is_dir() else set()
         last = max((name for name in known if name.endswith(".log")), default="")
-        for path in segments:
-            if path.name >= last or path.name not in known:
-                copies.file(path, ours / path.name)
         try:
+            for path in segments:
+                if path.name >= last or path.name not in known:
+                    copies.file(path, ours / path.name)
             with Log.open(ours, read_only=True, since=before) as log:
                 if log.last_revision >= synced:
                     return log.last_revision
-        except LogDamaged:
+        except (LogDamaged, FileNotFoundError):
+            # A retention policy may delete a segment before it is copied.
             if attempt == TRIES - 1:
                 raise
         time.sleep(0.05)

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server.changes.history.rollback import Ranges
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.judging.hold import Hold
+from livefactor_server.log.gaps import Gap
 from livefactor_server.log.store import Log
+from livefactor_server.snapshots.replay import skipped_at
 from livefactor_server.snapshots.store import root_hash_of
 
 
@@ -31,6 +34,8 @@ class Description:
         root_hash: root hash of the state at `revision`, b"" if it was not requested.
         specs: (revision, logged bytes) of the known specs up to `revision`, oldest first. The last
             one is in force.
+        skipped: the revisions that were rolled back (`changes/history/rollback.py`).
+        gap: the revisions that the log lacks, None for a whole log.
         spec_revision: the revision from which `spec` is in force, None if it is not known yet.
     """
 
@@ -53,6 +58,8 @@ class Description:
     root_hash: bytes = b""
     specs: tuple[tuple[int, bytes], ...] = ()
     spec_revision: int | None = None
+    gap: Gap | None = None
+    skipped: Ranges = ()
 
 
 def describe(
@@ -86,6 +93,8 @@ def describe(
             writable=engine.failure is None,
             adapted_rate=state.adapted_rate,
             hold=hold,
+            gap=engine.log.gap,
+            skipped=skipped_at(engine.log, state.revision),
         )
     found = replace(found, **_specs(engine.log, found.revision))
     if hold is not None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
+from livefactor.snapshots.format import Manifest
 from livefactor.wire.limits import MODEL_NAME
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
@@ -34,7 +35,8 @@ from livefactor_server.challenging.sharing import Sharing
 from livefactor_server.engine import promotion, short_reads
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
-from livefactor_server.hosting import identity, kernels
+from livefactor_server.hosting import earlier, identity, kernels
+from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.faults import Fault, Faults
 from livefactor_server.hosting.folders import Folders
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
@@ -44,6 +46,7 @@ from livefactor_server.log.store import Log
 from livefactor_server.model import spec_codec
 from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.store import SnapshotNotFound, SnapshotStore
+from livefactor_server.snapshots.store import verify as verify_snapshot
 from livefactor_server.statuses import (
     exhausted,
     exists,
@@ -345,6 +348,19 @@ class Hosting:
                 raise exists(f"model: {quoted(name)} exists already, and it cannot be opened")
             return self._add(name, fill)
 
+    def restore_at(self, name: str, source: str, moment: Moment, check: Callable[[], None]) -> Hosted:
+        """Creates a model that begins with the state of the model `source` at an earlier moment.
+
+        `check` is called again and again while the state is computed. Its exception ends the work.
+
+        Raises:
+            Refused: as `earlier.state_at` and `restore`.
+        """
+        self._check_name(name)
+        origin = self.get(source)
+        with earlier.snapshot_at(origin.folder, origin.engine, moment, check) as path:
+            return self._begin_with(name, verify_snapshot(path).manifest, path)
+
     def restore(self, name: str, source: str, snapshot_id: str) -> Hosted:
         """Creates a model that begins with a snapshot of the model `source`.
 
@@ -359,14 +375,17 @@ class Hosting:
         try:
             loaded = origin.load(snapshot_id)
             manifest, path = origin.open(loaded.manifest.snapshot_id)
-            spec = spec_codec.decode(manifest.spec)
+            spec_codec.decode(manifest.spec)
         except SnapshotNotFound:
             raise not_found("snapshot: it does not exist") from None
         except (SpecError, SnapshotInvalid) as error:
             logger.warning("model %s: the verification of a snapshot failed: %s", source, error)
             raise precondition("snapshot: its verification failed; see the server's log") from None
+        return self._begin_with(name, manifest, path)
 
-        lineage = uuid.uuid4()
+    def _begin_with(self, name: str, manifest: Manifest, path: Path) -> Hosted:
+        """Creates a model that begins with the verified snapshot in a folder."""
+        spec, lineage = spec_codec.decode(manifest.spec), uuid.uuid4()
 
         def fill(folder: Path) -> None:
             replay.adopt(path, folder)
@@ -386,14 +405,17 @@ class Hosting:
         with self._lock:
             return self._add(name, fill)
 
-    def _add(self, name: str, fill: Callable[[Path], None]) -> Hosted:
-        """Makes and opens a model. The caller holds the lock."""
+    def _check_name(self, name: str) -> None:
         if not MODEL_NAME.fullmatch(name):
             raise invalid("model: a name has 1 to 64 of the characters a-z 0-9 _ - and begins with a letter")
-        if self._draining:
-            raise unavailable("server: draining")
         if name in self._models:
             raise exists(f"model: {quoted(name)} exists already")
+
+    def _add(self, name: str, fill: Callable[[Path], None]) -> Hosted:
+        """Makes and opens a model. The caller holds the lock."""
+        self._check_name(name)
+        if self._draining:
+            raise unavailable("server: draining")
         fault = self._faults.get(name)
         if fault is None and len(self._models) + len(self._faults.all()) >= MODELS_MAX:
             raise exhausted(f"models: the server has reached its limit of {MODELS_MAX}")

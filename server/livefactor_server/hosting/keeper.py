@@ -1,7 +1,9 @@
-"""The keeper takes a model's snapshots, and verifies the part of the log that a start did not read.
+"""The keeper takes a model's snapshots, verifies the part of the log that a start did not read, and
+carries out the retention of the log.
 
-It takes snapshots on request, at a drain, after a number of events, after a switch of the spec, and
-before the replay of what follows the newest one would take too long. It keeps the newest ones and
+It takes snapshots on request, at a drain, after a number of events, after a switch of the spec
+or a rollback, and before the replay of what follows the newest one would take too long. It keeps
+the newest ones and
 deletes older ones. A snapshot reads through a pin, so that updates continue. A model takes one
 snapshot at a time.
 
@@ -12,6 +14,7 @@ the earlier segments, a little at each poll.
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +22,10 @@ from dataclasses import dataclass
 
 from livefactor.snapshots.format import Manifest
 from livefactor_server.engine.engine import Engine
+from livefactor_server.hosting.retention import Policy, Retention
 from livefactor_server.log.store import LogError
-from livefactor_server.model import spec_codec
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
-from livefactor_server.statuses import later
+from livefactor_server.statuses import Refused, later
 
 POLL_S = 1.0
 
@@ -31,6 +34,9 @@ REPLAY_S_MAX = 5.0
 
 SNAPSHOT_SHARE_MAX = 0.05
 """Maximum share of the time in which the keeper takes snapshots to keep the replay short."""
+
+RETENTION_S = 60.0
+"""Seconds between two looks at what the retention policy no longer keeps."""
 
 CHECK_S = 0.1
 """Maximum seconds for which the keeper verifies earlier segments at each poll."""
@@ -46,10 +52,12 @@ class KeeperSettings:
         snapshot_every_events: maximum events between automatic snapshots; 0 takes none
             automatically.
         snapshots_kept: number of snapshots that remain after a new one, at least 1.
+        retention: how much of the log stays. None keeps all of it.
     """
 
     snapshot_every_events: int = 20_000_000
     snapshots_kept: int = 3
+    retention: Policy | None = None
 
 
 class Keeper:
@@ -67,11 +75,14 @@ class Keeper:
         self._settings = settings
         self._taking = threading.Lock()
         self._stopped = threading.Event()
-        self._last_events, self._last_spec = engine.state.events, engine.state.spec_id
+        self._last_events, self._last_switch = engine.state.events, engine.switched
         # The replay that a restart would need now is that of the engine minus this.
         self._last_replay_s = -replayed_s
         self._last_taken, self._taken_s = time.monotonic(), 0.0
         self._unchecked: Iterator[int] | None = engine.log.check_earlier()
+        policy = settings.retention
+        self._retention = None if policy is None else Retention(engine, store, policy)
+        self._retained = time.monotonic() - RETENTION_S
         self._thread = threading.Thread(target=self._watch, name=f"keeper-{engine.name}", daemon=True)
 
     def start(self) -> None:
@@ -88,9 +99,10 @@ class Keeper:
             raise later("snapshot: another one is in progress")
         try:
             start, replay_s = time.monotonic(), self._engine.metrics.replay_s
+            switched = self._engine.switched
             with self._engine.view() as view:
                 self._last_events = int(view.small["events"][0])
-                self._last_spec = spec_codec.id_of(view.spec_body)
+                self._last_switch = switched
                 report = (lambda done, total: progress(done, total, view.revision)) if progress else None
                 info = self.store.take(view, report)
             self.store.prune(max(1, self._settings.snapshots_kept))
@@ -124,6 +136,7 @@ class Keeper:
     def _watch(self) -> None:
         while not self._stopped.wait(POLL_S):
             self._check()
+            self._retain()
             if self._is_due():
                 try:
                     self.take()
@@ -132,15 +145,28 @@ class Keeper:
                         "model %s: an automatic snapshot failed; the next one is later", self._engine.name
                     )
                     self._last_events = self._engine.state.events
-                    self._last_spec = self._engine.state.spec_id
+                    self._last_switch = self._engine.switched
                     self._last_replay_s = self._engine.metrics.replay_s
+
+    def _retain(self) -> None:
+        """Deletes what the retention policy no longer keeps, now and then."""
+        if self._retention is None or time.monotonic() - self._retained < RETENTION_S:
+            return
+        self._retained = time.monotonic()
+        try:
+            self._retention.run()
+        except (Refused, LogError, OSError, queue.Empty) as error:
+            text = error.text if isinstance(error, Refused) else error
+            logger.warning(
+                "model %s: its log was not shortened; the next try is later: %s", self._engine.name, text
+            )
 
     def _is_due(self) -> bool:
         every = self._settings.snapshot_every_events
         if not every:
             return False
         state = self._engine.state
-        if state.events - self._last_events >= every or state.spec_id != self._last_spec:
+        if state.events - self._last_events >= every or self._engine.switched != self._last_switch:
             return True
         rested = time.monotonic() - self._last_taken
         is_long = self._engine.metrics.replay_s - self._last_replay_s >= REPLAY_S_MAX

@@ -2,6 +2,6 @@
 
 A record is durable before it is applied. `format` describes every byte of a group, and `tail` those
 of a tail slot. `store.Log` appends and reads records, `writer` writes groups, `walk` verifies them,
-and `recovery` removes a tail that was never synced. `segments` makes files ahead of time. Only
-`disk` touches the disk.
+and `recovery` removes a tail that was never synced. `gaps` tells what a retention policy deleted.
+`segments` makes files ahead of time. Only `disk` touches the disk.
 """

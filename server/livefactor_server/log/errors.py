@@ -3,6 +3,7 @@
 LogError
 ├── LogMissing    The folder has no log, or its creation did not finish. It can be created again.
 ├── LogFull       The disk has no room. Nothing of the group remains, and the log still works.
+├── LogGap        A retention policy deleted the records that the caller wants to read.
 ├── LogFailed     A write or a sync failed. The log refuses all records until it is opened again.
 ├── WrongKey      The log is encrypted with another key, or it is not encrypted.
 └── LogDamaged    Synced bytes differ from what was written. It names the path, offset and reason.
@@ -26,6 +27,10 @@ class LogMissing(LogError):
 
 class LogFull(LogError):
     """The disk or the quota has no room for the next segment or group."""
+
+
+class LogGap(LogError):
+    """The records were deleted by a retention policy, or their segments are missing."""
 
 
 class LogFailed(LogError):

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from livefactor_server.log.disk import FileIO
-from livefactor_server.log.errors import LogDamaged, LogMissing
+from livefactor_server.log.errors import LogDamaged, LogGap, LogMissing
 from livefactor_server.log.format import DATA_START, Record
 from livefactor_server.log.recovery import cursor_at
 from livefactor_server.log.walk import Walk, list_segments
@@ -43,7 +43,8 @@ class Follower:
         segments = list_segments(self._io, folder)
         if not segments:
             raise LogMissing(f"no log in {folder}")
-        self._segment, self._cursor = cursor_at(self._io, segments, max(after, segments[0].first))
+        index, self._cursor = cursor_at(self._io, segments, max(after, segments[0].first))
+        self._segment = segments[index].first
         self._offset = DATA_START
         self.revision = max(after, segments[0].first - 1)
 
@@ -57,6 +58,7 @@ class Follower:
 
         Raises:
             LogDamaged: a record up to `until` cannot be read.
+            LogGap: a retention policy deleted a record that comes next.
         """
         passes = 0
         while self.revision < until:
@@ -75,11 +77,15 @@ class Follower:
     def _pass(self, until: int) -> Iterator[Sequence[Record]]:
         """Yields what one walk finds, up to revision `until`."""
         segments = list_segments(self._io, self._folder)
+        index = next((i for i, each in enumerate(segments) if each.first == self._segment), None)
+        if index is None:
+            raise LogGap(f"the segment with revision {self._segment} was deleted by a retention policy")
         before = replace(self._cursor)
-        walk = Walk(self._io, segments, replace(before), self._segment, self._offset)
+        walk = Walk(self._io, segments, replace(before), index, self._offset)
         for group in walk.groups():
             first, last = group.records[0], group.records[-1]
-            self._segment, self._offset, self._cursor = group.segment, group.offset, before
+            self._segment, self._offset = segments[group.segment].first, group.offset
+            self._cursor = before
             # The walk's own cursor can be past this group already.
             before = replace(
                 walk.cursor, revision=last.revision, hash=last.hash, incarnation=last.group.incarnation

@@ -120,6 +120,7 @@ NO_HASH = bytes(HASH_BYTES)
 NO_SALT = bytes(SALT_BYTES)
 NO_KEY = bytes(4)
 FLAG_ERASED = 1
+_ZEROS = bytes(1 << 20)
 HASH_IDS = {"sha256": 1, "blake3": 2}
 
 CHECKSUM = struct.Struct("<I")
@@ -151,9 +152,11 @@ class Kind(IntEnum):
     SWITCH = 8
     EMBEDDINGS = 9
     FACTORS = 10
-    FEATURES = 11
-    DROPPED_FEATURES = 13
+    ROLLBACK = 11
     FACTOR_DELTAS = 12
+    RETENTION = 13
+    FEATURES = 14
+    DROPPED_FEATURES = 15
 
 
 @dataclass(slots=True)
@@ -312,6 +315,18 @@ def new_id() -> bytes:
 def is_zero(piece: memoryview) -> bool:
     """Whether every byte is zero."""
     return not bytes(piece).rstrip(b"\0")
+
+
+def nonzero_end(view: memoryview, start: int) -> int:
+    """The offset after the last nonzero byte of `view[start:]`, or `start` if all are zero."""
+    end = len(view)
+    while end > start:
+        step = min(len(_ZEROS), end - start)
+        piece = view[end - step : end]
+        if piece != _ZEROS[:step]:
+            return end - step + len(bytes(piece).rstrip(b"\0"))
+        end -= step
+    return start
 
 
 def is_earlier_layout(view: memoryview) -> bool:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from livefactor_server.log import gaps
 from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, aligned_buffer, write_all
-from livefactor_server.log.errors import LogDamaged, LogFailed, LogFull, LogMissing
+from livefactor_server.log.errors import LogDamaged, LogFailed, LogFull, LogGap, LogMissing
 from livefactor_server.log.format import (
     DATA_START,
     BadGroup,
@@ -67,7 +68,8 @@ class Contents:
     """The result of reading a log.
 
     Opening did not read the segments before number `read_from`. The chain hash before that segment
-    is `read_from_hash`. `switches` has the SWITCH records that were read: revision -> body.
+    is `read_from_hash`. `switches` and `rollbacks` have the records of their kind that were read:
+    revision -> body. `note` is the last RETENTION record that was read, and `gap` what is missing.
     """
 
     segments: list[Segment]
@@ -80,6 +82,9 @@ class Contents:
     read_from: int = 0
     read_from_hash: bytes = b""
     switches: dict[int, bytes] = field(default_factory=dict)
+    note: gaps.Retained | None = None
+    gap: gaps.Gap | None = None
+    rollbacks: dict[int, bytes] = field(default_factory=dict)
 
 
 def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -> None:
@@ -89,14 +94,14 @@ def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
 
 
-def note_switches(switches: dict[int, bytes], records: Sequence[Record]) -> None:
-    """Adds the SWITCH records to `switches`: revision -> body."""
+def note_kind(kind: Kind, found: dict[int, bytes], records: Sequence[Record]) -> None:
+    """Adds the records of a kind to `found`: revision -> body."""
     if isinstance(records, Columns):
-        found = (records.fields[:, KIND] == Kind.SWITCH).nonzero()[0].tolist()
-        records = [records[number] for number in found]
+        places = (records.fields[:, KIND] == kind).nonzero()[0].tolist()
+        records = [records[number] for number in places]
     for record in records:
-        if record.kind == Kind.SWITCH:
-            switches[record.revision] = bytes(record.body)
+        if record.kind == kind:
+            found[record.revision] = bytes(record.body)
 
 
 def cursor_at(io: FileIO, segments: list[Segment], revision: int) -> tuple[int, Cursor]:
@@ -142,28 +147,43 @@ def read_contents(
     index, cursor = cursor_at(io, segments, since)
     places: list[Place] = []
     switches: dict[int, bytes] = {}
+    rollbacks: dict[int, bytes] = {}
     spec = _read_spec(io, segments, cursor) if index else None
     if spec is not None:
         places.append(Place(segments[0].first - 1, spec.previous, 0, 0, DATA_START))
     for segment in segments[:index]:
         segment.end = 0
     read_from_hash = cursor.hash
-    walk = Walk(io, segments, cursor, index, progress=progress)
+    holes: list[gaps.Hole] = []
+    note: gaps.Retained | None = None
+    walk = Walk(io, segments, cursor, index, progress=progress, holes=holes)
     before = Cursor(cursor.revision, cursor.hash)
     for group in walk.groups():
         if spec is None:
             spec = group.records[0]
             before.hash = spec.previous
+        if holes and holes[-1].last >= before.revision:
+            before.revision, before.hash = holes[-1].last, holes[-1].hash
         note_place(places, before, group.segment, group.offset)
-        note_switches(switches, group.records)
+        note_kind(Kind.SWITCH, switches, group.records)
+        note_kind(Kind.ROLLBACK, rollbacks, group.records)
+        note = gaps.last_note(group.records) or note
         last = group.records[-1]
         before.revision, before.hash, before.incarnation = last.revision, last.hash, last.group.incarnation
     if spec is None:
         raise LogMissing(f"the log in {folder} was never completely created")
     lineage, body = spec.previous[:16], bytes(spec.body)
+    gap = gaps.check(holes, note, [segment.path for segment in segments])
+    if gap is not None and note is not None:
+        switches = {**note.switches, **switches}
+    if index:
+        earlier = gaps.missing_after(io, segments[0].path, segments[1].first)
+        if earlier is not None:
+            gap = gaps.Gap(earlier.first, earlier.last if gap is None else gap.last, note)
     return Contents(
-        segments, cursor, lineage, body, walk.end, walk.tail, places, index, read_from_hash, switches
-    )
+        segments, cursor, lineage, body, walk.end, walk.tail, places, index, read_from_hash, switches,
+        note, gap, rollbacks,
+    )  # fmt: skip
 
 
 def _read_spec(io: FileIO, segments: list[Segment], later: Cursor) -> Record:
@@ -178,6 +198,43 @@ def _read_spec(io: FileIO, segments: list[Segment], later: Cursor) -> Record:
     if (cursor.log_id, cursor.hash_id) != (later.log_id, later.hash_id):
         raise LogDamaged(first.path, DATA_START, "the group belongs to another log")
     return records[0]
+
+
+def clear_unfinished(io: FileIO, folder: Path) -> None:
+    """Removes the remains of an unfinished creation.
+
+    Raises FileExistsError if the folder has a log.
+    """
+    try:
+        read_contents(io, folder)
+    except LogMissing:
+        for segment in list_segments(io, folder):
+            io.unlink(segment.path)
+        return
+    raise FileExistsError(f"{folder} already has a log")
+
+
+def read_beside_a_writer(
+    io: FileIO, folder: Path, progress: Callable[[int, int], None] | None, since: int
+) -> Contents:
+    """Reads a log that a writer may be extending.
+
+    If the log looks damaged, it is read again, because the writer may have completed the write
+    meanwhile. If the same byte still looks damaged, LogDamaged is raised.
+    """
+    seen: object = None
+    while True:
+        try:
+            return read_contents(io, folder, progress, since)
+        except LogDamaged as damage:
+            if seen == (damage.path, damage.offset):
+                raise
+            seen = damage.path, damage.offset
+        except (FileNotFoundError, LogGap) as gone:
+            # A retention policy deleted a segment that was listed.
+            if seen == str(gone):
+                raise
+            seen = str(gone)
 
 
 def trim_tail(io: FileIO, contents: Contents) -> None:

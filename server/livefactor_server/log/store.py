@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Self
 
+from livefactor_server.log import gaps
 from livefactor_server.log.disk import FileIO
-from livefactor_server.log.errors import LogDamaged, LogError, LogFailed, LogFull, LogMissing
+from livefactor_server.log.errors import LogDamaged, LogError, LogFailed, LogFull, LogGap, LogMissing
 from livefactor_server.log.format import (
     DATA_START,
     HASH_IDS,
@@ -36,9 +39,11 @@ from livefactor_server.log.format import (
 from livefactor_server.log.recovery import (
     Contents,
     Place,
+    clear_unfinished,
     cursor_at,
+    note_kind,
     note_place,
-    note_switches,
+    read_beside_a_writer,
     read_contents,
     trim_tail,
 )
@@ -48,7 +53,6 @@ from livefactor_server.log.walk import (
     StreamEnd,
     Tail,
     Walk,
-    list_segments,
     start_cursor,
 )
 from livefactor_server.log.writer import StreamWriter
@@ -63,6 +67,7 @@ __all__ = [
     "LogError",
     "LogFailed",
     "LogFull",
+    "LogGap",
     "LogMissing",
     "Record",
 ]
@@ -85,6 +90,8 @@ class Log:
         hash_name: "blake3" or "sha256".
         tail: the unsynced tail that a read-only open ignored, or None. An active writer may be
             writing it.
+        gap: the revisions that are missing, or None.
+        rollbacks: the known ROLLBACK records, as `switches`.
     """
 
     def __init__(self, io: FileIO, folder: Path, contents: Contents, writer: StreamWriter | None) -> None:
@@ -100,7 +107,8 @@ class Log:
         self._writer = writer
         self._marked = bool(contents.segments)
         self._read_from, self._read_from_hash = contents.read_from, contents.read_from_hash
-        self._switches = contents.switches
+        self._switches, self.gap, self._note = contents.switches, contents.gap, contents.note
+        self.rollbacks: Mapping[int, bytes] = contents.rollbacks
         self._switches_from = self._segments[self._read_from].first if self._read_from else 0
         self._lock = Lock()
 
@@ -139,7 +147,7 @@ class Log:
             LogFull, LogFailed: nothing was created.
         """
         io, folder = io or FileIO(), Path(folder)
-        _clear_unfinished(io, folder)
+        clear_unfinished(io, folder)
         hash_name = hash_name or default_hash_name()
         new_hash, lineage = hash_function(hash_name), lineage or uuid.uuid4()
         salt = os.urandom(SALT_BYTES)
@@ -160,7 +168,7 @@ class Log:
             log.mark()
         except LogError:
             log.close()
-            _clear_unfinished(io, folder)
+            clear_unfinished(io, folder)
             raise
         return log
 
@@ -201,7 +209,7 @@ class Log:
         """
         io, folder = io or FileIO(), Path(folder)
         if read_only:
-            return cls(io, folder, _read_beside_a_writer(io, folder, progress, since), None)
+            return cls(io, folder, read_beside_a_writer(io, folder, progress, since), None)
         contents = read_contents(io, folder, progress, since)
         trim_tail(io, contents)
         return cls(io, folder, contents, StreamWriter(io, folder, contents, segment_bytes, ahead))
@@ -242,7 +250,8 @@ class Log:
                 again.
             LogFailed: a write or a sync failed. The log refuses all further records.
             ValueError: there is no entry, the revisions are not consecutive, a producer id has more
-                than 64 bytes, a salt does not have 16 bytes, or a SWITCH record is not alone.
+                than 64 bytes, a salt does not have 16 bytes, or a SWITCH or ROLLBACK record is
+                not alone.
                 Nothing was written.
         """
         if not entries:
@@ -256,9 +265,11 @@ class Log:
             if place is not None:
                 note_place(self._places, before, *place)
             self._end, self._marked = writer.end, False
+            body = {entries[0].revision: b"".join(parts_of(entries[0].body))}
             if entries[0].kind == Kind.SWITCH:
-                body = b"".join(parts_of(entries[0].body))
-                self._switches = {**self._switches, entries[0].revision: body}
+                self._switches = {**self._switches, **body}
+            if entries[0].kind == Kind.ROLLBACK:
+                self.rollbacks = {**self.rollbacks, **body}
             cursor.revision, cursor.hash = entries[-1].revision, hashes[-1]
             self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
         return hashes
@@ -279,6 +290,44 @@ class Log:
                 writer.mark()
                 self._end, self._marked = writer.end, True
 
+    @property
+    def note(self) -> gaps.Retained | None:
+        """The last RETENTION record that was read or dropped segments. None if there is none."""
+        return self._note
+
+    def behind(self, revision: int) -> list[Segment]:
+        """The segments whose records are all up to `revision`, oldest first.
+
+        The first segment and the last two are never among them: one has the spec, and readers know
+        where the others end.
+        """
+        with self._lock:
+            segments = list(self._segments)
+        return [segment for segment, after in pairwise(segments[1:-1]) if after.first - 1 <= revision]
+
+    def drop(self, note: gaps.Retained) -> None:
+        """Deletes the segments that a RETENTION record of this log names.
+
+        After a crash some of them are left, and nothing else has changed.
+
+        Raises:
+            OSError: a file cannot be deleted.
+        """
+        doomed = self.behind(note.last)
+        count = len(doomed)
+        with self._lock:
+            self._note, self.gap = note, gaps.Gap(note.first, note.last, note)
+            del self._segments[1 : 1 + count]
+            self._places = [
+                replace(place, segment=place.segment - count if place.segment else 0)
+                for place in self._places
+                if not 1 <= place.segment <= count
+            ]
+            self._read_from = max(1, self._read_from - count) if self._read_from else 0
+        for segment in doomed:
+            self._io.unlink(segment.path)
+        self._io.fsync_dir(self._folder)
+
     def _usable_writer(self) -> StreamWriter:
         if self._writer is None or self._writer.failed is not None:
             raise LogFailed(f"the log in {self._folder} accepts no records: {self.failed}")
@@ -292,8 +341,8 @@ class Log:
                 raise ValueError(
                     f"a producer id has at most {PRODUCER_BYTES_MAX} bytes, got {len(entry.producer)}"
                 )
-            if entry.kind == Kind.SWITCH and len(entries) > 1:
-                raise ValueError("a SWITCH record is a group of its own")
+            if entry.kind in (Kind.SWITCH, Kind.ROLLBACK) and len(entries) > 1:
+                raise ValueError("a SWITCH or ROLLBACK record is a group of its own")
             if len(entry.salt) != SALT_BYTES:
                 raise ValueError(f"a salt has {SALT_BYTES} bytes, got {len(entry.salt)}")
 
@@ -310,6 +359,7 @@ class Log:
 
         Raises:
             LogDamaged: synced bytes differ from what was written.
+            LogGap: a retention policy deleted some of the records.
         """
         for records in self.read_groups(from_revision):
             for record in records:
@@ -322,8 +372,7 @@ class Log:
 
         The records of small groups come as `columns.Columns`.
 
-        Raises:
-            LogDamaged: synced bytes differ from what was written.
+        It raises as `read` does.
         """
         first = self._segments[0].first if from_revision is None else from_revision
         with self._lock:
@@ -343,18 +392,23 @@ class Log:
         if not count:
             return
         segments, passed, switches = self._segments, 0, dict[int, bytes]()
-        cursor = start_cursor(segments[0].first)
-        walk = Walk(self._io, segments, cursor, stop=(count, StreamEnd(DATA_START, b"", 1)))
-        for group in walk.groups():
+        cursor, holes, note = start_cursor(segments[0].first), list[gaps.Hole](), self._note
+        rollbacks = dict[int, bytes]()
+        stop = count, StreamEnd(DATA_START, b"", 1)
+        for group in Walk(self._io, segments, cursor, stop=stop, holes=holes).groups():
             passed += group.end - group.offset
-            note_switches(switches, group.records)
+            note_kind(Kind.SWITCH, switches, group.records)
+            note_kind(Kind.ROLLBACK, rollbacks, group.records)
+            note = self._note or gaps.last_note(group.records) or note
             yield passed
         if cursor.hash != self._read_from_hash:
             reason = f"revision {segments[count].first} does not follow the record before it in the chain"
             raise LogDamaged(segments[count].path, DATA_START, reason)
+        gap = gaps.check(holes, note, [segment.path for segment in segments])
         with self._lock:
-            self._switches = {**switches, **self._switches}
-            self._switches_from = 0
+            self._switches = {**(note.switches if gap and note else {}), **switches, **self._switches}
+            self.rollbacks = {**rollbacks, **self.rollbacks}
+            self._switches_from, self.gap, self._note = 0, gap, note
 
     def _place_of(self, revision: int) -> Place:
         if self._read_from and revision < self._segments[self._read_from].first:
@@ -379,15 +433,30 @@ class Log:
             self._new_hash,
         )
         walk = Walk(self._io, segments, cursor, place.segment, place.offset, stop)
-        for group in walk.groups():
-            revision = group.records[0].revision
-            if revision + len(group.records) > first:
-                yield group.records[max(first - revision, 0) :]
+        try:
+            for group in walk.groups():
+                revision = group.records[0].revision
+                if revision + len(group.records) > first:
+                    yield group.records[max(first - revision, 0) :]
+        except LogGap:
+            if self.gap is None:
+                raise
+            # The log knows why they are missing.
+            raise LogGap(str(self.gap)) from None
 
     @property
     def first_revision(self) -> int:
         """The revision of the first record, which holds the spec. Above 0 in a restored model."""
         return self._segments[0].first
+
+    @property
+    def lacks(self) -> str:
+        """Which events of the model's history cannot be learned again from the log; "" for none."""
+        if self.first_revision:
+            return (
+                f"it began with a snapshot at revision {self.first_revision}; the events before it are gone"
+            )
+        return "" if self.gap is None else str(self.gap)
 
     @property
     def switches(self) -> Mapping[int, bytes]:
@@ -424,35 +493,3 @@ class Log:
     def failed(self) -> str | None:
         """The reason why the log accepts no more records, or None."""
         return "it was opened read-only" if self._writer is None else self._writer.failed
-
-
-def _clear_unfinished(io: FileIO, folder: Path) -> None:
-    """Removes the remains of an unfinished creation.
-
-    Raises FileExistsError if the folder has a log.
-    """
-    try:
-        read_contents(io, folder)
-    except LogMissing:
-        for segment in list_segments(io, folder):
-            io.unlink(segment.path)
-        return
-    raise FileExistsError(f"{folder} already has a log")
-
-
-def _read_beside_a_writer(
-    io: FileIO, folder: Path, progress: Callable[[int, int], None] | None, since: int
-) -> Contents:
-    """Reads a log that a writer may be extending.
-
-    If the log looks damaged, it is read again, because the writer may have completed the write
-    meanwhile. If the same byte still looks damaged, LogDamaged is raised.
-    """
-    seen = None
-    while True:
-        try:
-            return read_contents(io, folder, progress, since)
-        except LogDamaged as damage:
-            if seen == (damage.path, damage.offset):
-                raise
-            seen = damage.path, damage.offset

@@ -107,3 +107,10 @@ def _read_slot(block: bytes) -> Slot | None:
     used, counter, base, synced, incarnation, segment, log_id = _SLOT.unpack_from(checked)
     content = block[SLOT_HEADER_BYTES : SLOT_HEADER_BYTES + used]
     return Slot(counter, base, synced, incarnation, segment, log_id, content)
+
+
+def with_tail(view: memoryview, start: int, base: int, content: bytes) -> memoryview:
+    """The bytes of the file from `start` on. `content` replaces those from `base` on."""
+    if start >= base:
+        return memoryview(content[start - base :])
+    return memoryview(bytes(view[start:base]) + content)

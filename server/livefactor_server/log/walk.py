@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from livefactor_server.log.columns import ColumnReader
 from livefactor_server.log.disk import BLOCK_BYTES, FileIO
-from livefactor_server.log.errors import LogDamaged, LogError
+from livefactor_server.log.errors import LogDamaged, LogError, LogGap
 from livefactor_server.log.format import (
     DATA_START,
     GROUP_MAGIC,
@@ -43,13 +43,14 @@ from livefactor_server.log.format import (
     hash_function,
     hash_name_of,
     is_earlier_layout,
+    nonzero_end,
 )
+from livefactor_server.log.gaps import Gap, Hole
 from livefactor_server.log.parsing import read_group_head, read_records
 from livefactor_server.log.sealing import opened
-from livefactor_server.log.tail import Slot, place_of, read_slots
+from livefactor_server.log.tail import Slot, place_of, read_slots, with_tail
 
 SEGMENT_NAME = re.compile(r"(\d{20})\.log")
-_ZEROS = bytes(1 << 20)
 _NO_MAGIC = bytes(len(GROUP_MAGIC))
 
 
@@ -139,18 +140,6 @@ def segment_name(first_revision: int) -> str:
     return f"{first_revision:020d}.log"
 
 
-def nonzero_end(view: memoryview, start: int) -> int:
-    """The offset after the last nonzero byte of `view[start:]`, or `start` if all are zero."""
-    end = len(view)
-    while end > start:
-        step = min(len(_ZEROS), end - start)
-        piece = view[end - step : end]
-        if piece != _ZEROS[:step]:
-            return end - step + len(bytes(piece).rstrip(b"\0"))
-        end -= step
-    return start
-
-
 def read_group(
     memory: memoryview, at: int, place: int, cursor: Cursor, path: Path
 ) -> tuple[list[Record], int]:
@@ -211,9 +200,10 @@ class Walk:
         stop: the index of the segment in which the walk ends, and the end of the stream in it. None
             finds the end of the log.
         progress: called with (bytes passed, bytes of all segments).
+        holes: gets the holes that the walk passes (`gaps.check`). None refuses to pass one.
 
-    `groups()` yields every whole group, and raises LogDamaged if the log is damaged. Afterwards
-    `tail` is the unsynced tail or None, and `end` is the end of the stream.
+    `groups()` yields every whole group. It raises LogDamaged if the log is damaged, or LogGap.
+    Afterwards `tail` is the unsynced tail or None, and `end` is the end of the stream.
     """
 
     def __init__(
@@ -225,8 +215,9 @@ class Walk:
         offset: int = DATA_START,
         stop: tuple[int, StreamEnd] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        holes: list[Hole] | None = None,
     ) -> None:
-        self.io, self.segments, self.cursor = io, segments, cursor
+        self.io, self.segments, self.cursor, self.holes = io, segments, cursor, holes
         self.index, self.offset = index, offset
         self.stop, self.progress = stop, progress
         self.tail: Tail | None = None
@@ -235,11 +226,13 @@ class Walk:
         self._reader: ColumnReader | None = None
 
     def groups(self) -> Iterator[Group]:
-        """Yields every whole group from the start on, verified. Raises LogDamaged."""
+        """Yields every whole group from the start on, verified. Raises LogDamaged or LogGap."""
         last = len(self.segments) - 1 if self.stop is None else self.stop[0]
         offset = self.offset
         for index in range(self.index, last + 1):
-            view = self.io.map(self.segments[index].path)
+            view = self._map(index)
+            if offset == DATA_START and self.cursor.begun:
+                self._pass_hole(index, view)
             if self.stop is None:
                 yield from self._unknown(index, view, offset, index == last)
             elif index == last or self.segments[index].end:
@@ -249,6 +242,31 @@ class Walk:
                 yield from self._unknown(index, view, offset, False)
             offset = DATA_START
 
+    def _map(self, index: int) -> memoryview:
+        segment = self.segments[index]
+        try:
+            return self.io.map(segment.path)
+        except FileNotFoundError:
+            # A retention policy deleted it after it was listed.
+            later = [each.first for each in self.segments[index + 1 :]]
+            raise LogGap(str(Gap(segment.first, min(later, default=segment.first + 1) - 1))) from None
+
+    def _pass_hole(self, index: int, view: memoryview) -> None:
+        """Moves the cursor over revisions that are missing before the segment."""
+        segment, cursor = self.segments[index], self.cursor
+        first, before = cursor.revision + 1, cursor.hash
+        if segment.first <= first:
+            return
+        try:
+            head = read_group_head(view, DATA_START, DATA_START, segment.path)
+        except BadGroup:
+            # No retention policy leaves this. The checks of the file name what is missing.
+            return
+        if self.holes is None:
+            raise LogGap(str(Gap(first, segment.first - 1)))
+        self.holes.append(Hole(first, segment.first - 1, before, head.previous, index))
+        cursor.revision, cursor.hash = segment.first - 1, head.previous
+
     def _known(self, index: int, view: memoryview, offset: int, limit: int, is_last: bool) -> Iterator[Group]:
         """Yields the groups of a segment up to byte `limit`. All of them were synced."""
         self._check_file(index, view, offset)
@@ -257,7 +275,7 @@ class Walk:
         yield from self._groups(index, view, 0, offset, min(base, limit))
         at = self._at
         if is_last and at < limit:
-            memory = _with_tail(view, at, base, self.stop[1].content)
+            memory = with_tail(view, at, base, self.stop[1].content)
             yield from self._groups(index, memory, at, at, limit)
         if self._at < limit:
             bad = self._bad or BadGroup(self._at, "zeros where a group should start")
@@ -351,7 +369,7 @@ class Walk:
     def _groups_of(self, slot: Slot, index: int, view: memoryview, start: int) -> list[Group] | None:
         """The groups from byte `start` to the end of the slot, or None if they are not whole."""
         before = replace(self.cursor)
-        memory = _with_tail(view, start, slot.base, slot.content)
+        memory = with_tail(view, start, slot.base, slot.content)
         groups = list(self._groups(index, memory, start, start, slot.end))
         if self._at == slot.end:
             return groups
@@ -395,13 +413,6 @@ class Walk:
         if self.progress is not None:
             before = sum(segment.size for segment in self.segments[:index])
             self.progress(before + offset, sum(segment.size for segment in self.segments))
-
-
-def _with_tail(view: memoryview, start: int, base: int, content: bytes) -> memoryview:
-    """The bytes of the file from `start` on. `content` replaces those from `base` on."""
-    if start >= base:
-        return memoryview(content[start - base :])
-    return memoryview(bytes(view[start:base]) + content)
 
 
 def _stream_end(view: memoryview, end: int, chosen: Slot | None, slots: list[Slot]) -> StreamEnd:

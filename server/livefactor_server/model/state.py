@@ -79,6 +79,7 @@ class ModelState:
         marks: the unavailable items.
         sightings: of ids without rows, with `admission.sightings`. `placed` is the same after the
             last record whose keys have rows, and belongs to the LOG stage.
+        skipped: revisions whose records change no table, as pairs (first, last).
     """
 
     spec: ModelSpec
@@ -92,6 +93,7 @@ class ModelState:
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
     features: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    skipped: tuple[tuple[int, int], ...] = ()
     spec_id: str = field(init=False)
     meanings: Meanings = field(init=False)
     marks: Marks = field(init=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +19,18 @@ from livefactor_server.changes import (
     Change,
     InteractionsChange,
     Rejects,
+    Rollback,
     ShortUpdate,
     short_updates,
 )
+from livefactor_server.hosting.earlier import Moment
+from livefactor_server.hosting.rollback import Batches, to_moment, without
+from livefactor_server.log.store import Log
 from livefactor_server.model import spec_codec
 from livefactor_server.statuses import invalid
+
+RANGES_MAX, BATCHES_MAX = 1024, 65_536
+"""Maximum numbers of ranges of sequences, and of batches in them, that a call rolls back."""
 
 
 class UpdateRequest(NamedTuple):
@@ -127,6 +135,32 @@ def changed_spec(current: ModelSpec, name: str, fields: models_pb2.ModelSpec) ->
         return spec_codec.changed(preset(name) if name else current, fields)
     except SpecError as error:
         raise invalid(f"spec: {error}") from None
+
+
+def rollback(log: Log, request: models_pb2.RollBackRequest) -> Callable[[Callable[[], None]], Rollback]:
+    """What a request rolls back: a function that takes a check and reads the log.
+
+    Raises:
+        Refused: INVALID_ARGUMENT.
+    """
+    to_time = request.HasField("to_time_us")
+    if sum([to_time, request.HasField("to_revision"), len(request.without) > 0]) != 1:
+        raise invalid("rollback: expected one of to_revision, to_time_us and without")
+    if not request.without:
+        moment = Moment(request.to_revision, request.to_time_us if to_time else None)
+        return lambda check: to_moment(log, moment)
+    if len(request.without) > RANGES_MAX:
+        raise invalid(over("without", RANGES_MAX, len(request.without), "ranges"))
+    chosen = [
+        Batches(each.producer_id.encode(), each.first_sequence, each.last_sequence)
+        for each in request.without
+    ]
+    if any(not 1 <= each.first <= each.last for each in chosen):
+        raise invalid("without: expected 1 <= first_sequence <= last_sequence")
+    count = sum(each.last - each.first + 1 for each in chosen)
+    if count > BATCHES_MAX:
+        raise invalid(over("without", BATCHES_MAX, count, "batches"))
+    return lambda check: without(log, chosen, check)
 
 
 def _check_offsets(name: str, offsets: np.ndarray, users: int, items: int) -> None:

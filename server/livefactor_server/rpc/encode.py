@@ -6,12 +6,14 @@ import uuid
 from dataclasses import asdict
 
 from livefactor.snapshots.format import Manifest
-from livefactor.v1 import judging_pb2, models_pb2, snapshots_pb2, updates_pb2
+from livefactor.v1 import judging_pb2, models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from livefactor_server.changes import REJECT_TEXTS
 from livefactor_server.engine.submission import Ack
 from livefactor_server.hosting.describe import Description
+from livefactor_server.hosting.explaining import Explained
 from livefactor_server.hosting.faults import Fault
 from livefactor_server.judging.report import Report
+from livefactor_server.log.gaps import Gap
 from livefactor_server.model import spec_codec
 from livefactor_server.statuses import Refused
 
@@ -97,11 +99,27 @@ def description(found: Description) -> models_pb2.ModelDescription:
     )
     if found.spec_revision is not None:
         message.spec_revision = found.spec_revision
+    if found.gap is not None:
+        message.log_gap.CopyFrom(_log_gap(found.gap))
     if found.adapted_rate is not None:
         message.adapted_rate = found.adapted_rate
     if found.hold is not None:
         message.hold.CopyFrom(judging_pb2.Hold(**asdict(found.hold), snapshot_id=found.hold_snapshot_id))
     return message
+
+
+def _log_gap(gap: Gap) -> models_pb2.LogGap:
+    note = gap.note
+    if note is None:
+        return models_pb2.LogGap(first_revision=gap.first, last_revision=gap.last)
+    return models_pb2.LogGap(
+        first_revision=gap.first,
+        last_revision=gap.last,
+        time_us=note.time_us,
+        archived=note.archived,
+        snapshot_revision=note.snapshot_revision,
+        snapshot_root_hash=note.root_hash,
+    )
 
 
 def whole_description(found: Description) -> models_pb2.ModelDescription:
@@ -113,6 +131,8 @@ def whole_description(found: Description) -> models_pb2.ModelDescription:
             spec_id=int(spec_codec.id_of(body), 16),
             spec=spec_codec.to_message(spec_codec.decode(body)),
         )
+    for first, last in found.skipped:
+        message.skipped.add(first=first, last=last)
     return message
 
 
@@ -125,6 +145,35 @@ def promotion_progress(revision: int, last_revision: int) -> bytes:
 def fault(found: Fault) -> models_pb2.ModelDescription:
     """The description of a model that cannot be opened."""
     return models_pb2.ModelDescription(model=found.name, fault=found.reason)
+
+
+def explanation(explained: Explained, item_id: int) -> bytes:
+    """The answer of Explain."""
+    found, labels = explained.explanation, explained.labels
+    message = scoring_pb2.ExplainResponse(
+        position=updates_pb2.Position(lineage=explained.lineage, revision=found.revision),
+        spec_id=int(found.spec_id, 16),
+        user_factors=found.user_factors,
+        item_factors=found.item_factors,
+        remembered_events=found.remembered,
+        events_truncated=found.truncated,
+        searched_from=explained.searched_from,
+        user_label=explained.user_label,
+        item_label=labels.get(item_id, ""),
+    )
+    for name in ("user_known", "item_known"):
+        setattr(message, name, getattr(found, name))
+    for name in ("score", "mean", "user_bias", "item_bias", "product", "gain"):
+        setattr(message, name, float(getattr(found, name)))
+    for part in found.parts:
+        message.parts.add(**asdict(part))
+    for event in found.events:
+        message.events.add(**asdict(event), item_label=labels.get(event.item_id, ""))
+    for touch in explained.touches:
+        fields = asdict(touch)
+        producer_id = fields.pop("producer").decode("utf-8", "backslashreplace")
+        message.updates.add(**fields, producer_id=producer_id)
+    return message.SerializeToString()
 
 
 def judgement(report: Report) -> judging_pb2.Judgement:

@@ -11,7 +11,9 @@ from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.changes.labels import SIDES
 from livefactor_server.engine import features
 from livefactor_server.hosting.describe import describe
+from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.host import DEFAULT_MODEL
+from livefactor_server.hosting.rollback import roll_back as roll_back_model
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
@@ -97,7 +99,14 @@ def restore_snapshot(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles RestoreSnapshot."""
     request = guards.parse(models_pb2.RestoreSnapshotRequest, raw)
     call.allow(request.model, request.source_model or DEFAULT_MODEL)
-    hosted = calls.hosting.restore(request.model, request.source_model, request.snapshot_id)
+    named = [request.snapshot_id != "", request.HasField("revision"), request.HasField("time_us")]
+    if sum(named) > 1:
+        raise invalid("snapshot_id, revision, time_us: at most one of them")
+    if named[1] or named[2]:
+        moment = Moment(request.revision, request.time_us if named[2] else None)
+        hosted = calls.hosting.restore_at(request.model, request.source_model, moment, call.check)
+    else:
+        hosted = calls.hosting.restore(request.model, request.source_model, request.snapshot_id)
     made = encode.description(describe(hosted))
     return models_pb2.RestoreSnapshotResponse(description=made).SerializeToString()
 
@@ -115,6 +124,25 @@ async def promote_spec(calls: Calls, requests: Requests, send: Send, call: Call)
     await progress.until_done(calls.promotions.run(0, hosted.promote, spec, progress), tell)
     found = encode.whole_description(describe(hosted))
     await send(models_pb2.PromoteSpecResponse(description=found).SerializeToString())
+
+
+async def roll_back(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
+    """Handles RollBack: sends the progress, and then the description."""
+    request = guards.parse(models_pb2.RollBackRequest, await requests.only())
+    hosted = calls.model(call, request.model)
+    decide = decode.rollback(hosted.engine.log, request)
+    progress = Progress(call)
+
+    async def tell(revision: int, last: int) -> None:
+        progressed = models_pb2.PromotionProgress(revision=revision, last_revision=last)
+        await send(models_pb2.RollBackResponse(progress=progressed).SerializeToString())
+
+    def work() -> int:
+        return roll_back_model(hosted, decide(call.check), progress)
+
+    await progress.until_done(calls.promotions.run(0, work), tell)
+    found = encode.whole_description(describe(hosted))
+    await send(models_pb2.RollBackResponse(description=found).SerializeToString())
 
 
 def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:

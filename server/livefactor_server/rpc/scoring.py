@@ -1,17 +1,22 @@
-"""Handler of the ScoringService: scores of candidates and top-k lists."""
+"""Handlers of the ScoringService: scores of candidates, top-k lists, and explanations."""
 
 from __future__ import annotations
 
 from livefactor.v1 import scoring_pb2
-from livefactor.wire.limits import MESSAGE_BYTES_MAX
+from livefactor.wire.limits import EXPLAINED_MAX, MESSAGE_BYTES_MAX, over
 from livefactor.wire.scoring import encode_score_response
 from livefactor_server.engine.readers import Allowance
 from livefactor_server.engine.short_reads import model_of
-from livefactor_server.rpc import decode
+from livefactor_server.hosting import explaining
+from livefactor_server.hosting.explaining import Question
+from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call
-from livefactor_server.statuses import Refused
+from livefactor_server.statuses import Refused, invalid
 from livefactor_server.telemetry.calls import is_verbose
+
+EVENTS_DEFAULT, UPDATES_DEFAULT = 64, 10
+"""Numbers of events and of updates in an explanation whose request names none."""
 
 
 async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
@@ -59,3 +64,22 @@ def _short_answer(calls: Calls, raw: bytes, call: Call) -> bytes | None:
     if hosted.sharing is not None:
         return None
     return hosted.reader.answer_at_once(raw, found[1], calls.settings.score_rows_max)
+
+
+def explain(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles Explain."""
+    request = guards.parse(scoring_pb2.ExplainRequest, raw)
+    hosted = calls.model(call, request.model)
+    question = Question(
+        request.user_id,
+        request.item_id,
+        request.revision if request.HasField("revision") else None,
+        request.events_max if request.HasField("events_max") else EVENTS_DEFAULT,
+        request.updates_max if request.HasField("updates_max") else UPDATES_DEFAULT,
+    )
+    for field, most in (("events_max", question.events_max), ("updates_max", question.updates_max)):
+        if most > EXPLAINED_MAX:
+            raise invalid(over(field, EXPLAINED_MAX, most))
+    found = explaining.explain(hosted, question, call.check)
+    call.revision = found.explanation.revision
+    return encode.explanation(found, question.item_id)

@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from livefactor.snapshots.format import Manifest
+from livefactor_server.log.gaps import Gap
 from livefactor_server.log.store import Log
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.freezing import freeze_idle
-from livefactor_server.snapshots.replay import Progress, follow, log_folder, replay, snapshot_store
+from livefactor_server.snapshots.replay import (
+    Progress,
+    ReplayError,
+    follow,
+    from_snapshot,
+    log_folder,
+    replay,
+    skipped_at,
+    snapshot_store,
+)
 from livefactor_server.snapshots.store import root_hash_of
 
 
@@ -27,12 +37,18 @@ class ReplayReport:
         root_hash: root hash of the state at `revision`, 32 bytes.
         snapshots: id of a snapshot -> whether its root hash and its log hash equal those of the
             replayed state.
+        gap: what the log lacks, or None if the replay began with its first record.
+        begins_with: ids of the snapshots with which the replay began, if the log lacks records.
+        lost: ids of the snapshots whose records are missing. They were not compared.
     """
 
     revision: int
     log_hash: bytes
     root_hash: bytes
     snapshots: dict[str, bool] = field(default_factory=dict)
+    gap: Gap | None = None
+    begins_with: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -47,6 +63,9 @@ class ReplayReport:
             "root_hash": self.root_hash.hex(),
             "snapshots": self.snapshots,
             "good": self.good,
+            "missing": str(self.gap) if self.gap else None,
+            "begins_with": list(self.begins_with),
+            "not_compared": list(self.lost),
         }
 
 
@@ -59,13 +78,17 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
     """Replays a model's log from its beginning, and compares the state with each snapshot.
 
     After a switch of the spec it begins again, because the later states are those of the new spec.
+    So it does after a rollback.
+    If a retention policy deleted records, it begins with the first snapshot after them.
 
     A server may use the folder meanwhile. The audit changes nothing, and it ignores records that
     are not synced yet.
 
     Raises:
         LogError: the log is missing or damaged.
-        ReplayError: a record does not fit the state before it.
+        ReplayError: a record does not fit the state before it, or the log lacks records and no
+            snapshot stands in for them.
+        SnapshotInvalid: the snapshot that stands in for them does not verify.
         SpecError: the spec in the log is invalid.
     """
     with Log.open(log_folder(model_folder), read_only=True) as log:
@@ -74,14 +97,21 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
             for m in snapshot_store(model_folder).list()
             if m.lineage == log.lineage and m.revision <= log.last_revision
         ]
+        lost = [m for m in manifests if log.gap is not None and m.revision <= log.gap.last]
+        kept = [m for m in manifests if m not in lost]
         state: ModelState | None = None
-        equal = {}
-        stops: list[tuple[int, Manifest | None]] = [(each.revision, each) for each in manifests]
-        for spec_body, group in groupby(
-            [*stops, (log.last_revision, None)], lambda stop: log.spec_at(stop[0])
+        equal, begins_with = {}, list[str]()
+        stops: list[tuple[int, Manifest | None]] = [(each.revision, each) for each in kept]
+        for (spec_body, skipped), group in groupby(
+            [*stops, (log.last_revision, None)],
+            lambda stop: (log.spec_at(stop[0]), skipped_at(log, stop[0])),
         ):
             for revision, manifest in group:
-                if state is None or state.spec_body != spec_body:
+                if state is None or (state.spec_body, state.skipped) != (spec_body, skipped):
+                    if log.gap is not None:
+                        state = _trusted(model_folder, log, backend, manifest)
+                        begins_with.append(manifest.snapshot_id if manifest else "")
+                        continue
                     state = replay(model_folder, log, backend, revision, progress)
                 follow(state, log, revision, progress)
                 if manifest is not None:
@@ -89,4 +119,32 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
                         root_of(state) == manifest.root_hash and state.log_hash == manifest.log_hash
                     )
         assert state is not None
-        return ReplayReport(state.revision, state.log_hash, root_of(state), equal)
+        return ReplayReport(
+            state.revision, state.log_hash, root_of(state), equal, log.gap, tuple(begins_with),
+            tuple(each.snapshot_id for each in lost),
+        )  # fmt: skip
+
+
+def _trusted(model_folder: Path, log: Log, backend: str, manifest: Manifest | None) -> ModelState:
+    """The state of a snapshot with which a replay begins, because the records before it are gone.
+
+    The snapshot verifies, and the log has its chain hash. A snapshot that the log's RETENTION
+    record names has its root hash, too.
+
+    Raises:
+        ReplayError: there is no such snapshot, or it differs from what the log says.
+        SnapshotInvalid: it does not verify.
+    """
+    if manifest is None:
+        raise ReplayError(f"{log.gap}, and no snapshot after them has the spec in force")
+    note = log.gap.note if log.gap is not None else None
+    if next(log.read(manifest.revision)).hash != manifest.log_hash:
+        raise ReplayError(f"snapshot {manifest.snapshot_id} does not have the chain hash of the log")
+    if note and note.snapshot_revision == manifest.revision and note.root_hash != manifest.root_hash:
+        raise ReplayError(
+            f"snapshot {manifest.snapshot_id} is not the one that the log names: its root hash is "
+            f"{manifest.root_hash.hex()}, and the log has {note.root_hash.hex()}"
+        )
+    state = from_snapshot(snapshot_store(model_folder), manifest.snapshot_id, log, backend)
+    state.skipped = skipped_at(log, manifest.revision)
+    return state

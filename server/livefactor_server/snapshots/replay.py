@@ -2,8 +2,9 @@
 
 A restart loads the newest snapshot and applies the rest of the log. An audit applies the whole log.
 Like the live engine, both use `changes.place` and `changes.apply`, so a record always has the same
-effect. A state is that of one spec from the beginning of the log on (`changes/switch.py`). So after
-a switch only snapshots with the new spec help, whoever took them.
+effect. A state is that of one spec from the beginning of the log on
+(`changes/history/switch.py`). So after a switch only snapshots with the new spec help, whoever took
+them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ from livefactor.snapshots.format import Manifest
 from livefactor_server import changes
 from livefactor_server.changes import Change, EngineChange, Header, bodies, change_of, decode_rejects
 from livefactor_server.changes import ReplayError as ReplayError
+from livefactor_server.changes.history.rollback import (
+    SKIPPABLE,
+    Ranges,
+    Rollback,
+    SkippedChange,
+    are_in,
+    is_in,
+    up_to,
+)
 from livefactor_server.log import columns
 from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.format import SALT_BYTES
@@ -78,7 +88,7 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
             state before it.
         SpecError: the spec in the log is invalid.
     """
-    own = snapshot_store(model_folder).list()
+    own, gap = snapshot_store(model_folder).list(), log.gap
     for info in reversed(own):
         if info.lineage != log.lineage:
             raise ReplayError(
@@ -90,6 +100,9 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
                 f"the log ends at revision {log.last_revision}, but a snapshot has revision {info.revision}: "
                 "synced records are missing"
             )
+        if gap is not None and gap.first <= info.revision <= gap.last:
+            # Its record is gone, and so are the records after it.
+            continue
         if next(log.read(info.revision)).hash != info.log_hash:
             raise ReplayError(
                 f"snapshot {info.snapshot_id} and the log have different records up to revision {info.revision}"
@@ -102,15 +115,27 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
     return follow(start_of(model_folder, log, backend, spec_body), log, progress=progress)
 
 
-def start_of(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> ModelState:
+def start_of(
+    model_folder: Path,
+    log: Log,
+    backend: str,
+    spec_body: bytes,
+    until: int | None = None,
+    skipped: Ranges | None = None,
+) -> ModelState:
     """A state with the spec `spec_body` at an early revision of the log, from which to follow it.
 
     It is that of the newest snapshot with this spec that verifies, or of the beginning of the log.
+    `until` is the revision that it may not pass; None means the end of the log. The state skips the
+    revisions `skipped`; None means those that are skipped at `until`.
 
     Raises:
-        ReplayError: the base snapshot of a restored model is missing.
+        ReplayError: the base snapshot of a restored model is missing, or the log lacks its
+            beginning.
         SpecError: the spec is invalid.
     """
+    last = log.last_revision if until is None else until
+    skipped = skipped_at(log, last) if skipped is None else skipped
     stores = [snapshot_store(model_folder)]
     if (model_folder / _CHALLENGERS).is_dir():
         stores.append(challenger_store(model_folder))
@@ -118,20 +143,49 @@ def start_of(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> Mo
         (info, store)
         for store in stores
         for info in store.list()
-        if info.spec == spec_body and info.lineage == log.lineage and info.revision <= log.last_revision
+        if info.spec == spec_body
+        and info.lineage == log.lineage
+        and info.revision <= last
+        and (log.gap is None or info.revision > log.gap.last)
     ]
     for info, store in sorted(found, key=lambda each: each[0].revision, reverse=True):
         try:
             if next(log.read(info.revision)).hash != info.log_hash:
                 raise ReplayError(f"its records up to revision {info.revision} are not those of the log")
-            state = _from_snapshot(store, info.snapshot_id, log, backend)
+            if not skips(log, info.revision, skipped):
+                continue
+            state = from_snapshot(store, info.snapshot_id, log, backend)
+            state.skipped = skipped
         except Exception as error:
             # The log has all data of the snapshot, so an older snapshot is sufficient.
             logger.warning("snapshot %s is ignored: %s", info.snapshot_id, error)
             continue
         logger.info("snapshot %s loaded and verified", info.snapshot_id)
         return state
-    return _beginning(model_folder, log, backend, spec_body)
+    if log.gap is not None and last >= log.gap.first:
+        raise ReplayError(f"{log.gap}, and no snapshot after them can be used")
+    return _beginning(model_folder, log, backend, spec_body, skipped)
+
+
+def skipped_at(log: Log, revision: int) -> Ranges:
+    """The revisions that a state at `revision` skips.
+
+    Of a log that was not read from its beginning, it lacks those that no record after it needs.
+    """
+    before = [at for at in log.rollbacks if at <= revision]
+    if before:
+        return Rollback.from_body(log.rollbacks[max(before)]).skipped
+    later = min(log.rollbacks, default=None)
+    return () if later is None else Rollback.from_body(log.rollbacks[later]).before
+
+
+def skips(log: Log, revision: int, skipped: Ranges) -> bool:
+    """Whether a snapshot at `revision` has the state that skips `skipped`."""
+    if revision < log.switches_from:
+        # Only the part of the log that was not read yet tells.
+        for _ in log.check_earlier():
+            pass
+    return up_to(skipped_at(log, revision), revision) == up_to(skipped, revision)
 
 
 def replay(
@@ -146,7 +200,8 @@ def replay(
         SpecError: the spec in the log is invalid.
     """
     spec_body = log.spec_at(log.last_revision if until is None else until)
-    return follow(_beginning(model_folder, log, backend, spec_body), log, until, progress)
+    skipped = skipped_at(log, log.last_revision if until is None else until)
+    return follow(_beginning(model_folder, log, backend, spec_body, skipped), log, until, progress)
 
 
 def origin(log: Log, backend: str, spec_body: bytes) -> ModelState:
@@ -159,24 +214,31 @@ def origin(log: Log, backend: str, spec_body: bytes) -> ModelState:
     return ModelState.empty(decode_spec(spec_body), spec_body, log.lineage, backend, first.hash)
 
 
-def _beginning(model_folder: Path, log: Log, backend: str, spec_body: bytes) -> ModelState:
+def _beginning(model_folder: Path, log: Log, backend: str, spec_body: bytes, skipped: Ranges) -> ModelState:
     if not log.first_revision:
-        return origin(log, backend, spec_body)
+        state = origin(log, backend, spec_body)
+        state.skipped = skipped
+        return state
     records = log.read()
     first = next(records)
     root = EngineChange.from_log(bytes(next(records).body)).base_root_hash
     base = base_store(model_folder)
     for manifest in base.list():
         if manifest.root_hash == root:
-            state = _from_snapshot(base, manifest.snapshot_id, log, backend)
-            state.log_hash = first.hash
+            state = from_snapshot(base, manifest.snapshot_id, log, backend)
+            state.log_hash, state.skipped = first.hash, skipped
             return state
     raise ReplayError(
         f"the log begins at revision {first.revision}, and its base snapshot ({root.hex()}) is missing"
     )
 
 
-def _from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: str) -> ModelState:
+def from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: str) -> ModelState:
+    """The state that a snapshot of this log has, verified.
+
+    Raises:
+        SnapshotInvalid: the snapshot does not verify.
+    """
     loaded = store.load(snapshot_id)
     manifest = loaded.manifest
     return restored(
@@ -207,7 +269,7 @@ def follow(
     """
     last = log.last_revision if until is None else until
     reported = state.revision
-    for _ in _apply(state, _parts(between(log, state.revision, last))):
+    for _ in _apply(state, _parts(between(log, state.revision, last), state.skipped)):
         check()
         if progress and state.revision - reported >= RUN_RECORDS:
             reported = state.revision
@@ -227,14 +289,18 @@ def between(log: Log, revision: int, last: int) -> Iterator[Sequence[Record]]:
         revision += len(records)
 
 
-def _parts(groups: Iterable[Sequence[Record]]) -> Iterator[Sequence[Record]]:
-    """Splits columns where the kind changes. Parts with many interactions stay columns."""
+def _parts(groups: Iterable[Sequence[Record]], skipped: Ranges) -> Iterator[Sequence[Record]]:
+    """Splits columns where the kind changes. Parts with many interactions stay columns.
+
+    A part is skipped as a whole or not at all.
+    """
     for records in groups:
         if not isinstance(records, Columns):
             yield records
             continue
         is_events = records.fields[:, KIND] == Kind.INTERACTIONS
-        cuts = (np.flatnonzero(np.diff(is_events)) + 1).tolist()
+        sorts = is_events + 2 * are_in(skipped, records.revision, len(records))
+        cuts = (np.flatnonzero(np.diff(sorts)) + 1).tolist()
         for start, end in pairwise((0, *cuts, len(records))):
             part = records[start:end]
             yield part if is_events[start] and len(part) >= COLUMNS_MIN else list(part)
@@ -248,6 +314,11 @@ def _apply(state: ModelState, parts: Iterable[Sequence[Record]]) -> Iterator[Non
             continue
         for part in some:
             done = 0
+            assert isinstance(part, Columns)
+            if is_in(state.skipped, part.revision):
+                changes.skip_columns(state, part)
+                yield
+                continue
             while done < len(part):
                 rest = part[done:]
                 assert isinstance(rest, Columns)
@@ -260,12 +331,12 @@ def _apply(state: ModelState, parts: Iterable[Sequence[Record]]) -> Iterator[Non
 
 def apply_groups(state: ModelState, groups: Iterable[Sequence[Record]]) -> None:
     """Applies consecutive records, which continue the revision of the state, many at a time."""
-    for _ in _apply(state, _parts(groups)):
+    for _ in _apply(state, _parts(groups, state.skipped)):
         pass
 
 
 def _apply_singly(state: ModelState, records: Iterable[Record]) -> Iterator[None]:
-    for run in _runs(records):
+    for run in _runs(records, state.skipped):
         placements = changes.place(state, [change for _, change in run])
         changes.apply(
             state, [changes.Record(*pair, rows) for pair, rows in zip(run, placements, strict=True)]
@@ -273,7 +344,7 @@ def _apply_singly(state: ModelState, records: Iterable[Record]) -> Iterator[None
         yield
 
 
-def _runs(records: Iterable[Record]) -> Iterator[list[tuple[Header, Change]]]:
+def _runs(records: Iterable[Record], skipped: Ranges) -> Iterator[list[tuple[Header, Change]]]:
     """Decodes the records, and yields them in runs of about `RUN_EVENTS` events.
 
     The grouping changes no bit.
@@ -282,6 +353,8 @@ def _runs(records: Iterable[Record]) -> Iterator[list[tuple[Header, Change]]]:
     events = 0
     for record in records:
         header, change = _decoded(record)
+        if record.kind in SKIPPABLE and is_in(skipped, record.revision):
+            change = SkippedChange(change.body, change.rows)
         run.append((header, change))
         events += change.rows
         if events >= RUN_EVENTS or len(run) == RUN_RECORDS:

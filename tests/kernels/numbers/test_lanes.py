@@ -13,7 +13,6 @@ from livefactor_kernels.numbers.lanes import (
     address_of,
     broadcast,
     clamp,
-    inlined,
     load1,
     load16,
     load_u32,
@@ -24,6 +23,7 @@ from livefactor_kernels.numbers.lanes import (
     store_u32,
     tree_sum,
 )
+from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.simd.memory import reserve
 
 F = np.float32

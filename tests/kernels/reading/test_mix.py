@@ -229,7 +229,6 @@ def test_recent_popularity_counts_more_where_it_says_more() -> None:
         return float(model.state()[MIX][LEARNED_BLEND]), model
 
     (changing, model), (steady, _) = blend(True), blend(False)
-    print("BL", changing, steady)
     assert BLEND_START < changing <= BLEND_MAX
     assert 0.0 <= steady < 0.7 * changing
     mix, counts = model.state()[MIX], model.items.history["popularity"][:40].astype(float)

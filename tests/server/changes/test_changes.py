@@ -32,6 +32,9 @@ from livefactor_server.changes import (
     OpenProducerChange,
     Record,
     ReplayError,
+    RetentionChange,
+    Rollback,
+    RollbackChange,
     SpecChange,
     SwitchChange,
     apply,
@@ -39,6 +42,7 @@ from livefactor_server.changes import (
     place,
 )
 from livefactor_server.changes import show as log_show
+from livefactor_server.log.gaps import Retained
 from livefactor_server.log.store import Entry, Kind, Log
 from livefactor_server.model import spec_codec
 from livefactor_server.model.state import ModelState
@@ -106,6 +110,10 @@ def received(kind: type[Change]) -> Change:
         OpenProducerChange: OpenProducerChange(b"row 7"),
         EngineChange: EngineChange.restored(base, SPEC.kernel_semantics, "cpu"),
         SwitchChange: SwitchChange(SPEC_BODY),
+        RetentionChange: RetentionChange(
+            Retained(2, 9, bytes(32), bytes(range(32)), 12, bytes(32), True, {3: SPEC_BODY}).to_body()
+        ),
+        RollbackChange: RollbackChange(Rollback(((2, 4), (7, 7)), ((3, 3),), None).to_body()),
     }
     return made[kind]
 
@@ -189,7 +197,7 @@ def test_what_each_change_does_to_a_state() -> None:
     begun = done[Kind.FACTORS].backend
     assert begun.published == (2, 0) and not done[Kind.FACTORS].events
     assert begun.sections(0, 2)["factors"][:, :3].tolist() == [[0.5, 1, 0], [1.5, 2, 0]]
-    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH):
+    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():
         assert found.revision == found.backend.revision == 1, kind

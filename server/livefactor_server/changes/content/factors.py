@@ -17,7 +17,14 @@ from livefactor.wire.factors import FactorColumns, decode_factors, encode_factor
 from livefactor.wire.limits import EMBEDDING_NUMBERS_MAX
 from livefactor_kernels.spec.model import ITEMS, USERS, Loss, ModelSpec, Rule
 from livefactor_kernels.tables.start import Start
-from livefactor_server.changes.change import KeyedChange, Record, ReplayError, require_rows
+from livefactor_server.changes.change import (
+    KeyedChange,
+    Record,
+    ReplayError,
+    require_finite,
+    require_once,
+    require_rows,
+)
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
@@ -87,11 +94,8 @@ class FactorsChange(KeyedChange):
         require_rows(len(columns), min(rows_max, EMBEDDING_NUMBERS_MAX // dimension))
         for name, numbers in (("factors", columns.factors), ("biases", columns.biases)):
             if numbers is not None:
-                _require_finite(name, numbers.reshape(len(columns), -1))
-        _, first = np.unique(columns.ids, return_index=True)
-        if len(first) < len(columns):
-            row = int(np.setdiff1d(np.arange(len(columns)), first)[0])
-            raise invalid(f"ids: row {row} has the id of an earlier row ({columns.ids[row]})")
+                require_finite(name, numbers.reshape(len(columns), -1))
+        require_once(columns.ids)
         return cls(columns), NO_REJECTS
 
     @classmethod
@@ -131,10 +135,3 @@ class FactorsChange(KeyedChange):
         """The side and the dimension."""
         side = "users" if self.columns.side == updates_pb2.SIDE_USER else "items"
         return f"factors of {side}, dimension {self.columns.factors.shape[1]}"
-
-
-def _require_finite(name: str, numbers: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-    if bad.size:
-        more = f" and {bad.size - 1} further rows" if bad.size > 1 else ""
-        raise invalid(f"{name}: row {bad[0]}{more}: a number is NaN or infinite")

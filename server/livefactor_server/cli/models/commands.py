@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ from livefactor_server.cli.base import (
 from livefactor_server.cli.models.judge import show_hold, show_judgement
 
 if TYPE_CHECKING:
-    from livefactor.models import ModelDescription
+    from livefactor.models import LogGap, ModelDescription
 
 
 def _description_fields(model: ModelDescription) -> dict[str, Any]:
@@ -38,7 +39,24 @@ def _description_fields(model: ModelDescription) -> dict[str, Any]:
         "judgement": model.judgement and asdict(model.judgement), "hold": model.hold and asdict(model.hold),
         "fault": model.fault, "spec_id": model.spec_id, "spec_revision": model.spec_revision,
         "earlier_specs": [asdict(each) for each in model.earlier_specs],
+        "log_gap": model.log_gap and _gap_fields(model.log_gap), "skipped": model.skipped,
     }  # fmt: skip
+
+
+def _gap_fields(gap: LogGap) -> dict[str, Any]:
+    return {**asdict(gap), "snapshot_root_hash": gap.snapshot_root_hash.hex()}
+
+
+def _gap_text(gap: LogGap) -> str:
+    text = f"the log lacks revisions {gap.first_revision} to {gap.last_revision}"
+    if not gap.time_us:
+        return text
+    day = datetime.fromtimestamp(gap.time_us / 1e6, UTC).strftime("%Y-%m-%d")
+    done = "archived" if gap.archived else "deleted"
+    return (
+        f"{text}, which were {done} on {day}; the snapshot at revision {gap.snapshot_revision} vouches "
+        f"for them (root hash {gap.snapshot_root_hash.hex()})"
+    )
 
 
 def _show_fault(model: ModelDescription) -> None:
@@ -51,7 +69,8 @@ def _show_fault(model: ModelDescription) -> None:
     )
 
 
-def _show(model: ModelDescription, as_json: bool) -> None:
+def show_description(model: ModelDescription, as_json: bool) -> None:
+    """Prints the description of a model, or why it is not served."""
     fields = _description_fields(model)
     if as_json:
         emit(fields)
@@ -61,7 +80,8 @@ def _show(model: ModelDescription, as_json: bool) -> None:
         return
     spec = fields.pop("spec")
     # A judgement and a hold are shown below the table.
-    del fields["judgement"], fields["hold"], fields["fault"], fields["earlier_specs"]
+    for name in ("judgement", "hold", "fault", "earlier_specs", "log_gap", "skipped"):
+        del fields[name]
     grid = table("field", "value")
     for name, value in fields.items():
         if value is not None:
@@ -72,6 +92,10 @@ def _show(model: ModelDescription, as_json: bool) -> None:
     for earlier in model.earlier_specs:
         what = f"rule {earlier.spec['rule']}, loss {earlier.spec['loss']}, k {earlier.spec['k']}"
         console().print(f"earlier: spec {earlier.spec_id} since revision {earlier.revision}, {what}")
+    for first, last in model.skipped:
+        console().print(f"rolled back: revisions {first} to {last} have no effect")
+    if model.log_gap is not None:
+        console().print(_gap_text(model.log_gap), soft_wrap=True)
     if model.judgement is not None and model.judgement.judged_events:
         show_judgement(model.judgement)
     if model.hold is not None:
@@ -147,7 +171,7 @@ def models_create(
             changes["embeddings"] = {**changes.get("embeddings", {}), "dimension": embedding_dim}
         if features:
             changes["features"] = {"size": FEATURES_SIZE, **changes.get("features", {})}
-        _show(models.create(name, preset or named, **changes), as_json)
+        show_description(models.create(name, preset or named, **changes), as_json)
 
 
 def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
@@ -204,7 +228,7 @@ def models_promote(
             on_progress=lambda at, last: bar.update(task, total=last, completed=at),
             **changes,
         )
-    _show(found, as_json)
+    show_description(found, as_json)
 
 
 @models_app.command("describe")
@@ -218,7 +242,7 @@ def models_describe(
     from livefactor.models import Models
 
     with Models(target) as models:
-        _show(models.describe(name, with_root_hash=root_hash), as_json)
+        show_description(models.describe(name, with_root_hash=root_hash), as_json)
 
 
 @models_app.command("restore")
@@ -228,17 +252,27 @@ def models_restore(
     snapshot_id: Annotated[
         str, typer.Option("--snapshot", help="Id of the snapshot. Default: the newest.")
     ] = "",
+    revision: Annotated[
+        int | None, typer.Option(min=0, help="Take the state at this revision in place of a snapshot.")
+    ] = None,
+    time: Annotated[
+        datetime | None,
+        typer.Option(help="Take the state at this time (UTC), such as 2026-11-30T02:00:00."),
+    ] = None,
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new model from a snapshot.
+    """Make a new model from a snapshot, or from an earlier state of a model.
 
     For a model that cannot be opened, name it twice. Its old folder is set aside and not deleted.
     """
     from livefactor.models import Models
 
     with Models(target) as models:
-        _show(models.restore(name, source, snapshot_id), as_json)
+        time_us = None if time is None else int(time.replace(tzinfo=UTC).timestamp() * 1e6)
+        show_description(
+            models.restore(name, source, snapshot_id, revision=revision, time_us=time_us), as_json
+        )
 
 
 @models_app.command("delete")

@@ -39,12 +39,23 @@ CLIENT_VARIABLES = (
 
 
 class EntryError(ValueError):
-    """The settings of an address, of TLS and of access do not fit together."""
+    """Settings do not fit together."""
 
 
 def _known_preset(value: str) -> str:
     if value and value not in PRESET_NAMES:
         raise typer.BadParameter(f"expected one of {', '.join(PRESET_NAMES)}, or '', got {value!r}")
+    return value
+
+
+def _known_policy(value: str) -> str:
+    from livefactor_server.hosting.retention import Policy, PolicyError
+
+    try:
+        if value:
+            Policy.of(value)
+    except PolicyError as error:
+        raise typer.BadParameter(str(error)) from None
     return value
 
 
@@ -174,6 +185,18 @@ class ServerSettings:
         int, _option("Take a snapshot after this many events. 0 takes one only on drain.", min=0)
     ] = 20_000_000
     snapshots_kept: Annotated[int, _option("Number of newest snapshots to keep, per model.", min=1)] = 3
+    log_keep: Annotated[
+        str,
+        _option(
+            "How much of each log to keep at least, such as 30d, 100GB or 5000000r (revisions). Older segments"
+            " go once a verified snapshot stands in for them. '' keeps all.",
+            callback=_known_policy,
+        ),
+    ] = ""
+    log_archive: Annotated[
+        Path | None,
+        _option("Folder that these segments are moved to. Without it, --log-keep deletes them."),
+    ] = None
     judge_record_share: Annotated[
         float, _option("Share of the records whose events are judged. 0 turns the judge off.", min=0, max=1)
     ] = 0.015625
@@ -249,6 +272,8 @@ class ServerSettings:
         from livefactor_server.access.entry import Entry
         from livefactor_server.access.grants import Grants
 
+        if self.log_archive is not None and not self.log_keep:
+            raise EntryError("--log-archive needs --log-keep")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise EntryError("--tls-cert and --tls-key need each other")
         if self.tls_client_ca is not None and self.tls_cert is None:
@@ -297,6 +322,7 @@ class ServerSettings:
         from livefactor_server.files.specs import read_spec
         from livefactor_server.hosting.host import HostingSettings
         from livefactor_server.hosting.keeper import KeeperSettings
+        from livefactor_server.hosting.retention import Policy
 
         name = self.preset or DEFAULT_PRESET
         spec = read_spec(self.spec, name) if self.spec else None
@@ -313,7 +339,11 @@ class ServerSettings:
                 self._observer(),
                 QuotaSettings(self.producer_rows_per_s, self.producer_new_ids_per_minute),
             ),
-            keeper=KeeperSettings(self.snapshot_every_events, self.snapshots_kept),
+            keeper=KeeperSettings(
+                self.snapshot_every_events,
+                self.snapshots_kept,
+                Policy.of(self.log_keep, self.log_archive) if self.log_keep else None,
+            ),
             auto_cpu_share=self.auto_cpu_share,
         )
 
