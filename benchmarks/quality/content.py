@@ -13,6 +13,10 @@ none there.
 Hidden items: 20 % of the items lose all their events. After the stream they are ranked for each
 user who had some of them. NDCG@10 is divided by that of the hidden items' true popularity.
 
+Features: the films are known by genres, the decade and the words of their titles, and the gifts by
+the words of their descriptions, as features in place of vectors. Of films there is also a figure
+with genres alone.
+
 Few events: the last tenth of the events is the test. Recall@10 of items with at most 5 events
 before it, ranked among the items with at most 5 events, with vectors and without; and recall@10 of
 the other items, ranked among all items, which must not get worse.
@@ -23,6 +27,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,17 +36,20 @@ import numpy as np
 
 from benchmarks.pages import ROOT, write_between
 from benchmarks.quality.ranking import Figures
+from livefactor.wire.keys import keys_of
 from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.reading.persons import PersonReader
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import Embeddings, Mix, ModelSpec
+from livefactor_kernels.spec.model import Embeddings, Features, Mix, ModelSpec
 from livefactor_kernels.spec.presets import preset
-from livefactor_kernels.tables import NO_ROW
+from livefactor_kernels.tables import ITEMS, NO_ROW
 from livefactor_server.cli.demo.shop import load_shop
 from livefactor_server.files.words import WordSpace
 from livefactor_server.tuning.drawing import write_svg
 
 RECORD_EVENTS, LIST, FEW_EVENTS = 2048, 10, 5
+FEATURES_PER_ITEM = 16
 WORD_DIMENSION = 128
 DISCOUNTS = 1.0 / np.log2(np.arange(2, LIST + 2))
 
@@ -53,11 +61,13 @@ class Data(NamedTuple):
         events: int64[n, 3] (user, item, time in seconds), in time order.
         ids: ids of the items that have a vector, int64[m].
         vectors: float16[m, d].
+        bags: the features of each of these items, for a spec with features.
     """
 
     events: np.ndarray
     ids: np.ndarray
     vectors: np.ndarray
+    bags: list[list[str]]
 
 
 def _drawn(events: np.ndarray, users: int, seed: int) -> np.ndarray:
@@ -79,7 +89,8 @@ def films(folder: Path, kept: Path | None, users: int, seed: int) -> Data:
         ". ".join((title, genres.replace("|", ", "), plot)) for title, genres, plot in map(texts.get, ids)
     ]
     parts = _embedded(told, kept), _genres(texts, ids), _years(texts, ids)
-    return Data(events, ids, np.concatenate(parts, axis=1).astype(np.float16))
+    bags = [_film_features(*texts[film][:2]) for film in ids.tolist()]
+    return Data(events, ids, np.concatenate(parts, axis=1).astype(np.float16), bags)
 
 
 def gifts(kept: Path | None, users: int, seed: int) -> Data:
@@ -94,7 +105,20 @@ def gifts(kept: Path | None, users: int, seed: int) -> Data:
             first.setdefault((user, number[item]), time)
     events = np.array([(*pair, time) for pair, time in first.items()], np.int64)
     vectors = _embedded(told, kept)
-    return Data(_drawn(events, users, seed), np.arange(len(told)), vectors.astype(np.float16))
+    bags = [_words(text) for text in told]
+    return Data(_drawn(events, users, seed), np.arange(len(told)), vectors.astype(np.float16), bags)
+
+
+def _words(text: str) -> list[str]:
+    """The distinct words of a text as features, at most `FEATURES_PER_ITEM`."""
+    words = dict.fromkeys(re.findall("[a-z]+", text.lower()))
+    return [f"word:{word}" for word in words][:FEATURES_PER_ITEM]
+
+
+def _film_features(title: str, genres: str) -> list[str]:
+    """The genres, the decade and the words of the title of a film, which ends with its year."""
+    facts = [f"genre:{genre}" for genre in genres.split("|")] + [f"decade:{title[-5:-2]}"]
+    return (facts + _words(title[:-6]))[:FEATURES_PER_ITEM]
 
 
 def _texts(folder: Path) -> dict[int, tuple[str, str, str]]:
@@ -136,11 +160,15 @@ def learned(data: Data, events: np.ndarray, spec: ModelSpec) -> Backend:
     places = {item: place for place, item in enumerate(data.ids.tolist())}
 
     def describe(items: list[int]) -> None:
-        for start in range(0, len(items) if spec.embeddings.dimension else 0, 512):
+        is_told = spec.embeddings.dimension or spec.features.size
+        for start in range(0, len(items) if is_told else 0, 512):
             part = np.array(items[start : start + 512])
             rows = model.items.allocate(part.astype(np.uint64))
-            vectors = data.vectors[[places[item] for item in part.tolist()]]
-            model.set_embeddings(rows, vectors, model.revision + 1, model.items.allocated)
+            told, at = [places[item] for item in part.tolist()], (model.revision + 1, model.items.allocated)
+            if spec.features.size:
+                model.set_features(ITEMS, rows, _bags([data.bags[place] for place in told]), *at)
+            else:
+                model.set_embeddings(rows, data.vectors[told], *at)
 
     for start in range(0, len(events), RECORD_EVENTS):
         part = events[start : start + RECORD_EVENTS]
@@ -153,6 +181,11 @@ def learned(data: Data, events: np.ndarray, spec: ModelSpec) -> Backend:
         model.apply(Update(model.revision + 1, users, items, None, None, *counts, part[:, 2] * 10**6))
     describe(sorted(unknown))
     return model
+
+
+def _bags(bags: list[list[str]]) -> Bags:
+    keys = keys_of([name for bag in bags for name in bag])
+    return Bags(np.cumsum([len(bag) for bag in bags]), keys, np.ones(len(keys), np.float32))
 
 
 def lists(model: Backend, users: np.ndarray, allowed: np.ndarray, k: int, seen: bool) -> list[np.ndarray]:
@@ -201,14 +234,14 @@ def hidden(data: Data, spec: ModelSpec, seed: int) -> dict[str, float]:
 
 
 def few(data: Data, spec: ModelSpec) -> dict[str, float]:
-    """Recall@10 of items with few events, and of the others, with vectors and without."""
+    """Recall@10 of items with few events, and of the others, with content and without it."""
     cut = len(data.events) * 9 // 10
     before, test = data.events[:cut], data.events[cut:]
     items, counts = np.unique(before[:, 1], return_counts=True)
     busy = items[counts > FEW_EVENTS]
     rare = np.union1d(items[counts <= FEW_EVENTS], np.setdiff1d(test[:, 1], items))
     found: dict[str, float] = {}
-    for name, each in (("with", spec), ("without", check(replace(spec, embeddings=Embeddings())))):
+    for name, each in (("with", spec), ("without", _plain(spec))):
         model = learned(data, before, each)
         present = test[model.users.find(test[:, 0].astype(np.uint64), model.published[0]) != NO_ROW]
         for what, allowed, among in (("few", rare, rare), ("other", busy, np.union1d(busy, rare))):
@@ -221,6 +254,22 @@ def few(data: Data, spec: ModelSpec) -> dict[str, float]:
     return found | ratios
 
 
+def _plain(spec: ModelSpec) -> ModelSpec:
+    return check(replace(spec, embeddings=Embeddings(), features=Features()))
+
+
+def features_of(name: str, data: Data, spec: ModelSpec, seeds: int) -> Figures:
+    """The figures of a set whose items have features in place of vectors."""
+    spec = check(replace(_plain(spec), features=Features(1 << 16, FEATURES_PER_ITEM)))
+    found: Figures = {}
+    genres = [[each for each in bag if each.startswith("genre:")] for bag in data.bags]
+    for what, told in (("features", data), ("genres", data._replace(bags=genres))):
+        if any(told.bags):
+            drawn = [hidden(told, spec, seed)["to_oracle"] for seed in range(1, seeds + 1)]
+            found[f"cold_{name}_{what}_ndcg10_to_oracle"] = float(np.mean(drawn))
+    return found | {f"{name}_features_{key}": value for key, value in few(data, spec).items()}
+
+
 def figures_of(sets: dict[str, Data], spec: ModelSpec, seeds: int) -> Figures:
     """All figures of some sets, by flat names. Hidden items are drawn with each of the seeds."""
     figures: Figures = {}
@@ -231,6 +280,7 @@ def figures_of(sets: dict[str, Data], spec: ModelSpec, seeds: int) -> Figures:
         figures[f"cold_{name}_ndcg10_to_oracle"] = float(np.mean(drawn))
         figures[f"cold_{name}_ndcg10_to_oracle_spread"] = max(drawn) - min(drawn)
         figures |= {f"{name}_{key}": value for key, value in few(data, each).items()}
+        figures |= features_of(name, data, spec, seeds)
     return figures | {
         "few_events_recall10_ratio": min(float(figures[f"{name}_few_ratio"] or 0) for name in sets)
     }

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         InvalidArgument,
         LivefactorError,
         MissingPackage,
+        NotFitted,
         NotFound,
         PermissionDenied,
         ProducerClosed,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from livefactor.pushing.batching import Ack, BatchSettings, Receipt, RowReject
     from livefactor.pushing.producer import Producer
     from livefactor.pushing.sending import ProducerStatus
-    from livefactor.recommender import NotFitted, Recommender
+    from livefactor.recommender import Recommender
     from livefactor.results.answers import Recommendations, Scores, UserAnswer
     from livefactor.results.judgement import Hold, JudgeEvent, JudgeFigure, Judgement
     from livefactor.scorer import Scorer
@@ -139,6 +140,7 @@ _NAMES = {
         "InvalidArgument",
         "LivefactorError",
         "MissingPackage",
+        "NotFitted",
         "NotFound",
         "PermissionDenied",
         "ProducerClosed",
@@ -159,7 +161,7 @@ _NAMES = {
     "pushing.batching": ("Ack", "BatchSettings", "Receipt", "RowReject"),
     "pushing.producer": ("Producer",),
     "pushing.sending": ("ProducerStatus",),
-    "recommender": ("NotFitted", "Recommender"),
+    "recommender": ("Recommender",),
     "scorer": ("Scorer",),
     "snapshots.files": ("Verification", "load", "verify"),
     "snapshots.loaded": ("LoadedSnapshot",),

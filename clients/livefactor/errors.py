@@ -19,6 +19,7 @@
     ├── ProducerClosed           the producer was closed before the call
     ├── ForkError                another process made the producer
     ├── ColumnError              (ValueError) columns do not match, or a message does not parse
+    ├── NotFitted                (ValueError, AttributeError) a Recommender has learned nothing yet
     ├── SnapshotInvalid          (ValueError) the snapshot does not verify
     ├── UnknownSpec              (ValueError) the spec has a part that this version does not know
     ├── ServerMissing            (ImportError) the server extra is not installed
@@ -146,6 +147,10 @@ class ColumnError(LivefactorError, ValueError):
         error = cls(f"{column}[{row}]: {reason}")
         error.column, error.row, error.reason = column, row, reason
         return error
+
+
+class NotFitted(LivefactorError, ValueError, AttributeError):
+    """The recommender has learned nothing yet: call `fit` or `partial_fit` first."""
 
 
 class SnapshotInvalid(LivefactorError, ValueError):

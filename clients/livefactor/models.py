@@ -15,6 +15,7 @@ from livefactor.calling.routes import Route
 from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
 from livefactor.errors import LivefactorError
 from livefactor.position import Position, position_of
+from livefactor.pushing.labels import SIDES
 from livefactor.results.answers import spec_name
 from livefactor.results.contest import Contest, contest_of
 from livefactor.results.judgement import Hold, Judgement, hold_of, judgement_of
@@ -24,7 +25,7 @@ from livefactor.wire.limits import check_model
 _SERVICE = "/livefactor.v1.ModelService/"
 _CHALLENGES = "/livefactor.v1.ChallengeService/"
 _OF_CHALLENGES = frozenset({"AddChallenger", "ListChallengers", "SettleModel"})
-_READS = frozenset({"DescribeModel", "ListModels", "ListChallengers"})
+_READS = frozenset({"DescribeModel", "ListFeatures", "ListModels", "ListChallengers"})
 LONG_DEADLINE_S = 600.0
 """Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
 restore.
@@ -41,6 +42,18 @@ class SpecPeriod:
     revision: int
     spec_id: str
     spec: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureReport:
+    """A feature of a side. ids: how many users or items have it.
+
+    strength: the length of its row of factors; 0 if nothing was learned of it.
+    """
+
+    name: str
+    ids: int
+    strength: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +194,25 @@ class Models(ModelsBase, BlockingClient):
             timeout = LONG_DEADLINE_S if with_root_hash else DEADLINE_S
         data = yield from self._call("DescribeModel", request, name, timeout)
         return _description(models_pb2.DescribeModelResponse.FromString(data).description)
+
+    @blocking
+    def features(
+        self, name: str = "default", side: str = "item", *, limit: int = 100, weakest_first: bool = False,
+        timeout: float = LONG_DEADLINE_S,
+    ) -> Plan[tuple[FeatureReport, ...]]:  # fmt: skip
+        """The features of a side ("user" or "item") that carry the most weight, or the least.
+
+        limit: at most 4096. Raises NotFound, ValueError for another side, and InvalidArgument if
+        the model has no features.
+        """
+        if side not in SIDES:
+            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
+        request = models_pb2.ListFeaturesRequest(
+            model=name, side=SIDES[side], limit=limit, weakest_first=weakest_first
+        )
+        data = yield from self._call("ListFeatures", request, name, timeout)
+        found = models_pb2.ListFeaturesResponse.FromString(data).features
+        return tuple(FeatureReport(each.name, each.ids, each.strength) for each in found)
 
     @blocking
     def list(self, *, timeout: float = DEADLINE_S) -> Plan[tuple[ModelDescription, ...]]:

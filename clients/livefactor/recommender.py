@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from livefactor.errors import ColumnError
+from livefactor.errors import ColumnError, NotFitted
 from livefactor.in_process import Local, local
 from livefactor.pushing.batching import BatchSettings
 from livefactor.pushing.rows import row_columns
@@ -34,10 +34,6 @@ SCORED = 10
 
 Callback = Callable[[dict[str, float], int], object]
 """Called with (figures by name, number of events so far)."""
-
-
-class NotFitted(ValueError, AttributeError):
-    """The recommender has not learned anything yet: call `fit` or `partial_fit` first."""
 
 
 class Recommender:

@@ -15,6 +15,7 @@ import numpy as np
 
 from livefactor_kernels.pins import Pin
 from livefactor_kernels.scoring import Candidates
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
@@ -180,6 +181,19 @@ class Backend(Protocol):
         Then it sets the revision and the number of items.
 
         The caller holds the gate. Only a model with embeddings (`spec.embeddings`) has it.
+        """
+
+    def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
+        """Sets the bags of rows uint32[n] of a side, and the revision.
+
+        `count` is the number of rows of the side then. The caller holds the gate. Only a model with
+        features (`spec.features`) has it.
+        """
+
+    def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
+        """Takes the features of keys uint64[n] out of all bags of a side, and sets the revision.
+
+        The caller holds the gate. Only a model with features (`spec.features`) has it.
         """
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:

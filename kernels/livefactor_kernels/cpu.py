@@ -12,6 +12,7 @@ from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cpu import Pin, PinBoard
 from livefactor_kernels.reading.cpu import CpuArithmetic
 from livefactor_kernels.reading.learning import Mixer
+from livefactor_kernels.reading.remembered import distinct
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring import Candidates, cpu_candidates
@@ -20,8 +21,12 @@ from livefactor_kernels.sgd.cpu import Sgd
 from livefactor_kernels.sgd.cpu_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
+from livefactor_kernels.solve.features import Bags
+from livefactor_kernels.solve.features.cpu import CpuArithmetic as FeatureArithmetic
+from livefactor_kernels.solve.features.learning import FeatureRows
 from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
 from livefactor_kernels.solve.prior.learning import Prior
+from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
@@ -32,6 +37,8 @@ from livefactor_kernels.tables.shared import Places, places_of
 from livefactor_kernels.tables.start import Start, begin
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun, joined
+
+_NO_ROWS = np.empty(0, np.uint32)
 
 
 class LearningRule(Part, Protocol):
@@ -84,9 +91,13 @@ class CpuModel:
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
         self._prior = self._prior_of(spec) if spec.embeddings.dimension else None
+        self._features = self._features_of(spec) if spec.features.size else ()
         self._rule = self._rule_of(spec)
         self._mixer = self._mixer_of(spec) if spec.mix.learning_rate else None
-        further = [part for part in (self._reservoir, self._mixer, self._prior) if part is not None]
+        further: list[Part] = [
+            part for part in (self._reservoir, self._mixer, self._prior) if part is not None
+        ]
+        further += self._features
         self._parts: list[Part] = [self._mean, self._rule, *further]
         self.pins = PinBoard(spec, (self.users, self.items))
         self.head = Head()
@@ -102,7 +113,13 @@ class CpuModel:
         if spec.rule == Rule.SOLVE:
             # `spec.checks.check` ensures it.
             assert self._recorder is not None
-            return Solver(spec, *tables, self._mean.sums, self._recorder, self._prior)
+            return Solver(
+                spec,
+                *tables,
+                self._mean.sums,
+                self._recorder,
+                self._features[ITEMS] if self._features else self._prior,
+            )
         if spec.rule == Rule.SOFTMAX:
             return Softmax(spec, *tables)
         kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
@@ -111,6 +128,14 @@ class CpuModel:
     def _prior_of(self, spec: ModelSpec) -> Prior:
         arithmetic = PriorArithmetic(spec.embeddings.dimension, spec.k)
         return Prior(spec, self.items.padded().__getitem__, arithmetic)
+
+    def _features_of(self, spec: ModelSpec) -> tuple[FeatureRows, FeatureRows]:
+        arithmetic = FeatureArithmetic(spec.k)
+        users, items = (table.padded().__getitem__ for table in (self.users, self.items))
+        return (
+            FeatureRows(spec, USERS, users, arithmetic),
+            FeatureRows(spec, ITEMS, items, arithmetic, self._prior),
+        )
 
     def _mixer_of(self, spec: ModelSpec) -> Mixer:
         return Mixer(spec, CpuArithmetic(spec, self.users, self.items))
@@ -175,14 +200,21 @@ class CpuModel:
         items = self.published[ITEMS]
         if self._mixer is not None and self._mixer.is_decay_due(items):
             rows = np.arange(items, dtype=np.uint32)
+        cold_users = _NO_ROWS
+        if self._features:
+            cold_users = self._features[USERS].begin(update.user_rows.size, update.user_count)
         if self.pins.active:
             recent = () if self._recorder is None else (self._recorder.recent_items(update),)
-            self.pins.protect(update, rows, *recent)
+            self.pins.protect(update, rows, *recent, more_users=cold_users)
         popularity = self.items.history.get("popularity", self.items.bias)
         self.head.open()
         if self._mixer is not None:
             self._mixer.learn(UpdateRun.of(updates), self, popularity[:items], self.items.bias[:items])
+        if self._features:
+            self._features[USERS].map_cold()
         self._rule.learn(update)
+        for features, touched in zip(self._features, (update.user_rows, update.item_rows), strict=False):
+            features.follow(distinct(touched))
         if self._recorder is not None and not self._rule.records:
             self._recorder.record(update, 0, update.fresh)
         if self._mixer is not None:
@@ -223,13 +255,60 @@ class CpuModel:
         update = Update(revision, nobody, rows, None, None, self.published[USERS], item_count)
         self.head.open()
         self.pins.protect(update)
-        had_vector = self._prior.is_described(rows)
-        self.pins.protect(update, self._prior.describe(rows, vectors, item_count))
-        self._prior.map_cold()
-        if self._mixer is not None:
-            popularity = self.items.history["popularity"]
-            self._mixer.describe(self, rows, had_vector, popularity, self.items.bias)
+        had_prior = self._has_prior(rows)
+        cold = self._prior.describe(rows, vectors, item_count)
+        changed: PriorRows = self._prior
+        if self._features:
+            changed = self._features[ITEMS]
+            cold = changed.follow_vectors(rows, cold, item_count)
+        self.pins.protect(update, cold)
+        changed.map_cold()
+        self._follow_newcomers(rows, had_prior)
         self.advance(revision, item_count=item_count)
+
+    def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
+        """See `backend.Backend.set_features`."""
+        nobody, features = np.empty(0, np.uint32), self._features[side]
+        users, items = (rows, nobody) if side == USERS else (nobody, rows)
+        update = Update(revision, users, items, None, None, *self.published)
+        self.head.open()
+        self.pins.protect(update)
+        had_prior = self._has_prior(rows) if side == ITEMS else nobody
+        cold = features.put(rows, bags, count)
+        if side == USERS:
+            self.pins.protect(update, more_users=cold)
+        else:
+            self.pins.protect(update, cold)
+        features.map_cold()
+        if side == ITEMS:
+            self._follow_newcomers(rows, had_prior)
+        self.advance(revision, *((count, None) if side == USERS else (None, count)))
+
+    def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.drop_features`."""
+        features, count = self._features[side], self.published[side]
+        rows, nobody = features.told(count), np.empty(0, np.uint32)
+        users, items = (rows, nobody) if side == USERS else (nobody, rows)
+        self.head.open()
+        self.pins.protect(Update(revision, users, items, None, None, *self.published))
+        had_prior = self._has_prior(rows) if side == ITEMS else nobody
+        features.drop(keys, count)
+        # The rows without events that the fit changes have bags, so they are protected already.
+        features.map_cold()
+        if side == ITEMS:
+            self._follow_newcomers(rows, had_prior)
+        self.advance(revision)
+
+    def _follow_newcomers(self, rows: np.ndarray, had_prior: np.ndarray) -> None:
+        if self._mixer is not None:
+            popularity, has_prior = self.items.history["popularity"], self._has_prior(rows)
+            self._mixer.describe(self, rows, had_prior, has_prior, popularity, self.items.bias)
+
+    def _has_prior(self, rows: np.ndarray) -> np.ndarray:
+        """Which item rows uint32[n] have a vector or a bag, bool[n]."""
+        prior = self._features[ITEMS] if self._features else self._prior
+        assert prior is not None
+        return prior.has(rows)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """See `backend.Backend.advance`."""

@@ -36,6 +36,7 @@ from livefactor_kernels.sgd.cuda import Sgd
 from livefactor_kernels.sgd.cuda_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cuda import Softmax
 from livefactor_kernels.solve.cuda import Solver
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import (
     LANES,
@@ -201,6 +202,14 @@ class CudaModel:
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """See `backend.Backend.set_embeddings`. No spec on this backend has embeddings."""
         raise AssertionError("embeddings: `spec.checks.check_cuda` refuses them")
+
+    def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
+        """See `backend.Backend.set_features`. No spec on this backend has features."""
+        raise AssertionError("features: `spec.checks.check_cuda` refuses them")
+
+    def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.drop_features`. No spec on this backend has features."""
+        raise AssertionError("features: `spec.checks.check_cuda` refuses them")
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """See `backend.Backend.advance`."""

@@ -18,16 +18,21 @@ from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.reference import ReferencePin, gather
 from livefactor_kernels.reading.learning import Mixer
 from livefactor_kernels.reading.reference import ReferenceArithmetic
+from livefactor_kernels.reading.remembered import distinct
 from livefactor_kernels.replay.reference import Reservoir
 from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.sgd.reference import Sgd
 from livefactor_kernels.sgd.reference_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.reference import Softmax
+from livefactor_kernels.solve.features import Bags
+from livefactor_kernels.solve.features.learning import FeatureRows
+from livefactor_kernels.solve.features.reference import ReferenceArithmetic as FeatureArithmetic
 from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.solve.prior.reference import ReferenceArithmetic as PriorArithmetic
+from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.solve.reference import Solver
 from livefactor_kernels.spec.model import ModelSpec, Rule
-from livefactor_kernels.tables import ITEMS, read_rows
+from livefactor_kernels.tables import ITEMS, USERS, read_rows
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.reference import ReferenceTables
 from livefactor_kernels.tables.start import Start, begin
@@ -60,19 +65,32 @@ class ReferenceModel:
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
         self._prior = self._prior_of(spec) if spec.embeddings.dimension else None
+        self._features = self._features_of(spec) if spec.features.size else ()
         self._rule = self._rule_of(spec)
         self._mixer = Mixer(spec, ReferenceArithmetic(spec)) if spec.mix.learning_rate else None
-        further = [part for part in (self._reservoir, self._mixer, self._prior) if part is not None]
+        further: list[Part] = [
+            part for part in (self._reservoir, self._mixer, self._prior) if part is not None
+        ]
+        further += self._features
         self._parts: list[Part] = [self._tables.mean, self._rule, *further]
 
     def _prior_of(self, spec: ModelSpec) -> Prior:
         return Prior(spec, partial(getattr, self.items), PriorArithmetic())
 
+    def _features_of(self, spec: ModelSpec) -> tuple[FeatureRows, FeatureRows]:
+        arithmetic = FeatureArithmetic()
+        return (
+            FeatureRows(spec, USERS, partial(getattr, self.users), arithmetic),
+            FeatureRows(spec, ITEMS, partial(getattr, self.items), arithmetic, self._prior),
+        )
+
     def _rule_of(self, spec: ModelSpec) -> LearningRule:
         if spec.rule == Rule.SOLVE:
             # `spec.checks.check` ensures it.
             assert self._recorder is not None
-            return Solver(self._tables, self._recorder, self._prior)
+            return Solver(
+                self._tables, self._recorder, self._features[ITEMS] if self._features else self._prior
+            )
         if spec.rule == Rule.SOFTMAX:
             return Softmax(self._tables)
         return AdaptiveSgd(self._tables) if spec.adaptive_rate.window else Sgd(self._tables)
@@ -126,12 +144,49 @@ class ReferenceModel:
         """See `backend.Backend.set_embeddings`."""
         assert self._prior is not None
         with self.items.lock:
-            had_vector = self._prior.is_described(rows)
-            self._prior.describe(rows, vectors, item_count)
-            self._prior.map_cold()
-            if self._mixer is not None:
-                self._mixer.describe(self, rows, had_vector, self.items.popularity, self.items.bias)
+            had_prior = self._has_prior(rows)
+            further = self._prior.describe(rows, vectors, item_count)
+            changed: PriorRows = self._prior
+            if self._features:
+                changed = self._features[ITEMS]
+                self._features[ITEMS].follow_vectors(rows, further, item_count)
+            changed.map_cold()
+            self._follow_newcomers(rows, had_prior)
         self.advance(revision, item_count=item_count)
+
+    def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
+        """See `backend.Backend.set_features`."""
+        features = self._features[side]
+        with (self.users, self.items)[side].lock:
+            had_prior = self._has_prior(rows) if side == ITEMS else rows
+            features.put(rows, bags, count)
+            features.map_cold()
+            if side == ITEMS:
+                self._follow_newcomers(rows, had_prior)
+        self.advance(revision, *((count, None) if side == USERS else (None, count)))
+
+    def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.drop_features`."""
+        features, count = self._features[side], self.published[side]
+        with (self.users, self.items)[side].lock:
+            rows = features.told(count)
+            had_prior = self._has_prior(rows) if side == ITEMS else rows
+            features.drop(keys, count)
+            features.map_cold()
+            if side == ITEMS:
+                self._follow_newcomers(rows, had_prior)
+        self.advance(revision)
+
+    def _follow_newcomers(self, rows: np.ndarray, had_prior: np.ndarray) -> None:
+        if self._mixer is not None:
+            has_prior, items = self._has_prior(rows), self.items
+            self._mixer.describe(self, rows, had_prior, has_prior, items.popularity, items.bias)
+
+    def _has_prior(self, rows: np.ndarray) -> np.ndarray:
+        """Which item rows uint32[n] have a vector or a bag, bool[n]."""
+        prior = self._features[ITEMS] if self._features else self._prior
+        assert prior is not None
+        return prior.has(rows)
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
         """Always True: NumPy allocates the memory when rows come."""
@@ -178,7 +233,15 @@ class ReferenceModel:
             if self._mixer is not None:
                 run, popularity = UpdateRun.of([update]), self.items.popularity[:items]
                 self._mixer.learn(run, self, popularity, self.items.bias[:items])
-            self._rule.learn(update if self._reservoir is None else self._reservoir.extend(update))
+            learned = update if self._reservoir is None else self._reservoir.extend(update)
+            if self._features:
+                self._features[USERS].begin(learned.user_rows.size, learned.user_count)
+                self._features[USERS].map_cold()
+            self._rule.learn(learned)
+            for features, touched in zip(
+                self._features, (learned.user_rows, learned.item_rows), strict=False
+            ):
+                features.follow(distinct(touched))
             if self._recorder is not None and not self._rule.records:
                 self._recorder.record(update, 0, update.user_rows.size)
             if self._mixer is not None:

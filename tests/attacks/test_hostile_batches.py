@@ -56,6 +56,23 @@ def target(warm: WarmStart, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 # mutated messages
 
 
+def _changes(stamp: updates_pb2.ProducerStamp, rows: Rows) -> list[dict[str, object]]:
+    """Return the fields of a valid batch with each change."""
+    labels = updates_pb2.Labels(side=updates_pb2.SIDE_ITEM, ids=[4, 5], labels=["mug", "lamp"])
+    marks = updates_pb2.Availability(item_ids=[4, 5], available=False)
+    vectors = updates_pb2.Embeddings(side=2, ids=[4], dimension=2, vectors=[1, 2])
+    bags = updates_pb2.Features(side=2, ids=[4], counts=[2], names=["a", "b"], features=[0, 1])
+    deltas = updates_pb2.FactorDeltas(side=2, ids=[4], dimension=2, deltas=[1, 2], biases=[3], weight=2)
+    gone = updates_pb2.DroppedFeatures(side=2, names=["a"])
+    return [
+        dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
+        dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),
+        dict(model=MODEL, producer=stamp, embeddings=vectors), dict(model=MODEL, producer=stamp, features=bags),
+        dict(model=MODEL, factor_deltas=deltas), dict(model=MODEL, dropped_features=gone),
+        dict(model=MODEL, factors=updates_pb2.Factors(side=1, ids=[4], dimension=1, factors=[1], biases=[3])),
+    ]  # fmt: skip
+
+
 def changing_messages(spec: models_pb2.ModelSpec) -> dict[str, list[Any]]:
     """Return messages that would change the model if it existed."""
     return {
@@ -85,16 +102,7 @@ def valid_messages() -> dict[str, list[Any]]:
         event_types=[1, 2, 3],
         times_us=[7, 8, 9],
     )
-    labels = updates_pb2.Labels(side=updates_pb2.SIDE_ITEM, ids=[4, 5], labels=["mug", "lamp"])
-    marks = updates_pb2.Availability(item_ids=[4, 5], available=False)
-    vectors = updates_pb2.Embeddings(side=updates_pb2.SIDE_ITEM, ids=[4], dimension=2, vectors=[1, 2])
-    deltas = updates_pb2.FactorDeltas(side=2, ids=[4], dimension=2, deltas=[1, 2], biases=[3], weight=2)
-    update = [
-        dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
-        dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),
-        dict(model=MODEL, producer=stamp, embeddings=vectors), dict(model=MODEL, factor_deltas=deltas),
-        dict(model=MODEL, factors=updates_pb2.Factors(side=1, ids=[4], dimension=1, factors=[1], biases=[3])),
-    ]  # fmt: skip
+    update = _changes(stamp, rows)
     few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
     best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)
     spec = models_pb2.ModelSpec(
@@ -122,6 +130,7 @@ def valid_messages() -> dict[str, list[Any]]:
         ],
         "CreateModel": [models_pb2.CreateModelRequest(model="Not A Name", preset="clicks_sgd", spec=spec)],
         "DescribeModel": [models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)],
+        "ListFeatures": [models_pb2.ListFeaturesRequest(model=MODEL, side=2, limit=3)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
         "ListChallengers": [challenging_pb2.ListChallengersRequest(model=MODEL)],

@@ -13,11 +13,13 @@ import hashlib
 import numpy as np
 
 from livefactor_kernels.backend import Backend, create_backend, state_sections
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Counts,
     Embeddings,
     FactorDtype,
+    Features,
     History,
     Loss,
     Mix,
@@ -90,6 +92,16 @@ SPECS: dict[str, ModelSpec] = {
         history=History(32, 64),
         solve=Solve(0.5, 4, 2),
         embeddings=Embeddings(12, 3.0),
+    ),
+    "solve_features": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.5, 4, 2),
+        embeddings=Embeddings(12, 3.0),
+        features=Features(64, 5),
     ),
     "solve_start": make_spec(
         Loss.IMPLICIT,
@@ -173,6 +185,7 @@ GOLDEN = {
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
     "solve_embeddings": "9a8a6258fe8fe09f66a7e21be04aa5c2c75c1743925754316965b8acc2dc5516",
+    "solve_features": "d89355d54d3c70a29102879c52b1095ffc78f4e3f169573fc4c68ed4b124006e",
     "solve_start": "39c6d23f1208f49d89ca73d8efcf6eb98d946f3889978ad2452e0c16bb1eed08",
     "solve_mix": "ca3cbd7004eba69e69489f6650660b5e045149133a28dd75bbf14aa4bada390d",
     "solve_mix_recent": "28b2b47fef76dd9ffeab42e22963a9c80f8665b90f6a18a3aa5951ec8a7a3a8f",
@@ -213,6 +226,23 @@ def _describe(model: Backend, turn: int) -> None:
     model.set_embeddings(rows, vectors, model.revision + 1, model.items.allocated)
 
 
+def _tell(model: Backend, turn: int) -> None:
+    """Set bags of known and of new ids of a side that are computed from integers."""
+    side = turn // 2 % 2
+    table, per_id = (model.users, model.items)[side], model.spec.features.per_id
+    keys = np.arange(turn, 160, 3, dtype=np.uint64)
+    rows = table.allocate(keys * np.uint64(0x9E3779B97F4A7C15) if side == USERS else keys)
+    sizes = (keys % np.uint64(per_id + 1)).astype(np.int64)
+    owner = np.repeat(keys, sizes)
+    place = np.arange(len(owner), dtype=np.uint64) - np.repeat(np.cumsum(sizes) - sizes, sizes).astype(
+        np.uint64
+    )
+    features = (owner + place * np.uint64(7)) % np.uint64(60)
+    weights = ((owner * np.uint64(31) + place) % np.uint64(16) + np.uint64(1)).astype(np.float32) / 8
+    bags = Bags(np.cumsum(sizes), features, weights)
+    model.set_features(side, rows, bags, model.revision + 1, table.allocated)
+
+
 def _begin(model: Backend) -> None:
     """Give users and items, of which some come later, factors that are computed from integers."""
     for side, table, stride in ((USERS, model.users, 0x9E3779B97F4A7C15), (ITEMS, model.items, 1)):
@@ -233,6 +263,8 @@ def digest(name: str, backend: str = "cpu") -> str:
         push(model, users, items, values, weights)
         if model.spec.embeddings.dimension:
             _describe(model, model.revision)
+        if model.spec.features.size:
+            _tell(model, model.revision)
     sha = hashlib.sha256()
     for section, view in state_sections(model).items():
         sha.update(f"{section} {view.dtype} {view.shape}\n".encode() + view.tobytes())

@@ -40,6 +40,7 @@ class AsyncModels(ModelsBase, AsyncClient):
 
     create = awaited(Models.create)
     describe = awaited(Models.describe)
+    features = awaited(Models.features)
     list = awaited(Models.list)
     delete = awaited(Models.delete)
     restore = awaited(Models.restore)

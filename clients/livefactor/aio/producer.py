@@ -58,6 +58,8 @@ class AsyncProducer(ProducerBase):
     push_labels = awaited(Producer.push_labels)
     set_available = awaited(Producer.set_available)
     push_embeddings = awaited(Producer.push_embeddings)
+    push_features = awaited(Producer.push_features)
+    drop_features = awaited(Producer.drop_features)
     push_factors = awaited(Producer.push_factors)
     push_deltas = awaited(Producer.push_deltas)
     flush = awaited(Producer.flush)

@@ -18,7 +18,14 @@ from livefactor.pushing.batching import Batch, BatchSettings, PendingRows, Recei
 from livefactor.pushing.labels import ITEMS, USERS, IdLabels, TextReader
 from livefactor.pushing.rows import RowColumns
 from livefactor.pushing.sending import ProducerStatus, Sender
-from livefactor.wire.columns import EMBEDDINGS, FACTOR_DELTAS, FACTORS, INTERACTIONS, interaction_parts
+from livefactor.wire.columns import (
+    EMBEDDINGS,
+    FACTOR_DELTAS,
+    FACTORS,
+    FEATURES,
+    INTERACTIONS,
+    interaction_parts,
+)
 from livefactor.wire.keys import keys_of
 
 
@@ -146,8 +153,9 @@ class ProducerBase:
         for rows, body in bodies:
             batch = Batch(change)
             batch.share(receipt, start, rows)
-            # The labels of new string ids go in front of vectors and deltas.
-            add = sender.add_events if change in (EMBEDDINGS, FACTOR_DELTAS, FACTORS) else sender.delivery.add
+            # The labels of new string ids go in front of what is said of them.
+            is_of_ids = change in (EMBEDDINGS, FEATURES, FACTORS, FACTOR_DELTAS)
+            add = sender.add_events if is_of_ids else sender.delivery.add
             add(batch, [body])
             start += rows
         sender.work.notify_all()

@@ -120,8 +120,11 @@ def read_ids(
 ) -> tuple[npt.NDArray[np.uint64], Callable[[], None] | None]:
     """The keys of a column of ids of one side, and what takes the labels of its string ids.
 
-    The second is None if the producer sends no labels. Raises ColumnError for ids of a wrong type.
+    The second is None if the producer sends no labels. Raises ColumnError for ids of a wrong type,
+    and ValueError for another side than "user" or "item".
     """
+    if side not in SIDES:
+        raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
     name = f"{side}_ids"
     if side not in labels:
         return as_keys(name, ids, hashed), None

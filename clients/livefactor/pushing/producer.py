@@ -22,19 +22,23 @@ from livefactor.pushing.batching import Receipt
 from livefactor.pushing.delivery import WINDOW_BATCHES
 from livefactor.pushing.deltas import delta_body
 from livefactor.pushing.embeddings import as_factors, as_vectors, embedding_bodies, factor_bodies
+from livefactor.pushing.features import as_bags, feature_bodies
 from livefactor.pushing.labels import ITEMS, SIDES, USERS, label_cuts, read_ids
 from livefactor.pushing.rows import row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S
 from livefactor.wire.columns import (
     AVAILABILITY,
+    DROPPED_FEATURES,
     EMBEDDINGS,
     FACTOR_DELTAS,
     FACTORS,
+    FEATURES,
     INTERACTIONS,
     LABELS,
     Stamp,
     encode_apply,
     encode_availability,
+    encode_dropped_features,
     encode_labels,
     interaction_parts,
     join,
@@ -179,6 +183,24 @@ class Producer(ProducerBase):
         return (yield from self._taken_bodies(EMBEDDINGS, bodies, timeout, taken))
 
     @blocking
+    def push_features(
+        self, side: str, ids: Ids, features: Any, *, timeout: float | None = None
+    ) -> Plan[Receipt]:
+        """Give ids of a side ("user" or "item") their features, after all rows pushed before.
+
+        ids: n ids, as in `push`; they need no events yet. features: for each id a dict of names and
+        weights, or a list of names such as "brand:acme"; or columns of n values, as a DataFrame or
+        a dict: a number is the weight of the column's feature, and a text t of column c is the
+        feature "c:t" (`pushing.features`). They replace the id's features, and no features remove
+        them. The model's spec has features (`Models.create("shop", features={"size": 65536})`).
+        Raises the errors of `push_labels`, and ColumnError for a bad feature. The receipt raises
+        InvalidArgument if the model has no features, or an id has more than `per_id` of the spec.
+        """
+        keys, taken = read_ids(self._labels, side, ids, self._hash)
+        bodies = feature_bodies(SIDES[side], keys, as_bags(features, len(keys)), self.batch)
+        return (yield from self._taken_bodies(FEATURES, bodies, timeout, taken))
+
+    @blocking
     def push_factors(
         self, side: str, ids: Ids, factors: Any, biases: Any = None, *, timeout: float | None = None
     ) -> Plan[Receipt]:
@@ -213,6 +235,23 @@ class Producer(ProducerBase):
         keys, taken = read_ids(self._labels, side, ids, self._hash)
         body = delta_body(SIDES[side], keys, deltas, biases, weight)
         return (yield from self._taken_bodies(FACTOR_DELTAS, [body], timeout, taken))
+
+    @blocking
+    def drop_features(
+        self, side: str, names: str | Sequence[str], *, timeout: float | None = None
+    ) -> Plan[Receipt]:
+        """Take features out of all ids of a side ("user" or "item"), after all rows pushed before.
+
+        names: of one feature or several; one that no id has does nothing. Their places are free for
+        further features. Raises the errors of `push_labels`.
+        """
+        if side not in SIDES:
+            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
+        texts = [names] if isinstance(names, str) else list(names)
+        bodies = []
+        for start, stop in label_cuts(texts, self.batch):
+            bodies.append((stop - start, encode_dropped_features(SIDES[side], texts[start:stop])))
+        return (yield from self._taken_bodies(DROPPED_FEATURES, bodies, timeout))
 
     @blocking
     def flush(self, timeout: float | None = None) -> Plan[Position]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -64,12 +64,43 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
         require(min(progress) >= 0, "prior.progress", "holds a negative number")
         summed = int((described == 2).sum())
         require(progress[2] == summed, "prior.progress", "counts other items than items.described")
-    for side in ("user", "item"):
-        keys, offsets, text = (tensors[f"labels.{side}.{name}"] for name in ("keys", "offsets", "text"))
-        require(_is_ascending(keys), f"labels.{side}.keys", "is not in ascending order")
+    names = ["labels.user", "labels.item"]
+    for side in ("user", "item") if "features.item.keys" in tensors else ():
+        _check_features(manifest, tensors, side, require)
+        names.append(f"features.{side}.labels")
+    for name in names:
+        keys, offsets, text = (tensors[f"{name}.{part}"] for part in ("keys", "offsets", "text"))
+        require(_is_ascending(keys), f"{name}.keys", "is not in ascending order")
         fits = _fits(offsets, len(keys), len(text))
-        require(fits, f"labels.{side}.offsets", "does not divide the text into one label for each id")
-        require(_is_utf8(offsets, text), f"labels.{side}.text", "is not UTF-8")
+        require(fits, f"{name}.offsets", "does not divide the text into one label for each id")
+        require(_is_utf8(offsets, text), f"{name}.text", "is not UTF-8")
+
+
+def _check_features(
+    manifest: Manifest,
+    tensors: dict[str, np.ndarray],
+    side: str,
+    require: Callable[[bool, str, str], None],
+) -> None:
+    """Checks the features of a side ("user" or "item"), and the bags of its rows."""
+    spec, name = parse_spec(manifest.spec), f"features.{side}"
+    keys, rows, progress = (tensors[f"{name}.{part}"] for part in ("keys", "rows", "progress"))
+    bags, weights, bagged = (tensors[f"{side}s.{part}"] for part in ("bag", "bag_weights", "bagged"))
+    require(len(keys) <= spec.features.size, f"{name}.keys", "has more features than the spec allows")
+    require(len(rows) == (len(keys) + 1) * spec.k, f"{name}.rows", "does not have a row for each feature")
+    require(bool(np.isfinite(rows).all()), f"{name}.rows", "holds a number that is NaN or infinite")
+    require(min(progress.tolist()) >= 0, f"{name}.progress", "holds a negative number")
+    fitted = int((bagged == 2).sum())
+    require(int(progress[2]) == fitted, f"{name}.progress", f"counts other rows than {side}s.bagged")
+    require(not (bagged > 2).any(), f"{side}s.bagged", "holds a number above 2")
+    is_there = bags > 0
+    require(not (bags > len(keys)).any(), f"{side}s.bag", "holds a number that no feature has")
+    is_packed = not (is_there[:, 1:] & ~is_there[:, :-1]).any()
+    require(is_packed, f"{side}s.bag", "has a gap")
+    matches = bool((is_there[:, 0] == (bagged > 0)).all())
+    require(matches, f"{side}s.bagged", f"tells of other bags than {side}s.bag")
+    is_good = bool((np.isfinite(weights) & ((weights != 0) == is_there)).all())
+    require(is_good, f"{side}s.bag_weights", "holds a weight that no feature can have")
 
 
 def _contents(manifest: Manifest) -> Iterator[tuple[str, Content]]:

@@ -88,10 +88,10 @@ class SnapshotScores:
         with np.errstate(all="ignore"):
             bias = user_bias[0]
             if self._spec.mix.learning_rate > 0:
-                x[0], bias, (named, gained) = self._mixed(x[0], events)
+                x[0], bias, (named, gained) = self._mixed(x[0], events, self._is_told(user))
             else:
                 if self._spec.rule == models_pb2.RULE_SOLVE:
-                    x[0], bias = self._folded(x[0], bias, events)
+                    x[0], bias = self._folded(x[0], bias, events, self._is_told(user))
                 named, gained = self._gains(events)
             scores = self._sum(x, bias, y, item_bias)
             # An item without a gain gets 0 added, as on the server: this turns -0 into 0.
@@ -136,12 +136,14 @@ class SnapshotScores:
 
     # A mix of experts.
 
-    def _mixed(self, x: np.ndarray, events: Events) -> tuple[np.ndarray, np.float32, mixing.Gains]:
+    def _mixed(
+        self, x: np.ndarray, events: Events, is_told: bool
+    ) -> tuple[np.ndarray, np.float32, mixing.Gains]:
         """The user's factors float32[kp], bias and gains, combined from all experts."""
         folds = []
         for half_life in mixing.HALF_LIVES:
             weights = events.weights * decays(half_life)[events.ages]
-            folds.append(self._folded(x.copy(), _F0, events._replace(weights=weights))[0])
+            folds.append(self._folded(x.copy(), _F0, events._replace(weights=weights), is_told)[0])
         counts = []
         for half_life in mixing.COUNT_HALF_LIVES:
             weights = events.weights * decays(half_life)[events.ages]
@@ -158,15 +160,23 @@ class SnapshotScores:
 
     # Fold-in.
 
-    def _folded(self, x: np.ndarray, bias: np.float32, events: Events) -> tuple[np.ndarray, np.float32]:
+    def _is_told(self, user: int) -> bool:
+        """Whether a user has a bag of features."""
+        bagged = self._tensors.get("users.bagged")
+        return bagged is not None and user < len(bagged) and bool(bagged[user])
+
+    def _folded(
+        self, x: np.ndarray, bias: np.float32, events: Events, is_told: bool
+    ) -> tuple[np.ndarray, np.float32]:
         """The user's factors float32[kp] and bias, solved for the events.
 
-        A user without events gets the mean of all users' factors, if there are Gram matrices.
+        A user without events has what her features say (`is_told`), or the mean of all users'
+        factors, if there are Gram matrices.
         """
         k, has_bias = self._spec.k, self._spec.loss == models_pb2.LOSS_SQUARED
         gram = self._tensors["gram"].reshape(2, k + 1, k + 1)
         if not len(events.rows):
-            if gram[0, k, k]:
+            if gram[0, k, k] and not is_told:
                 x[:k] = gram[0, k, :k] / gram[0, k, k]
             return x, bias
         y, y_bias = _gather(self._item_factors, self._tensors["items.bias"], events.rows)

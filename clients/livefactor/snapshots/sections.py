@@ -25,6 +25,7 @@ FACTOR_DTYPES = {
 """The safetensors dtype of factors for each `factor_dtype` of a spec."""
 
 MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE, MAX_DIMENSION = 1024, 8192, 1 << 20, 1024
+MAX_FEATURES_PER_ID = 64
 SPEC_BYTES_MAX = 1 << 16
 RATES_SIZE = 5
 MIX_SIZE, RECENT_MIX_SIZE = 35, 37
@@ -171,6 +172,14 @@ def _described(spec: Spec, side: str) -> Shape | None:
     return () if spec.embeddings.dimension and side == "items" else None
 
 
+def _bag(spec: Spec, side: str) -> Shape | None:
+    return (spec.features.per_id,) if spec.features.size else None
+
+
+def _bagged(spec: Spec, side: str) -> Shape | None:
+    return () if spec.features.size else None
+
+
 _SQUARES, _AMOUNTS = Content.SQUARES, Content.AMOUNTS
 _ROWS = (
     _Row("keys", "U64", _one, Content.DISTINCT),
@@ -210,6 +219,11 @@ _ROWS = (
     # The item's vector, and whether it has one (1) and is in the sums of the map, too (2).
     _Row("embedding", "F16", _embedding),
     _Row("described", "U8", _described),
+    # The numbers of the row's features from 1 on, 0 behind the last one, their weights, and whether
+    # the row has a bag (1) and is among those to which the rows of features are fitted, too (2).
+    _Row("bag", "U32", _bag),
+    _Row("bag_weights", "F32", _bag),
+    _Row("bagged", "U8", _bagged),
     # The factors of another model with which a row begins, and the events for which they count.
     _Row("factors_start", "F32", _start(_factors)),
     _Row("start_events", "F32", _start(_one), _AMOUNTS),
@@ -225,8 +239,16 @@ def _is_replayed(spec: Spec) -> bool:
     return spec.replay.size > 0
 
 
+def _any_length(spec: Spec) -> int | None:
+    return None
+
+
 def _has_vectors(spec: Spec) -> bool:
     return spec.embeddings.dimension > 0
+
+
+def _has_features(spec: Spec) -> bool:
+    return spec.features.size > 0
 
 
 def _mapped(spec: Spec) -> int:
@@ -248,6 +270,21 @@ def _mixed(spec: Spec) -> int:
 _BESIDE = (
     # The number of accepted interactions.
     _Beside("events", "U64", lambda spec: 1),
+    # The features of items and of users: their keys, in the order of their numbers from 1 on; their
+    # texts, as those of labels; and their rows, with that of all bags first. Progress has changes,
+    # next row, fitted rows.
+    *(
+        _Beside(f"features.{side}.{name}", dtype, length, _has_features, content)
+        for side in ("item", "user")
+        for name, dtype, length, content in (
+            ("keys", "U64", _any_length, Content.DISTINCT),
+            ("labels.keys", "U64", _any_length, Content.ANY),
+            ("labels.offsets", "U64", _any_length, Content.ANY),
+            ("labels.text", "U8", _any_length, Content.ANY),
+            ("progress", "I64", lambda spec: 3, Content.ANY),
+            ("rows", "F32", _any_length, Content.ANY),
+        )
+    ),
     # The Gram matrices of users and items (rule SOLVE).
     _Beside(
         "gram", "F64", lambda spec: 2 * (spec.k + 1) ** 2, lambda spec: spec.rule == models_pb2.RULE_SOLVE
@@ -367,6 +404,9 @@ def bounded_spec(spec: bytes) -> Spec:
     dimension = message.embeddings.dimension
     if dimension > MAX_DIMENSION:
         raise ValueError(f"spec: embeddings.dimension: expected at most {MAX_DIMENSION}, got {dimension}")
+    per_id = message.features.per_id
+    if message.features.size and not 1 <= per_id <= MAX_FEATURES_PER_ID:
+        raise ValueError(f"spec: features.per_id: expected 1..{MAX_FEATURES_PER_ID}, got {per_id}")
     if message.replay.size > MAX_REPLAY_SIZE:
         raise ValueError(f"spec: replay.size: expected at most {MAX_REPLAY_SIZE}, got {message.replay.size}")
     return message

@@ -710,6 +710,35 @@ class EmbeddingMap(google.protobuf.message.Message):
 global___EmbeddingMap = EmbeddingMap
 
 @typing.final
+class FeatureRows(google.protobuf.message.Message):
+    """Features of users and items, and their learned rows (docs/content.md). Needs rule SOLVE and loss
+    IMPLICIT. EmbeddingMap.prior_events says how much they count. An absent field has the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: builtins.int
+    PER_ID_FIELD_NUMBER: builtins.int
+    size: builtins.int
+    """The most distinct features of each side, up to 1048576. 0: no features."""
+    per_id: builtins.int
+    """The most features of a user or an item, 1..64."""
+    def __init__(
+        self,
+        *,
+        size: builtins.int | None = ...,
+        per_id: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_per_id", b"_per_id", "_size", b"_size", "per_id", b"per_id", "size", b"size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_per_id", b"_per_id", "_size", b"_size", "per_id", b"per_id", "size", b"size"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_per_id", b"_per_id"]) -> typing.Literal["per_id"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_size", b"_size"]) -> typing.Literal["size"] | None: ...
+
+global___FeatureRows = FeatureRows
+
+@typing.final
 class Merge(google.protobuf.message.Message):
     """Deltas of rows that someone else learned (FactorDeltas, docs/privacy.md). Needs rule SGD or SOFTMAX, and
     another optimizer than FTRL. An absent field has the preset's value.
@@ -796,6 +825,7 @@ class ModelSpec(google.protobuf.message.Message):
     EMBEDDINGS_FIELD_NUMBER: builtins.int
     MERGE_FIELD_NUMBER: builtins.int
     ADMISSION_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -848,6 +878,8 @@ class ModelSpec(google.protobuf.message.Message):
     def merge(self) -> global___Merge: ...
     @property
     def admission(self) -> global___Admission: ...
+    @property
+    def features(self) -> global___FeatureRows: ...
     def __init__(
         self,
         *,
@@ -878,9 +910,10 @@ class ModelSpec(google.protobuf.message.Message):
         embeddings: global___EmbeddingMap | None = ...,
         merge: global___Merge | None = ...,
         admission: global___Admission | None = ...,
+        features: global___FeatureRows | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload
@@ -984,7 +1017,7 @@ class ModelDescription(google.protobuf.message.Message):
     log_bytes: builtins.int
     memory_bytes: builtins.int
     """The memory that the model's data take: rows, key maps, labels, marks, producers, the map of
-    embeddings and the judge's counts.
+    embeddings, features and the judge's counts.
     """
     writable: builtins.bool
     """False after a failed sync, until the server is restarted."""
@@ -1469,3 +1502,84 @@ class ReleaseHoldResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["description", b"description"]) -> None: ...
 
 global___ReleaseHoldResponse = ReleaseHoldResponse
+
+@typing.final
+class ListFeaturesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    SIDE_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    WEAKEST_FIRST_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: "default"."""
+    side: livefactor.v1.updates_pb2.Side.ValueType
+    limit: builtins.int
+    """The most features in the answer, at most 4096. 0: 100."""
+    weakest_first: builtins.bool
+    """True: the features with the least weight come first."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        side: livefactor.v1.updates_pb2.Side.ValueType = ...,
+        limit: builtins.int = ...,
+        weakest_first: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit", "model", b"model", "side", b"side", "weakest_first", b"weakest_first"]) -> None: ...
+
+global___ListFeaturesRequest = ListFeaturesRequest
+
+@typing.final
+class FeatureReport(google.protobuf.message.Message):
+    """A feature of a side."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    ids: builtins.int
+    """The number of users or items that have it."""
+    strength: builtins.float
+    """The length of its row of factors: how far a weight of 1 moves the row of an id without events. 0:
+    nothing was learned of it.
+    """
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        ids: builtins.int = ...,
+        strength: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ids", b"ids", "name", b"name", "strength", b"strength"]) -> None: ...
+
+global___FeatureReport = FeatureReport
+
+@typing.final
+class ListFeaturesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    total: builtins.int
+    """The number of features of the side."""
+    @property
+    def position(self) -> livefactor.v1.updates_pb2.Position: ...
+    @property
+    def features(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FeatureReport]:
+        """By strength, then by name."""
+
+    def __init__(
+        self,
+        *,
+        position: livefactor.v1.updates_pb2.Position | None = ...,
+        features: collections.abc.Iterable[global___FeatureReport] | None = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["features", b"features", "position", b"position", "total", b"total"]) -> None: ...
+
+global___ListFeaturesResponse = ListFeaturesResponse

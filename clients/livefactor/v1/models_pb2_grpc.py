@@ -74,6 +74,11 @@ class ModelServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldResponse.FromString,
                 _registered_method=True)
+        self.ListFeatures = channel.unary_unary(
+                '/livefactor.v1.ModelService/ListFeatures',
+                request_serializer=livefactor_dot_v1_dot_models__pb2.ListFeaturesRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_models__pb2.ListFeaturesResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -167,6 +172,15 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFeatures(self, request, context):
+        """The features of a side, with what the model has learned of them (docs/content.md).
+        - NOT_FOUND: there is no such model.
+        - INVALID_ARGUMENT: the model has no features, or the side is unknown.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -209,6 +223,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ReleaseHold,
                     request_deserializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldResponse.SerializeToString,
+            ),
+            'ListFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatures,
+                    request_deserializer=livefactor_dot_v1_dot_models__pb2.ListFeaturesRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_models__pb2.ListFeaturesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -427,6 +446,33 @@ class ModelService(object):
             '/livefactor.v1.ModelService/ReleaseHold',
             livefactor_dot_v1_dot_models__pb2.ReleaseHoldRequest.SerializeToString,
             livefactor_dot_v1_dot_models__pb2.ReleaseHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.ModelService/ListFeatures',
+            livefactor_dot_v1_dot_models__pb2.ListFeaturesRequest.SerializeToString,
+            livefactor_dot_v1_dot_models__pb2.ListFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

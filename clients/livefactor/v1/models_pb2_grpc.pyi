@@ -105,6 +105,15 @@ class ModelServiceStub:
     - FAILED_PRECONDITION: updates are not on hold.
     """
 
+    ListFeatures: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.ListFeaturesRequest,
+        livefactor.v1.models_pb2.ListFeaturesResponse,
+    ]
+    """The features of a side, with what the model has learned of them (docs/content.md).
+    - NOT_FOUND: there is no such model.
+    - INVALID_ARGUMENT: the model has no features, or the side is unknown.
+    """
+
 class ModelServiceAsyncStub:
     CreateModel: grpc.aio.UnaryUnaryMultiCallable[
         livefactor.v1.models_pb2.CreateModelRequest,
@@ -190,6 +199,15 @@ class ModelServiceAsyncStub:
     """Ends a hold of updates. The judge then takes the figures of the next events as normal.
 
     - FAILED_PRECONDITION: updates are not on hold.
+    """
+
+    ListFeatures: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.ListFeaturesRequest,
+        livefactor.v1.models_pb2.ListFeaturesResponse,
+    ]
+    """The features of a side, with what the model has learned of them (docs/content.md).
+    - NOT_FOUND: there is no such model.
+    - INVALID_ARGUMENT: the model has no features, or the side is unknown.
     """
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
@@ -293,6 +311,17 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """Ends a hold of updates. The judge then takes the figures of the next events as normal.
 
         - FAILED_PRECONDITION: updates are not on hold.
+        """
+
+    @abc.abstractmethod
+    def ListFeatures(
+        self,
+        request: livefactor.v1.models_pb2.ListFeaturesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.models_pb2.ListFeaturesResponse, collections.abc.Awaitable[livefactor.v1.models_pb2.ListFeaturesResponse]]:
+        """The features of a side, with what the model has learned of them (docs/content.md).
+        - NOT_FOUND: there is no such model.
+        - INVALID_ARGUMENT: the model has no features, or the side is unknown.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -114,6 +114,10 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The user or the item is new, and the producer has added as many new ones as the server lets it
     add in a minute. The row can be sent again later.
     """
+    REJECT_REASON_FEATURES_FULL: _RejectReason.ValueType  # 11
+    """The id has a new feature, and the model has no room for further features of this side:
+    ModelSpec.features.size, or the server's memory.
+    """
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
@@ -148,6 +152,10 @@ or the server's memory.
 REJECT_REASON_NEW_IDS: RejectReason.ValueType  # 10
 """The user or the item is new, and the producer has added as many new ones as the server lets it
 add in a minute. The row can be sent again later.
+"""
+REJECT_REASON_FEATURES_FULL: RejectReason.ValueType  # 11
+"""The id has a new feature, and the model has no room for further features of this side:
+ModelSpec.features.size, or the server's memory.
 """
 global___RejectReason = RejectReason
 
@@ -413,6 +421,64 @@ class Embeddings(google.protobuf.message.Message):
 global___Embeddings = Embeddings
 
 @typing.final
+class Features(google.protobuf.message.Message):
+    """Bags of features of users or of items, such as "genre:comedy" or "country:NO" with weights. A bag
+    replaces the bag that the id had before. A bag without features removes it. Each side has features of
+    its own. The ids need not have events yet: an id that has none is scored by what its features say
+    (docs/content.md).
+
+    A message is refused as a whole with INVALID_ARGUMENT if the model's spec has no features, if the
+    side is unknown, if lengths do not fit, if an id has more features than ModelSpec.features.per_id or
+    one of them twice, if a weight is 0, NaN, infinite or beyond 1000, if a name is empty or longer than
+    256 bytes, or if it has more than 65,536 features in all bags. The text names the row. An id is rejected
+    with FEATURES_FULL if its new features would exceed ModelSpec.features.size or the server's memory, and
+    a new id like those of interactions.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: builtins.int
+    IDS_FIELD_NUMBER: builtins.int
+    COUNTS_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
+    side: global___Side.ValueType
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The number of features of each id."""
+
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The features that occur in the bags. They are UTF-8 texts."""
+
+    @property
+    def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """For each id in turn, the index in `names` of each of its features. There are as many as the sum of
+        counts.
+        """
+
+    @property
+    def weights(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The weight of each of `features`. Empty: all weights are 1."""
+
+    def __init__(
+        self,
+        *,
+        side: global___Side.ValueType = ...,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        counts: collections.abc.Iterable[builtins.int] | None = ...,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+        features: collections.abc.Iterable[builtins.int] | None = ...,
+        weights: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counts", b"counts", "features", b"features", "ids", b"ids", "names", b"names", "side", b"side", "weights", b"weights"]) -> None: ...
+
+global___Features = Features
+
+@typing.final
 class Factors(google.protobuf.message.Message):
     """Factors of another model, such as iALS or LightFM, with which rows of this model begin
     (docs/warm_start.md). Scores are then the dot products of these factors, until events come. Send
@@ -517,6 +583,32 @@ class FactorDeltas(google.protobuf.message.Message):
 global___FactorDeltas = FactorDeltas
 
 @typing.final
+class DroppedFeatures(google.protobuf.message.Message):
+    """Takes features out of all bags of a side, and gives their places to further features. A name that is no
+    feature does nothing. A message is refused as a whole with INVALID_ARGUMENT if the model's spec has no
+    features, or if the side is unknown.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIDE_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    side: global___Side.ValueType
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """At most 65,536 names."""
+
+    def __init__(
+        self,
+        *,
+        side: global___Side.ValueType = ...,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["names", b"names", "side", b"side"]) -> None: ...
+
+global___DroppedFeatures = DroppedFeatures
+
+@typing.final
 class ApplyUpdatesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -527,6 +619,8 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
     FACTORS_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
@@ -543,6 +637,10 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     @property
     def factors(self) -> global___Factors: ...
     @property
+    def features(self) -> global___Features: ...
+    @property
+    def dropped_features(self) -> global___DroppedFeatures: ...
+    @property
     def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
@@ -554,11 +652,13 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
         factors: global___Factors | None = ...,
+        features: global___Features | None = ...,
+        dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas"] | None: ...
 
 global___ApplyUpdatesRequest = ApplyUpdatesRequest
 
@@ -636,6 +736,8 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     AVAILABILITY_FIELD_NUMBER: builtins.int
     EMBEDDINGS_FIELD_NUMBER: builtins.int
     FACTORS_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
     model: builtins.str
     @property
@@ -651,6 +753,10 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     @property
     def factors(self) -> global___Factors: ...
     @property
+    def features(self) -> global___Features: ...
+    @property
+    def dropped_features(self) -> global___DroppedFeatures: ...
+    @property
     def factor_deltas(self) -> global___FactorDeltas: ...
     def __init__(
         self,
@@ -662,11 +768,13 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         availability: global___Availability | None = ...,
         embeddings: global___Embeddings | None = ...,
         factors: global___Factors | None = ...,
+        features: global___Features | None = ...,
+        dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest
 

@@ -23,7 +23,6 @@ from livefactor.errors import ColumnError
 from livefactor.v1 import updates_pb2
 from livefactor.wire.arrays import (
     FLOATS,
-    HALVES,
     KEYS,
     NUMBERS,
     TIMES,
@@ -31,6 +30,16 @@ from livefactor.wire.arrays import (
     as_numbers,
     as_whole,
     require_rows,
+)
+from livefactor.wire.content import (
+    EmbeddingColumns,
+    FeatureColumns,
+    decode_dropped_features,
+    decode_embeddings,
+    decode_features,
+    encode_dropped_features,
+    encode_embeddings,
+    encode_features,
 )
 from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.scoring import (
@@ -46,22 +55,25 @@ from livefactor.wire.twins import (
     column_view,
     field_prefix,
     malformed,
-    parse_twin,
+    parse_body,
     twin_column,
     twin_of,
 )
 
 __all__ = [
     "AVAILABILITY",
+    "DROPPED_FEATURES",
     "EMBEDDINGS",
     "FACTORS",
     "FACTOR_DELTAS",
+    "FEATURES",
     "INTERACTIONS",
     "LABELS",
     "AvailabilityColumns",
     "ColumnError",
     "Columns",
     "EmbeddingColumns",
+    "FeatureColumns",
     "LabelColumns",
     "Part",
     "ScoreColumns",
@@ -71,14 +83,18 @@ __all__ = [
     "apply_prefix",
     "decode_apply",
     "decode_availability",
+    "decode_dropped_features",
     "decode_embeddings",
+    "decode_features",
     "decode_interactions",
     "decode_labels",
     "decode_score",
     "decode_score_response",
     "encode_apply",
     "encode_availability",
+    "encode_dropped_features",
     "encode_embeddings",
+    "encode_features",
     "encode_interactions",
     "encode_labels",
     "encode_score",
@@ -96,6 +112,8 @@ LABELS = "labels"
 AVAILABILITY = "availability"
 EMBEDDINGS = "embeddings"
 FACTORS = "factors"
+FEATURES = "features"
+DROPPED_FEATURES = "dropped_features"
 FACTOR_DELTAS = "factor_deltas"
 _COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
     "user_ids": KEYS,
@@ -120,16 +138,14 @@ _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
 _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
-_CHANGE_NUMBERS = _numbers(
-    updates_pb2.ApplyUpdatesRequest, INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FACTORS, FACTOR_DELTAS
-)
+_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, DROPPED_FEATURES, FACTORS, FACTOR_DELTAS
+_CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, *_CHANGES)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()
 _COLUMN_TAGS = _tags(_COLUMN_NUMBERS.values())
 _REQUEST_TAGS = _tags((_MODEL, _PRODUCER, *_CHANGE_NAMES))
 _LabelsTwin = twin_of(updates_pb2.Labels)
 _AvailabilityTwin = twin_of(updates_pb2.Availability)
-_EmbeddingsTwin = twin_of(updates_pb2.Embeddings)
 
 Part = bytes | npt.NDArray[Any]
 
@@ -188,23 +204,6 @@ class AvailabilityColumns:
 
     def __len__(self) -> int:
         return len(self.item_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingColumns:
-    """Vectors of n ids of one side.
-
-    side: a `livefactor.v1.Side` number. ids: uint64[n]. vectors: float16 or float32[n, dimension].
-    body: the bytes of the message.
-    """
-
-    side: int
-    ids: npt.NDArray[np.uint64]
-    vectors: npt.NDArray[Any]
-    body: bytes
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class Stamp(NamedTuple):
@@ -365,42 +364,6 @@ def decode_availability(body: bytes) -> AvailabilityColumns:
     return AvailabilityColumns(ids, twin.available, body)
 
 
-def encode_embeddings(side: int, ids: Ids, vectors: npt.NDArray[Any]) -> bytes:
-    """The bytes of an Embeddings message.
-
-    side: a `livefactor.v1.Side` number. ids: n ids. vectors: float16 or float32[n, dimension].
-    Raises ColumnError for ids of a wrong type, and for another number of vectors.
-    """
-    keys = as_keys("ids", ids)
-    require_rows("vectors", vectors, len(keys), "ids")
-    message = _EmbeddingsTwin(side=side, ids=keys.tobytes(), dimension=vectors.shape[1])
-    if vectors.dtype == np.float16:
-        message.half_vectors = vectors.astype(HALVES, copy=False).tobytes()
-    else:
-        message.vectors = vectors.astype(FLOATS, copy=False).tobytes()
-    return bytes(message.SerializeToString())
-
-
-def decode_embeddings(body: bytes) -> EmbeddingColumns:
-    """Read an Embeddings message.
-
-    Raises ColumnError if the bytes do not parse or the sizes differ.
-    """
-    twin, body = parse_body(_EmbeddingsTwin, updates_pb2.Embeddings, body)
-    ids, wide = twin_column(twin, "ids", KEYS), twin_column(twin, "vectors", FLOATS)
-    if len(wide) and twin.half_vectors:
-        raise ColumnError("vectors: expected either vectors or half_vectors, got both")
-    numbers = wide
-    if twin.half_vectors:
-        if len(twin.half_vectors) % HALVES.itemsize:
-            raise ColumnError("half_vectors: expected 2 bytes for each number")
-        numbers = np.frombuffer(twin.half_vectors, HALVES)
-    if len(numbers) != len(ids) * twin.dimension:
-        expected = f"{len(ids)} ids of dimension {twin.dimension}"
-        raise ColumnError(f"vectors has {len(numbers)} numbers, expected those of {expected}")
-    return EmbeddingColumns(twin.side, ids, numbers.reshape(len(ids), twin.dimension), body)
-
-
 def apply_prefix(model: str, stamp: Stamp | None, change: str, body_size: int) -> bytes:
     """The bytes of an ApplyUpdatesRequest or StreamUpdatesRequest up to the body of its change.
 
@@ -471,11 +434,3 @@ def _spans(body: bytes, tags: dict[int, int]) -> dict[int, tuple[int, int]] | No
             return None
         spans[number] = (start, at)
     return spans
-
-
-def parse_body(twin: type[Any], public: Any, body: bytes) -> tuple[Any, bytes]:
-    """The twin message that `body` holds, and the body in canonical form."""
-    parsed = parse_twin(twin, public, body)
-    if parsed.ByteSize() != len(body):
-        body = parsed.SerializeToString()
-    return parsed, body

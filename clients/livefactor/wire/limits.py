@@ -31,6 +31,15 @@ BATCH_ROWS_MAX = 65_536
 EMBEDDING_NUMBERS_MAX = 1 << 18
 """Numbers of all vectors of a batch of embeddings."""
 
+FEATURES_OF_BATCH_MAX = 1 << 16
+"""Features of all bags of a batch."""
+
+FEATURE_NAME_BYTES_MAX = 256
+"""Bytes of the name of a feature."""
+
+FEATURE_WEIGHT_MAX = 1000.0
+"""The largest weight of a feature in a bag, with either sign."""
+
 DELTA_NUMBERS_MAX = 3 << 18
 """Deltas of all rows of a batch: 3 MiB, and the ids and biases fit into a message beside them."""
 

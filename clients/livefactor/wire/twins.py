@@ -139,6 +139,17 @@ def column_view(name: str, dtype: np.dtype[Any], data: bytes, start: int, stop: 
     return np.frombuffer(data[start:stop], dtype) if stop - start <= _SHORT_BYTES else view.copy()
 
 
+def parse_body(twin: type[Any], public: type[message.Message], body: bytes) -> tuple[Any, bytes]:
+    """The twin message that `body` holds, and the body in canonical form.
+
+    Raises ColumnError if the bytes do not parse.
+    """
+    parsed = parse_twin(twin, public, body)
+    if parsed.ByteSize() != len(body):
+        body = parsed.SerializeToString()
+    return parsed, body
+
+
 def twin_column(twin: Any, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The column `name` of a twin message, aligned. Raises the errors of `column_view`."""
     data = getattr(twin, name)

@@ -38,7 +38,7 @@ from livefactor_kernels.tables.pages import Places
 from livefactor_kernels.tables.state import mean_of
 from livefactor_kernels.update import Update
 
-_NO_PLACES = np.empty(0, np.int64)
+_NO_PLACES, _NO_ROWS = np.empty(0, np.int64), np.empty(0, np.uint32)
 OVERLAY_ROWS_MAX = 1 << 18
 """Number of copies of one side at which `PinBoard.wait_for_room` stops the writer."""
 OVERLAY_BYTES_MAX = 1 << 30
@@ -406,17 +406,17 @@ class PinBoard:
         ]
         return all(not len(overlay) or len(overlay) + update_rows <= limit for overlay, limit in limits)
 
-    def protect(self, update: Update, *more_items: np.ndarray) -> None:
+    def protect(self, update: Update, *more_items: np.ndarray, more_users: np.ndarray = _NO_ROWS) -> None:
         """Copies the rows that `update` will change, if a pin can see them and they have no copy
         yet.
 
-        `more_items` uint32[n] are item rows that it will change in addition to its own. The backend
-        calls it before its kernel. Without pins it costs nothing.
+        `more_items` and `more_users` uint32[n] are rows that it will change in addition to its own.
+        The backend calls it before its kernel. Without pins it costs nothing.
         """
         if not self._active:
             return
         with self.lock:
-            self._protect_side(USERS, [update.user_rows])
+            self._protect_side(USERS, [update.user_rows, more_users])
             self._protect_side(ITEMS, [update.item_rows, *more_items])
             self._protect_events(USERS, update.user_rows[: update.fresh])
             self._protect_events(ITEMS, update.item_rows[: update.fresh])

@@ -5,8 +5,9 @@ event's visit) with the half-life `history.half_life`. With rule SOLVE, the user
 these events given the present items, in `FOLD_SWEEPS` sweeps from the present row. This
 approximates the row that results if everything else had been learned before it. A user without
 events gets the mean of all users' rows, if Gram matrices exist (`solve.unobserved` above 0). A user
-with a start (`tables/start.py`) is folded in towards it, and has it as the row without events. With
-counts, item i gets, in addition to its score,
+with a start (`tables/start.py`) is folded in towards it, and has it as the row without events. A
+user with a bag of features and without events keeps her row, which is what they say
+(`solve/features/__init__.py`). With counts, item i gets, in addition to its score,
 
     counts.weight * sum_j r_j count(j -> i) / (sqrt(n_j n_i) + shrinkage) / sum_j r_j
 
@@ -35,14 +36,14 @@ They score every item i for a user, given the user's remembered events:
              with the half-life `counts.half_life`
     7        popularity p_i, all along and lately, which is the bias of the item (below)
 
-A user without events and start has the mean of all users' rows as x_h. A user without events has no
-gains.
+A user without events, start and bag has the mean of all users' rows as x_h. A user without events
+has no gains.
 
 Each expert's scores are standardised over the n items that have rows: z = (s - mean) * scale, where
 scale is 1 / (standard deviation), or 0 if the variance is at most `VARIANCE_MIN`. No scan is
-needed. With the Gram matrix G of the items and their sum g (`solve/__init__.py`), the mean of
-x . y_i is x . g / n, and its mean square is x' G x / n. Gains are 0 except for a few items. The
-sums of p and p**2 are state. The score of a user in group u is
+needed. With the Gram matrix G of the items and their sum g (`solve/__init__.py`), the mean of x .
+y_i is x . g / n, and its mean square is x' G x / n. Gains are 0 except for a few items. The sums of
+p and p**2 are state. The score of a user in group u is
 
     sum_e w[u, e] z_e / (w[u, 7] * scale_7)
 
@@ -57,18 +58,16 @@ start before the first event, the tables know much: the weight of popularity in 
 `POPULARITY_MIN`, and those of the folded-in rows in group 0 become `WEIGHT_START`.
 
 The weights are learned from predictions that are made before the event is learned. Let E events be
-learned
-before a record. Fresh event t of the record is predicted if its value is above 0, its item had a
-row before the record, and draw(t, 0, c) = 0 with
-c = min(max(E // `PREDICTED_SCHEDULE`, `PREDICTED_MIN`), `PREDICTED_MAX`). The prediction uses the
-tables before the record, and in addition the user's earlier events in the record. Events of the
-same time as event t, unless it is 0, are not used: a basket comes as a whole. The candidates are
-the event's item; then the items with gains from counts, by row; then others. Those of the user's
-remembered events are left out. The others are all further rows by number if n is at most
-`CANDIDATES`, and else those among draw(t, 1 + j, n) for j below `CANDIDATES`. A candidate c has the
-odds v_c. They are 1, but (number of further rows) / (number of drawn candidates) for a drawn one.
-Items with gains rank high, so a sample would rarely have the ones that compete with the event's
-item. The probability of the item is
+learned before a record. Fresh event t of the record is predicted if its value is above 0, its item
+had a row before the record, and draw(t, 0, c) = 0 with c = min(max(E // `PREDICTED_SCHEDULE`,
+`PREDICTED_MIN`), `PREDICTED_MAX`). The prediction uses the tables before the record, and in
+addition the user's earlier events in the record. Events of the same time as event t, unless it is
+0, are not used: a basket comes as a whole. The candidates are the event's item; then the items with
+gains from counts, by row; then others. Those of the user's remembered events are left out. The
+others are all further rows by number if n is at most `CANDIDATES`, and else those among draw(t, 1 +
+j, n) for j below `CANDIDATES`. A candidate c has the odds v_c. They are 1, but (number of further
+rows) / (number of drawn candidates) for a drawn one. Items with gains rank high, so a sample would
+rarely have the ones that compete with the event's item. The probability of the item is
 
     S_c = sum_e w[u, e] z_e(c), from e = 0 on;  q_c = v_c exp(float32(S_c - max S));
     P = q_item / sum_c q_c
@@ -114,21 +113,20 @@ matrix. It is the expected number of the users who take the item. a_i = t_i * (m
 counts together are m events, and new events soon outweigh them. The terms of the dot are float64
 and are added from column 0 on. r_i is a_i. p_i follows, and the sums of p are added again.
 
-Newcomers. An item without events is a newcomer if it has a vector (`solve/prior/__init__.py`). Its
-popularity is unknown, so this expert abstains: when the item gets its first vector, it gets the
-popularity of the mean item, p_i = float32(sum p / n), and the count a_i with p_i = log(1 + a_i). In
-float32, a = (p - e + 1) * 2**e - 1 for e = floor(p). With recent popularity, both counts are the a
-of p = float32(sum p / n / (1 + b)). The counts decay like all others. So an item that is offered
-and that nobody takes sinks as fast as one that nobody takes any more. Only items with events are in
-n and in the sums of p. A newcomer joins them with its first event: its p is added to the sums after
-the record is learned and before its events count. If the vector of a newcomer is removed, its
-counts and p are 0.
+Newcomers. An item without events is a newcomer if it has a vector (`solve/prior/__init__.py`) or a
+bag of features (`solve/features/__init__.py`). Its popularity is unknown, so this expert abstains:
+when the item gets the first of them, it gets the popularity of the mean item, p_i = float32(sum p /
+n), and the count a_i with p_i = log(1 + a_i). In float32, a = (p - e + 1) * 2**e - 1 for e =
+floor(p). With recent popularity, both counts are the a of p = float32(sum p / n / (1 + b)). The
+counts decay like all others. So an item that is offered and that nobody takes sinks as fast as one
+that nobody takes any more. Only items with events are in n and in the sums of p. A newcomer joins
+them with its first event: its p is added to the sums after the record is learned and before its
+events count. If what a newcomer has of them is removed, its counts and p are 0.
 
 The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and r and p are
-float32. Sums run from left to right.
-The section `mix` has the weights by group and expert, then the events since the last decay, sum p
-and sum p**2, then b and B with recent popularity. draw(t, d, c) is `random.draw_below` with the key
-of `random.MIX_DOMAIN`.
+float32. Sums run from left to right. The section `mix` has the weights by group and expert, then
+the events since the last decay, sum p and sum p**2, then b and B with recent popularity. draw(t, d,
+c) is `random.draw_below` with the key of `random.MIX_DOMAIN`.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ class Tables(NamedTuple):
         visits, last_time: uint32 and int64 of users.
         seen, neighbor_rows, neighbor_counts: of items (`history/__init__.py`).
         popularity: the counts of items by kind, float32[cap, kinds].
+        bagged: of users (`solve/features/__init__.py`), uint8; empty without features.
     """
 
     users: Side
@@ -81,16 +82,18 @@ class Tables(NamedTuple):
     neighbor_rows: np.ndarray
     neighbor_counts: np.ndarray
     popularity: np.ndarray
+    bagged: np.ndarray
 
     @staticmethod
     def of(users: Table, items: Table) -> Tables:
         """Of two tables, whose arrays never move."""
         assert users.pages is not None
         own, other = users.history, items.history
+        bagged = users.padded().get("bagged", np.empty(0, np.uint8))
         return Tables(
             Side.of(users), Side.of(items), users.pages.fields, own["visits"], own["last_time"],
             other["seen_count"], other["neighbor_rows"], other["neighbor_counts"],
-            other["popularity"].reshape(items.capacity, kinds_of(items.spec)),
+            other["popularity"].reshape(items.capacity, kinds_of(items.spec)), bagged,
         )  # fmt: skip
 
 
@@ -172,6 +175,7 @@ class Prediction(NamedTuple):
         gram: float64[2, k + 1, k + 1].
         mix: the section.
         step: the learning rate.
+        nobody: float64[k + 1] of zeros.
     """
 
     key: Any
@@ -184,6 +188,7 @@ class Prediction(NamedTuple):
     gram: Any
     mix: Any
     step: Any
+    nobody: Any
 
 
 @inlined
@@ -427,10 +432,12 @@ def _predict(tables: Any, person: Any, user: Any, event: Any, row: Any, shared: 
     """Predicts an event whose item has row `row`, and steps the weights."""
     users, items = shared.gram[0], shared.gram[1]
     count = max(items[shared.rates.k, shared.rates.k], _D1)
+    # The row of a user with a bag is what her features say.
+    is_told = tables.bagged.size and tables.bagged[user]
     fold_user(
         tables.users,
         user,
-        users[shared.rates.k],
+        shared.nobody if is_told else users[shared.rates.k],
         tables.items,
         shared.other_count,
         shared.rates,
@@ -468,7 +475,9 @@ def livefactor_predict_kernel(
     The columns are those of `history.cpu.Columns`; `Prediction` has the other arguments.
     """
     rates = with_unobserved(rates, unobserved)
-    shared = Prediction(key, revision, items, other_count, rates, shrinkage, span, gram, mix, step)
+    shared = Prediction(
+        key, revision, items, other_count, rates, shrinkage, span, gram, mix, step, np.zeros(gram.shape[2])
+    )
     weigh_everywhere(gram[1], rates.k, unobserved, desk.systems.everywhere)
     columns, visits = (user_rows, item_rows, values, weights, times), np.empty(user_rows.size, np.int64)
     for event in range(np.uint64(predicted.size)):

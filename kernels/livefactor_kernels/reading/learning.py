@@ -76,7 +76,7 @@ class Mixer:
         self._spec, self._arithmetic = spec, arithmetic
         self._key = domain_key(spec.seed, MIX_DOMAIN)
         self._mix, self._events, self._kinds = initial(spec), 0, kinds_of(spec)
-        self._newcomers = Newcomers(arithmetic) if spec.embeddings.dimension else None
+        self._newcomers = Newcomers(arithmetic) if spec.embeddings.dimension or spec.features.size else None
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
@@ -169,17 +169,17 @@ class Mixer:
         self._arithmetic.add_events(rows, weights, self._counts(popularity), bias, self._mix)
         self._mix[SINCE] += update.fresh
 
-    def describe(self, source: Source, rows: np.ndarray, had_vector: np.ndarray,
+    def describe(self, source: Source, rows: np.ndarray, had_prior: np.ndarray, has_prior: np.ndarray,
                  popularity: np.ndarray, bias: np.ndarray) -> None:  # fmt: skip
-        """Follows a record of embeddings of item rows uint32[n].
+        """Follows a record of embeddings or features of item rows uint32[n].
 
-        `had_vector` bool[n] tells which rows had a vector before. `popularity` and `bias` are those
-        of all items.
+        `had_prior` and `has_prior` bool[n] tell which rows had a vector or a bag before, and which
+        have one. `popularity` and `bias` are those of all items.
         """
         assert self._newcomers is not None
         items = source.state()[GRAM].reshape(2, self._spec.k + 1, self._spec.k + 1)[ITEMS]
         counts = self._counts(popularity)
-        self._newcomers.describe(source, rows, had_vector, counts, bias, self._mix, items[-1, -1])
+        self._newcomers.describe(source, rows, had_prior, has_prior, counts, bias, self._mix, items[-1, -1])
 
     def _counts(self, popularity: np.ndarray) -> np.ndarray:
         """The section as counts by item and kind, float32[n, kinds]. It is a view."""

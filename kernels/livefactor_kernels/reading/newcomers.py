@@ -1,4 +1,4 @@
-"""The popularity of items that are known by their vectors alone.
+"""The popularity of items that are known by their vectors or features alone.
 
 The semantics are in `reading/__init__.py`, under "Newcomers".
 """
@@ -11,7 +11,6 @@ import numpy as np
 
 from livefactor_kernels.reading import BLEND, SQUARES, SUM
 from livefactor_kernels.reading.remembered import Source, distinct
-from livefactor_kernels.solve.prior import NONE
 from livefactor_kernels.tables import ITEMS
 from livefactor_kernels.update import Update
 
@@ -34,20 +33,18 @@ class Newcomers:
         self._arithmetic = arithmetic
         self._joining = _NO_ROWS
 
-    def describe(self, source: Source, rows: np.ndarray, had_vector: np.ndarray, popularity: np.ndarray,
-                 bias: np.ndarray, mix: np.ndarray, items: float) -> None:  # fmt: skip
+    def describe(self, source: Source, rows: np.ndarray, had_prior: np.ndarray, has_prior: np.ndarray,
+                 popularity: np.ndarray, bias: np.ndarray, mix: np.ndarray, items: float) -> None:  # fmt: skip
         """See `learning.Mixer.describe`. `items` is the number of items with events.
 
         `popularity` float32[any, kinds] has the counts of all items.
         """
-        read = source.read(ITEMS, rows, ("described", "seen_count"))
-        changed = (read["seen_count"] == 0) & ((read["described"] != NONE) != had_vector)
-        rows = distinct(rows[changed])
-        popularity[rows], bias[rows] = np.float32(0.0), np.float32(0.0)
-        has_vector = source.read(ITEMS, rows, ("described",))["described"] != NONE
+        seen = source.read(ITEMS, rows, ("seen_count",))["seen_count"]
+        changed = (seen == 0) & (has_prior != had_prior)
+        popularity[rows[changed]], bias[rows[changed]] = np.float32(0.0), np.float32(0.0)
         mean = mix[SUM] / max(items, 1.0)
         start = _count_of(np.float32(mean / (1.0 + mix[BLEND]) if popularity.shape[1] > 1 else mean))
-        rows = rows[has_vector]
+        rows = distinct(rows[changed & has_prior])
         # The sums are those of items with events, so a copy takes what this adds to them.
         self._arithmetic.add_events(rows, np.full(len(rows), start), popularity, bias, mix.copy())
 

@@ -22,6 +22,7 @@ from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.cpu_records import Side
 from livefactor_kernels.solve.cpu_system import Events as SolveEvents
 from livefactor_kernels.solve.cpu_system import Problem, Scratch, livefactor_fold_kernel
+from livefactor_kernels.solve.features import NONE
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, STARTS, USERS
 
@@ -200,7 +201,7 @@ class PersonReader:
             pairs = zip(own, events, strict=True)
             events = [history if replacement is None else replacement for replacement, history in pairs]
         users = self._users(source, user_rows, factors, bias)
-        followers = self._add_parts(source, users, events, item_count)
+        followers = self._add_parts(source, user_rows, users, events, item_count)
         truncated = np.array([each.truncated for each in events], bool)
         return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
@@ -213,11 +214,11 @@ class PersonReader:
         return Side(factors, bias, start, sections[STARTS[1]])
 
     def _add_parts(
-        self, source: Source, users: Side, events: list[Events], item_count: int
+        self, source: Source, user_rows: np.ndarray, users: Side, events: list[Events], item_count: int
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Folds the users in, if the rule does. Returns their followers."""
         if self._spec.rule == Rule.SOLVE:
-            self._fold(source, users, events, item_count)
+            self._fold(source, user_rows, users, events, item_count)
         counts = self._spec.counts
         followers = [self._followers(source, each) for each in events] if counts.neighbors else []
         if counts.repeat:
@@ -240,6 +241,8 @@ class PersonReader:
         if own is not None:
             histories = _replaced(histories, own)
             truncated &= np.array([events is None for events in own], bool)
+        if self._spec.features.size:
+            self._begin_without_events(source, user_rows, users, histories)
         reader, followers, items = self._mix_reader(), [], []
         for first, last in _chunks(histories.ends):
             starts = (column[first:last] if users.start_events.size else column for column in users[2:])
@@ -253,6 +256,22 @@ class PersonReader:
             ]
         return Persons(users.factors, users.bias, items, truncated, followers)
 
+    def _told(self, source: Source, user_rows: np.ndarray) -> np.ndarray:
+        """Which users have a bag of features, bool[n]."""
+        if not self._spec.features.size:
+            return np.zeros(len(user_rows), bool)
+        return np.asarray(source.read(USERS, user_rows, ("bagged",))["bagged"] != NONE)
+
+    def _begin_without_events(
+        self, source: Source, user_rows: np.ndarray, users: Side, histories: Histories
+    ) -> None:
+        """Sets the rows of users without events and without a bag to the mean of all users."""
+        k = self._spec.k
+        gram = source.state()[GRAM].reshape(2, k + 1, k + 1)[USERS]
+        is_mean = (np.diff(histories.ends) == 0) & ~self._told(source, user_rows)
+        if gram[k, k]:
+            users.factors[is_mean, :k] = gram[k, :k] / gram[k, k]
+
     def _mix_part(
         self, reader: MixReader, source: Source, users: Side, histories: Histories, item_count: int
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
@@ -263,6 +282,10 @@ class PersonReader:
         seen = source.read(ITEMS, followers.rows, ("seen_count",))["seen_count"]
         unobserved = np.float32(state[UNOBSERVED][0]) if UNOBSERVED in state else self._rates.unobserved
         gram = state[GRAM].reshape(2, k + 1, k + 1)
+        if self._spec.features.size:
+            # Without a number of users, users without events keep their rows.
+            gram = gram.copy()
+            gram[USERS, k, k] = 0.0
         items = source.gather(ITEMS, histories.rows)[0]
         return reader.combine(
             users, items, histories, lists, followers, seen, gram, unobserved, state[MIX], item_count
@@ -320,7 +343,9 @@ class PersonReader:
             int(user["seen_count"]) > len(user["seen_rows"]),
         )
 
-    def _fold(self, source: Source, users: Side, events: list[Events], item_count: int) -> None:
+    def _fold(
+        self, source: Source, user_rows: np.ndarray, users: Side, events: list[Events], item_count: int
+    ) -> None:
         """Replaces the factors and biases of the users who have events."""
         scratch, k, (factors, bias, _, start_events) = self._scratch(), self._spec.k, users
         state = source.state()
@@ -331,9 +356,12 @@ class PersonReader:
         if UNOBSERVED in state:
             rates = rates._replace(unobserved=np.float32(state[UNOBSERVED][0]))
         scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
+        has_own = self._told(source, user_rows)
+        if start_events.size:
+            has_own |= start_events > 0
         for n, each in enumerate(events):
             if not len(each.rows):
-                if gram[USERS, k, k] and not (start_events.size and start_events[n]):
+                if gram[USERS, k, k] and not has_own[n]:
                     factors[n, :k] = gram[USERS, k, :k] / gram[USERS, k, k]
                 continue
             item_factors, item_bias = source.gather(ITEMS, each.rows)

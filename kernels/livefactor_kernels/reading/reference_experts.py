@@ -139,7 +139,8 @@ class Panel:
         users, gram = state[GRAM].reshape(2, k + 1, k + 1)
         x, start = source.gather(USERS, user_row)[0][0], self._start(source, user_row)
         if not len(events.rows):
-            if users[k, k] and start is None:
+            told = self._spec.features.size and source.read(USERS, user_row, ("bagged",))["bagged"][0]
+            if users[k, k] and start is None and not told:
                 x[:k] = users[k, :k] / users[k, k]
             return np.repeat(x[None], FOLDS, axis=0)
         unobserved = np.float32(state[UNOBSERVED][0] if UNOBSERVED in state else self._spec.solve.unobserved)

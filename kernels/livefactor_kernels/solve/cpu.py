@@ -25,7 +25,7 @@ from livefactor_kernels.solve.cpu_records import (
     livefactor_store_gram_kernel,
 )
 from livefactor_kernels.solve.cpu_system import Scratch
-from livefactor_kernels.solve.prior.learning import Prior
+from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import Room
@@ -50,20 +50,20 @@ class Solver:
 
     def __init__(
         self, spec: ModelSpec, users: Table, items: Table, mean_state: np.ndarray, recorder: Recorder,
-        prior: Prior | None = None,
+        prior: PriorRows | None = None,
     ) -> None:  # fmt: skip
         """Compiles the kernels, or loads them from Numba's cache."""
         self._prior = prior
         self._recorder, self._unobserved, self._helper = recorder, Unobserved(spec), Helper("counts")
         self._gram, self.gram = Gram.of(spec), np.zeros((2, spec.k + 1, spec.k + 1))
-        self._touched_items = Touched.of(spec, items)
+        self._touched_items = Touched.of(spec, items, prior is not None)
         self._state = (
             Side.of(users),
             Side.of(items),
             *recorder.state,
             self._gram,
             mean_state,
-            Touched.of(spec, users),
+            Touched.of(spec, users, False),
             self._touched_items,
             Scratch.of(spec),
             Room.of(max(spec.history.users, spec.history.items)),
@@ -96,13 +96,13 @@ class Solver:
         self._take_gram()
 
     def groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
-        """All records, but one each with embeddings, whose map may change between records."""
+        """All records, but one each with a prior, which may change between records."""
         return [updates] if self._prior is None else [[update] for update in updates]
 
     def prepare(self, updates: Sequence[Update]) -> np.ndarray:
         """Takes the bounds of the records for the next `learn`.
 
-        Returns the items without events that the map of embeddings will change.
+        Returns the items without events that the prior will change.
         """
         self._run = UpdateRun.of(updates)
         if self._prior is None:
@@ -132,7 +132,7 @@ class Solver:
         livefactor_store_gram_kernel(self._gram, self._k, self.gram)
 
     def _solve_items(self, record: tuple[Any, ...], found: int) -> None:
-        """Solves the touched items of a micro-batch towards what their embeddings say."""
+        """Solves the touched items of a micro-batch towards their prior."""
         assert self._prior is not None
         k, touched = int(self._k), self._touched_items
         rows = touched.rows[:found]

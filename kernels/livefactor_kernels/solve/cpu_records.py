@@ -27,7 +27,7 @@ from livefactor_kernels.solve.cpu_system import (
     mirror,
 )
 from livefactor_kernels.spec.model import LANES, ModelSpec
-from livefactor_kernels.tables import ITEMS, STARTS
+from livefactor_kernels.tables import STARTS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import memory_of, remembered_events
 
@@ -72,7 +72,7 @@ class Touched(NamedTuple):
         before: number of events before it, uint32[B].
         old: old factors, float32[B, k_padded].
         towards: z of each row (`solve/prior/__init__.py`), float32[B, k_padded];
-            float32[0, k_padded] without embeddings.
+            float32[0, k_padded] without a prior.
         times: number of occurrences of each row, uint32[cap]; 0 between micro-batches.
     """
 
@@ -83,12 +83,12 @@ class Touched(NamedTuple):
     times: np.ndarray
 
     @staticmethod
-    def of(spec: ModelSpec, table: Table) -> Touched:
-        """For the micro-batches of a spec."""
+    def of(spec: ModelSpec, table: Table, has_prior: bool) -> Touched:
+        """For the micro-batches of a spec, whose rows of this side may have a prior."""
         size = spec.micro_batch
         rows, before = np.empty(size, np.uint32), np.empty(size, np.uint32)
-        described = size if table.side == ITEMS and spec.embeddings.dimension else 0
-        old, towards = (reserve((number, spec.k_padded), np.float32) for number in (size, described))
+        old = reserve((size, spec.k_padded), np.float32)
+        towards = reserve((size if has_prior else 0, spec.k_padded), np.float32)
         return Touched(rows, before, old, towards, reserve((table.capacity,), np.uint32))
 
 
@@ -271,7 +271,7 @@ def livefactor_learn_kernel(
     - If a micro-batch has `additions_max` additions to counts or more, it returns their number, and
       the step is `SOLVE`. The next call solves the micro-batch and returns. The additions must be
       made before the call after it.
-    - With embeddings, the step is `SOLVE_ITEMS` before the touched items are solved.
+    - With a prior, the step is `SOLVE_ITEMS` before the touched items are solved.
       `touched_items` has their rows, and place[3] is their number. The caller sets their z. The
       next call solves them and returns.
     """

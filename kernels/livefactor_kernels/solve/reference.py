@@ -10,7 +10,7 @@ import numpy as np
 from livefactor_kernels.history.reference import Recorder
 from livefactor_kernels.numbers.lanes import clamp
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved, begin_rows
-from livefactor_kernels.solve.prior.learning import Prior
+from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
 from livefactor_kernels.tables.start import Begun, Start
@@ -25,7 +25,7 @@ class System(NamedTuple):
         weights, targets: float32[n].
         everywhere: a0 G, float32[m, m].
         others: N.
-        towards: z of `solve/prior/__init__.py`, float32[m]; None without embeddings.
+        towards: z of `solve/prior/__init__.py`, float32[m]; None without a prior.
         start: x0 float32[m] and s of a row with a start; None for another row.
     """
 
@@ -97,7 +97,7 @@ class Solver:
 
     records = True
 
-    def __init__(self, model: ReferenceTables, recorder: Recorder, prior: Prior | None) -> None:
+    def __init__(self, model: ReferenceTables, recorder: Recorder, prior: PriorRows | None) -> None:
         self._prior = prior
         self._model, self._spec, self._rates = model, model.spec, SolveRates.of(model.spec)
         self._recorder, self._unobserved = recorder, Unobserved(model.spec)

@@ -13,6 +13,8 @@ from livefactor_kernels.spec.model import (
     LANES,
     MAX_DIMENSION,
     MAX_EVENT_TYPES,
+    MAX_FEATURES,
+    MAX_FEATURES_PER_ID,
     MAX_HISTORY,
     MAX_K,
     MAX_MICRO_BATCH,
@@ -49,6 +51,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_history(spec)
     _check_mix(spec)
     _check_embeddings(spec)
+    _check_features(spec)
     _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
@@ -77,6 +80,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("solve.start_events", spec.solve.start_events),
         ("history.paged", spec.history.paged),
         ("embeddings.dimension", spec.embeddings.dimension),
+        ("features.size", spec.features.size),
         ("merge.learning_rate", spec.merge.learning_rate),
     ):
         _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
@@ -165,6 +169,17 @@ def _check_embeddings(spec: ModelSpec) -> None:
     _require(is_amount, "embeddings.prior_events", "0.001..1e6", events)
     if dimension:
         _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with embeddings", spec.loss)
+
+
+def _check_features(spec: ModelSpec) -> None:
+    size, per_id = spec.features.size, spec.features.per_id
+    _require(0 <= size <= MAX_FEATURES, "features.size", f"0..{MAX_FEATURES}", size)
+    is_number = 1 <= per_id <= MAX_FEATURES_PER_ID
+    _require(is_number, "features.per_id", f"1..{MAX_FEATURES_PER_ID}", per_id)
+    if size:
+        _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with features", spec.loss)
+        start = spec.solve.start_events
+        _require(start == 0, "solve.start_events", "0 with features", start)
 
 
 def _check_auto(spec: ModelSpec) -> None:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 
 from livefactor_kernels.spec.admission import Admission
+from livefactor_kernels.spec.content import Embeddings as Embeddings
+from livefactor_kernels.spec.content import Features as Features
 
 KERNEL_SEMANTICS = 1
 """Version of the arithmetic.
@@ -35,6 +37,9 @@ MAX_NEIGHBORS = 1024
 MAX_EVENT_TYPES = 64
 MAX_DIMENSION = 1024
 """Maximum number of numbers of an item's vector."""
+MAX_FEATURES = 1 << 20
+"""Maximum number of distinct features of a side."""
+MAX_FEATURES_PER_ID = 64
 MAX_REPLAY_SIZE = 1 << 20
 MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
 RATE_STEPS_MAX = 24
@@ -241,19 +246,6 @@ class Mix:
 
 
 @dataclass(frozen=True, slots=True)
-class Embeddings:
-    """Vectors of items, and a learned map of them into factor space (`solve/prior/__init__.py`).
-
-    Attributes:
-        dimension: numbers of an item's vector, up to `MAX_DIMENSION`. With 0 there are none.
-        prior_events: what the vector says of an item counts as much as this many of its events.
-    """
-
-    dimension: int = 0
-    prior_events: float = 8.0
-
-
-@dataclass(frozen=True, slots=True)
 class Auto:
     """What a model finds out about its events.
 
@@ -409,6 +401,7 @@ class ModelSpec:
         history, counts: histories and co-occurrence counts, with any rule.
         mix: a mix of experts, with rule SOLVE and implicit loss.
         embeddings: vectors of items, with rule SOLVE and implicit loss.
+        features: bags of features, with rule SOLVE and implicit loss.
         auto: what the model finds out about its events, with any loss but SQUARED.
         solve, softmax: parameters of these rules.
         replay: replay, with any rule.
@@ -439,6 +432,7 @@ class ModelSpec:
     counts: Counts = field(default_factory=Counts)
     mix: Mix = field(default_factory=Mix)
     embeddings: Embeddings = field(default_factory=Embeddings)
+    features: Features = field(default_factory=Features)
     auto: Auto = field(default_factory=Auto)
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)

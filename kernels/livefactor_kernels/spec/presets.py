@@ -105,7 +105,7 @@ _PRESETS: dict[str, ModelSpec] = {
         micro_batch=256,
         init_scale=0.05,
         history=History(users=4096, items=4096, paged=True),
-        solve=Solve(unobserved_density=40.0, ridge_events=400.0),
+        solve=Solve(unobserved_density=40.0),
         counts=Counts(neighbors=128, weight=1.0),
         mix=Mix(learning_rate=0.04, recent_half_life=1.0),
         auto=Auto(ratings_events=1000),

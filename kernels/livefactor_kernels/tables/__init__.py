@@ -81,14 +81,18 @@ def row_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
 
 
 def content_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
-    """Those of `row_sections` that belong to embeddings (`solve/prior/__init__.py`)."""
-    dimension = spec.embeddings.dimension
-    if side == USERS or not dimension:
-        return {}
-    return {
-        "embedding": RowSection(np.dtype(np.float16), (dimension,)),
-        "described": RowSection(np.dtype(np.uint8), ()),
-    }
+    """Those of `row_sections` that belong to embeddings (`solve/prior/__init__.py`) and to features
+    (`solve/features/__init__.py`).
+    """
+    dimension, sections = spec.embeddings.dimension, {}
+    if side == ITEMS and dimension:
+        sections["embedding"] = RowSection(np.dtype(np.float16), (dimension,))
+        sections["described"] = RowSection(np.dtype(np.uint8), ())
+    if spec.features.size:
+        sections["bag"] = RowSection(np.dtype(np.uint32), (spec.features.per_id,))
+        sections["bag_weights"] = RowSection(np.dtype(np.float32), (spec.features.per_id,))
+        sections["bagged"] = RowSection(np.dtype(np.uint8), ())
+    return sections
 
 
 def history_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:

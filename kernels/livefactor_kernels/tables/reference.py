@@ -81,6 +81,9 @@ class ReferenceTable:
         self.popularity: np.ndarray
         self.embedding: np.ndarray
         self.described: np.ndarray
+        self.bag: np.ndarray
+        self.bag_weights: np.ndarray
+        self.bagged: np.ndarray
         self.factors_start: np.ndarray
         self.start_events: np.ndarray
         self._resize(0)

@@ -43,7 +43,7 @@ def candidates(champion: ModelSpec) -> dict[str, ModelSpec]:
 def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
     """The spec with the champion's seed and event types, unless it has its own, and its limits.
 
-    A spec with the same loss takes the champion's vectors and factors, too.
+    A spec with the same loss takes the champion's vectors, features and factors, too.
     It accepts no larger values, weights and tables than the champion, and no fewer values if the
     champion accepts ratings and learns their signs. So a switch does not change what the model
     accepts, and another switch can undo it.
@@ -52,9 +52,10 @@ def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
         name: min(getattr(spec.limits, name), getattr(champion.limits, name))
         for name in ("users_max", "items_max", "producers_max", "value_abs_max", "weight_max")
     }
-    auto, embeddings, solve = spec.auto, spec.embeddings, spec.solve
+    auto, embeddings, features, solve = spec.auto, spec.embeddings, spec.features, spec.solve
     if spec.loss == champion.loss == Loss.IMPLICIT:
-        embeddings, solve = champion.embeddings, replace(solve, start_events=champion.solve.start_events)
+        embeddings, features = champion.embeddings, champion.features
+        solve = replace(solve, start_events=champion.solve.start_events)
     if champion.auto.ratings_events and spec.loss != Loss.SQUARED:
         auto, limits["value_abs_max"] = champion.auto, champion.limits.value_abs_max
     return check(
@@ -64,6 +65,7 @@ def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
             event_types=spec.event_types or champion.event_types,
             auto=auto,
             embeddings=embeddings,
+            features=features,
             admission=champion.admission,
             solve=solve,
             limits=replace(spec.limits, **limits),

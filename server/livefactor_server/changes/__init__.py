@@ -29,10 +29,11 @@ from livefactor_server.changes.change import (
     WireChange,
 )
 from livefactor_server.changes.columns import apply_columns, skip_columns
+from livefactor_server.changes.content.embeddings import EmbeddingsChange
+from livefactor_server.changes.content.factors import FactorsChange
+from livefactor_server.changes.content.features import DroppedFeaturesChange, FeaturesChange
 from livefactor_server.changes.deltas import DeltasChange
-from livefactor_server.changes.embeddings import EmbeddingsChange
 from livefactor_server.changes.engine import EngineChange
-from livefactor_server.changes.factors import FactorsChange
 from livefactor_server.changes.history.retention import RetentionChange
 from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.history.switch import SwitchChange
@@ -52,9 +53,11 @@ __all__ = [
     "AvailabilityChange",
     "Change",
     "DeltasChange",
+    "DroppedFeaturesChange",
     "EmbeddingsChange",
     "EngineChange",
     "FactorsChange",
+    "FeaturesChange",
     "Header",
     "InteractionsChange",
     "KeyedChange",
@@ -90,6 +93,8 @@ _ALL: tuple[type[Change], ...] = (
     EngineChange,
     SwitchChange,
     EmbeddingsChange,
+    FeaturesChange,
+    DroppedFeaturesChange,
     RetentionChange,
     RollbackChange,
     FactorsChange,

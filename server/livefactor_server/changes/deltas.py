@@ -26,7 +26,7 @@ from livefactor_server.changes.change import (
     require_once,
     require_rows,
 )
-from livefactor_server.changes.factors import SIDES
+from livefactor_server.changes.content.factors import SIDES
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState

@@ -9,9 +9,10 @@ import numpy as np
 from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.changes.bodies import decode_bodies
+from livefactor_server.changes.content.embeddings import EmbeddingsChange
+from livefactor_server.changes.content.factors import FactorsChange, misfit
+from livefactor_server.changes.content.features import FeaturesChange
 from livefactor_server.changes.deltas import DeltasChange, deltas_misfit
-from livefactor_server.changes.embeddings import EmbeddingsChange
-from livefactor_server.changes.factors import FactorsChange, misfit
 from livefactor_server.changes.interactions import InteractionsChange, good_values, good_weights
 from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.store import Kind, Record
@@ -30,6 +31,8 @@ def rows_misfit(state: ModelState, spec: ModelSpec) -> str:
         ("producers", len(state.producers), limits.producers_max),
         ("labels of users", len(labels[USERS]), limits.users_max),
         ("labels of items", len(labels[ITEMS]), limits.items_max),
+        ("features of users", len(state.features[USERS]), spec.features.size),
+        ("features of items", len(state.features[ITEMS]), spec.features.size),
         ("unavailable unknown items", state.marks.unknown, limits.items_max),
     ):
         if there > most:
@@ -42,6 +45,10 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
     if new.limits.weight_max < old.limits.weight_max:
         return False
     if old.embeddings.dimension not in (0, new.embeddings.dimension):
+        return False
+    if old.features.size and new.features.per_id < old.features.per_id:
+        return False
+    if old.features.size > new.features.size:
         return False
     if old.solve.start_events and misfit(new, old.k):
         return False
@@ -102,6 +109,14 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
             if found != spec.embeddings.dimension:
                 expected = f"the spec expects dimension {spec.embeddings.dimension}"
                 return f"revision {record.revision} has vectors of dimension {found}, and {expected}"
+        if record.kind == Kind.FEATURES:
+            bags, most = FeaturesChange.from_log(bytes(record.body)).columns.counts, spec.features.per_id
+            if not spec.features.size:
+                return f"revision {record.revision} has features, which the spec does not have"
+            if bags.size and bags.max() > most:
+                return (
+                    f"revision {record.revision} has {bags.max()} features of an id, the spec allows {most}"
+                )
         if record.kind == Kind.FACTORS:
             dimension = FactorsChange.from_log(bytes(record.body)).columns.factors.shape[1]
             if reason := misfit(spec, dimension):

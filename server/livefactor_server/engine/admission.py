@@ -371,10 +371,11 @@ class Admission:
                 item.new_rows = change.rows
             else:
                 self._fit_rows(item, change)
-            if self.new_ids is not None:
-                self.new_ids.take(item)
-        elif isinstance(change, WireChange):
+        change = item.change
+        if isinstance(change, WireChange) and (change.room.kept_in or not isinstance(change, KeyedChange)):
             self._fit_entries(item, change)
+        if isinstance(change, KeyedChange) and self.new_ids is not None:
+            self.new_ids.take(item)
 
     def _fit_rows(self, item: Submission, change: KeyedChange) -> None:
         new = tuple(table.count_new(keys) for table, keys in zip(self._tables, change.keys, strict=True))

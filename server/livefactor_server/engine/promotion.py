@@ -32,7 +32,7 @@ from livefactor_server.changes import (
     RollbackChange,
     SwitchChange,
 )
-from livefactor_server.changes.factors import misfit
+from livefactor_server.changes.content.factors import misfit
 from livefactor_server.changes.fitting import accepts_all, events_misfit, rows_misfit
 from livefactor_server.engine.admission import Admission
 from livefactor_server.log.format import SALT_BYTES

@@ -155,6 +155,8 @@ class Kind(IntEnum):
     ROLLBACK = 11
     FACTOR_DELTAS = 12
     RETENTION = 13
+    FEATURES = 14
+    DROPPED_FEATURES = 15
 
 
 @dataclass(slots=True)

@@ -22,6 +22,11 @@ from livefactor_server.model.producers import FrozenProducer, ProducerTable
 from livefactor_server.model.sightings import Sightings
 
 
+def feature_row_bytes(k: int) -> int:
+    """Memory of a feature's number and row, which may be copied while the rows grow."""
+    return 100 + 8 * k
+
+
 class Meanings:
     """What values, weights and types of events mean under a spec, for whole columns."""
 
@@ -70,6 +75,7 @@ class ModelState:
         log_hash: chain hash of the log at `revision`, 32 bytes.
         events: number of applied events.
         labels: of users and of items.
+        features: the names of the features of users and of items, by key.
         marks: the unavailable items.
         sightings: of ids without rows, with `admission.sightings`. `placed` is the same after the
             last record whose keys have rows, and belongs to the LOG stage.
@@ -86,6 +92,7 @@ class ModelState:
     events: int = 0
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    features: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
     skipped: tuple[tuple[int, int], ...] = ()
     spec_id: str = field(init=False)
     meanings: Meanings = field(init=False)
@@ -124,7 +131,13 @@ class ModelState:
         parts = {"labels": labels, "marks": self.marks.nbytes, "producers": self.producers.nbytes}
         if self.sightings is not None:
             parts["sightings"] = 2 * self.sightings.nbytes
-        return parts | {"embeddings": self._map_bytes} if self._map_bytes else parts
+        if self._map_bytes:
+            parts["embeddings"] = self._map_bytes
+        if self.spec.features.size:
+            parts["features"] = sum(
+                names.nbytes + len(names) * feature_row_bytes(self.spec.k) for names in self.features
+            )
+        return parts
 
     @property
     def bytes_beside(self) -> int:
@@ -156,6 +169,7 @@ class ModelState:
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
             self.marks.freeze(),
+            tuple(names.freeze() for names in self.features) if self.spec.features.size else (),
         )
 
 
@@ -172,6 +186,7 @@ class FrozenSections:
     producers: list[FrozenProducer]
     labels: tuple[FrozenLabels, FrozenLabels]
     marks: FrozenMarks
+    features: tuple[FrozenLabels, ...] = ()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tensors by name, as the snapshot format defines them."""
@@ -185,6 +200,9 @@ class FrozenSections:
         for side, frozen in zip(("user", "item"), self.labels, strict=True):
             for name, array in frozen.arrays().items():
                 small[f"labels.{side}.{name}"] = array
+        for side, frozen in zip(("user", "item"), self.features, strict=False):
+            for name, array in frozen.arrays().items():
+                small[f"features.{side}.labels.{name}"] = array
         return small
 
 
@@ -215,6 +233,8 @@ def restored(
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
     for book, side in zip(state.labels, ("user", "item"), strict=True):
         book.load({key: tensors[f"labels.{side}.{key}"] for key in ("keys", "offsets", "text")})
+    for book, side in zip(state.features, ("user", "item"), strict=True) if spec.features.size else ():
+        book.load({key: tensors[f"features.{side}.labels.{key}"] for key in ("keys", "offsets", "text")})
     state.revision = revision
     state.backend.advance(revision, state.backend.users.allocated, state.backend.items.allocated)
     state.marks.load(tensors["unavailable"])

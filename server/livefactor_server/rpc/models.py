@@ -5,8 +5,11 @@ release a hold.
 from __future__ import annotations
 
 from livefactor.v1 import models_pb2
+from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
+from livefactor_server.changes.labels import SIDES
+from livefactor_server.engine import features
 from livefactor_server.hosting.describe import describe
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.host import DEFAULT_MODEL
@@ -17,6 +20,9 @@ from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.rpc.progress import Progress
 from livefactor_server.statuses import invalid, precondition
+
+FEATURES_LISTED, FEATURES_LISTED_MAX = 100, 4096
+"""Features in an answer of ListFeatures: usually, and at most."""
 
 
 def create_model(calls: Calls, raw: bytes, call: Call) -> bytes:
@@ -59,6 +65,24 @@ def list_models(calls: Calls, raw: bytes, call: Call) -> bytes:
     found = [description for description in found if call.grant.covers(description.model)]
     found.sort(key=lambda description: description.model)
     return models_pb2.ListModelsResponse(models=found).SerializeToString()
+
+
+def list_features(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles ListFeatures."""
+    request = guards.parse(models_pb2.ListFeaturesRequest, raw)
+    engine = calls.model(call, request.model).engine
+    if request.side not in SIDES:
+        raise invalid("side: expected SIDE_USER or SIDE_ITEM")
+    if request.limit > FEATURES_LISTED_MAX:
+        raise invalid(over("limit", FEATURES_LISTED_MAX, request.limit))
+    limit = request.limit or FEATURES_LISTED
+    found = features.report(engine, SIDES[request.side], limit, request.weakest_first, call.check)
+    columns = zip(found.names, found.ids.tolist(), found.strengths.tolist(), strict=True)
+    return models_pb2.ListFeaturesResponse(
+        position=encode.position(engine.state.lineage, found.revision),
+        features=[models_pb2.FeatureReport(name=n, ids=ids, strength=s) for n, ids, s in columns],
+        total=found.total,
+    ).SerializeToString()
 
 
 def delete_model(calls: Calls, raw: bytes, call: Call) -> bytes:

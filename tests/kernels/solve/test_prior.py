@@ -12,7 +12,7 @@ from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reading import SQUARES, SUM
 from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.reference import ReferenceModel
-from livefactor_kernels.solve.prior import RIDGE, learning
+from livefactor_kernels.solve.prior import RIDGE, rows
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import (
     Counts,
@@ -48,8 +48,8 @@ EACH = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "REFRESH_MIN", 4)
-    monkeypatch.setattr(learning, "SWEEP_ROWS", 5)
+    monkeypatch.setattr(rows, "REFRESH_MIN", 4)
+    monkeypatch.setattr(rows, "SWEEP_ROWS", 5)
 
 
 def embed(model: Backend, items: object, vectors: object) -> None:
@@ -212,7 +212,7 @@ def test_a_new_item_starts_at_its_prior_and_moves_with_its_events() -> None:
 @pytest.mark.parametrize("name", ["mix", "recent"])
 def test_a_newcomer_begins_with_the_mean_popularity(name: str, monkeypatch) -> None:
     """Its counts decay with all others, and the sums are those of the items with events."""
-    monkeypatch.setattr(learning, "REFRESH_MIN", 256)
+    monkeypatch.setattr(rows, "REFRESH_MIN", 256)
     model, rng = CpuModel(SPECS[name]), np.random.default_rng(3)
 
     def sums() -> tuple[np.ndarray, float, float]:

@@ -6,6 +6,7 @@ Every kind of record has one change. Each change reads back from the log as it w
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.deltas import encode_deltas
 from livefactor.wire.factors import encode_factors
-from livefactor_kernels.spec.model import Embeddings, Limits, Merge, ModelSpec, Solve
+from livefactor_kernels.spec.model import Embeddings, Features, Limits, Merge, ModelSpec, Solve
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import (
     CHANGES,
@@ -56,6 +57,8 @@ SPEC = preset(
 )
 MERGING = preset("clicks_sgd", k=2, merge=Merge(0.5, 100.0), limits=SPEC.limits)
 """A spec that takes deltas, which rule solve does not."""
+TELLING = replace(SPEC, solve=Solve(unobserved=1.0), features=Features(8, 2))
+"""A spec that takes features, which do not go with factors of another model."""
 SPEC_BODY = spec_codec.encode(SPEC)
 
 BODIES = {
@@ -64,6 +67,15 @@ BODIES = {
     wire.AVAILABILITY: wire.encode_availability([10, 12], False),
     wire.EMBEDDINGS: wire.encode_embeddings(
         updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]], np.float16)
+    ),
+    wire.DROPPED_FEATURES: wire.encode_dropped_features(updates_pb2.SIDE_USER, ["a", "b"]),
+    wire.FEATURES: wire.encode_features(
+        updates_pb2.SIDE_USER,
+        [1, 2],
+        np.array([2, 1]),
+        ["a", "b"],
+        np.array([1, 0, 1]),
+        np.array([0.5, 2, 1]),
     ),
     wire.FACTORS: encode_factors(updates_pb2.SIDE_USER, [7, 8], np.array([[0.5, 1], [1.5, 2]])),
     wire.FACTOR_DELTAS: encode_deltas(
@@ -80,7 +92,9 @@ class Base:
 
 
 def spec_of(kind: type[Change]) -> ModelSpec:
-    return MERGING if kind.kind == Kind.FACTOR_DELTAS else SPEC
+    return {Kind.FACTOR_DELTAS: MERGING, Kind.FEATURES: TELLING, Kind.DROPPED_FEATURES: TELLING}.get(
+        kind.kind, SPEC
+    )
 
 
 def received(kind: type[Change]) -> Change:
@@ -174,6 +188,12 @@ def test_what_each_change_does_to_a_state() -> None:
     described = done[Kind.EMBEDDINGS].backend
     assert described.published == (0, 2) and not done[Kind.EMBEDDINGS].events
     assert described.sections(1, 2)["embedding"].tolist() == [[1, 2], [3, 4]]
+    told = done[Kind.FEATURES]
+    assert told.backend.published == (2, 0) and not told.events
+    assert told.backend.sections(0, 2)["bag"].tolist() == [[1, 2], [1, 0]]
+    assert told.backend.sections(0, 2)["bag_weights"].tolist() == [[0.5, 2], [1, 0]]
+    keys = told.backend.state()["features.user.keys"].tolist()
+    assert [told.features[0].get(key) for key in keys] == ["b", "a"]
     begun = done[Kind.FACTORS].backend
     assert begun.published == (2, 0) and not done[Kind.FACTORS].events
     assert begun.sections(0, 2)["factors"][:, :3].tolist() == [[0.5, 1, 0], [1.5, 2, 0]]
@@ -185,9 +205,14 @@ def test_what_each_change_does_to_a_state() -> None:
 
 def test_admission_counts_what_adds_entries() -> None:
     rooms = {kind.kind: received(kind).room for kind in CHANGES.values()}
-    assert {kind for kind, room in rooms.items() if room != NO_ROOM} == {Kind.LABELS, Kind.AVAILABILITY}
+    assert {kind for kind, room in rooms.items() if room != NO_ROOM} == {
+        Kind.LABELS,
+        Kind.AVAILABILITY,
+        Kind.FEATURES,
+    }
     assert (rooms[Kind.LABELS].keys, rooms[Kind.AVAILABILITY].keys) == ([10, 11], [10, 12])
     assert rooms[Kind.LABELS].kept_in != rooms[Kind.AVAILABILITY].kept_in
+    assert len(rooms[Kind.FEATURES].keys) == 2 and rooms[Kind.FEATURES].nbytes > 2 * 8 * SPEC.k
     assert rooms[Kind.LABELS].nbytes > len(BODIES[wire.LABELS])
 
 

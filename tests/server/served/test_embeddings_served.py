@@ -14,7 +14,7 @@ import livefactor
 from livefactor.errors import ColumnError, FailedPrecondition, InvalidArgument
 from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import encode_embeddings
-from livefactor_server.cli.embeddings.transfer import push_vectors
+from livefactor_server.cli.content.transfer import push_vectors
 from livefactor_server.snapshots.audit import replay_model
 
 D, ITEMS, COLD = 8, 30, 6

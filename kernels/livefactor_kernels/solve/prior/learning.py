@@ -11,21 +11,16 @@ from livefactor_kernels.solve.prior import (
     CHANGES,
     COUNTED,
     DESCRIBED,
-    EVENTS_MAX,
     GRAM,
     MAP,
-    NEXT,
     NONE,
     PROGRESS,
-    REFRESH_MIN,
     ROWS,
     SUMMED,
-    SWEEP_ROWS,
     with_one,
 )
+from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.spec.model import ModelSpec
-
-_NO_ROWS = np.empty(0, np.uint32)
 
 
 class Arithmetic(Protocol):
@@ -51,20 +46,17 @@ class Arithmetic(Protocol):
         ...
 
 
-class Prior:
+class Prior(PriorRows):
     """The map of a model, and its sums. A part of a model (`tables.state.Part`)."""
 
     def __init__(
         self, spec: ModelSpec, array_of: Callable[[str], np.ndarray], arithmetic: Arithmetic
     ) -> None:
         """A map of zeros. `array_of` gives the sections of the items' rows by name."""
-        d, self._k = spec.embeddings.dimension, spec.k
-        self._array_of, self._arithmetic = array_of, arithmetic
-        self._events = np.float32(spec.embeddings.prior_events)
-        self._factor_max = np.float32(spec.limits.factor_max)
+        super().__init__(spec, array_of)
+        self._arithmetic, d = arithmetic, spec.embeddings.dimension
         self._gram, self._rows = np.zeros((d + 1, d + 1)), np.zeros((d + 1, spec.k))
-        self._map, self._progress = np.zeros((d + 1, spec.k)), np.zeros(3, np.int64)
-        self._cold, self._has_starts = _NO_ROWS, spec.solve.start_events > 0
+        self._map = np.zeros((d + 1, spec.k))
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
@@ -76,47 +68,20 @@ class Prior:
         for name, array in self.sections().items():
             array[:] = sections[name]
 
+    def has(self, rows: np.ndarray | slice) -> np.ndarray:
+        """See `PriorRows.has`."""
+        return np.asarray(self._array_of("described")[rows] != NONE)
+
+    def mapped(self, rows: np.ndarray) -> np.ndarray:
+        """See `PriorRows.mapped`."""
+        mapped = self._arithmetic.mapped(self._vectors(rows), self._map)
+        return np.asarray(np.clip(mapped, -self._factor_max, self._factor_max))
+
+    def learn(self) -> None:
+        """See `PriorRows.learn`."""
+        self._arithmetic.regress(self._gram, self._rows, self._map)
+
     # ------------------------------------------------------------------ a record of interactions
-
-    def begin(self, events: int, items: int) -> np.ndarray:
-        """Begins a record of `events` events, after which there are `items` items.
-
-        Returns the item rows, uint32[n], that `map_cold` will write.
-        """
-        self._refresh(REFRESH_MIN)
-        return self._sweep(events, items)
-
-    def _sweep(self, events: int, items: int) -> np.ndarray:
-        """The rows without events among the next rows to visit, which become `_cold`."""
-        start = int(self._progress[NEXT])
-        stop = min(start + SWEEP_ROWS * -(-events // SWEEP_ROWS), items)
-        if start >= stop:
-            self._cold = _NO_ROWS
-            return _NO_ROWS
-        self._progress[NEXT] = stop
-        rows = np.arange(start, stop, dtype=np.uint32)
-        self._cold = self._without_events(rows[self._array_of("described")[start:stop] != NONE])
-        return self._cold
-
-    def map_cold(self) -> None:
-        """Writes the rows that `begin` returned."""
-        if self._cold.size:
-            has_vector = self._array_of("described")[self._cold] != NONE
-            rows = np.where(has_vector[:, None], self._mapped(self._cold), np.float32(0.0))
-            self._array_of("factors")[self._cold, : self._k] = rows
-            self._cold = _NO_ROWS
-
-    def towards(self, rows: np.ndarray) -> np.ndarray:
-        """z for item rows uint32[n], float32[n, k]. Zeros for a row without a vector."""
-        z = np.zeros((len(rows), self._k), np.float32)
-        seen = self._array_of("seen_count")[rows].astype(np.float32)
-        pulled = np.flatnonzero(
-            (self._array_of("described")[rows] != NONE) & (seen <= np.float32(EVENTS_MAX) * self._events)
-        )
-        if pulled.size and self._map.any():
-            share = self._events / (self._events + seen[pulled])
-            z[pulled] = share[:, None] * self._mapped(rows[pulled])
-        return z
 
     def solved(self, rows: np.ndarray, old: np.ndarray) -> None:
         """Takes the solved item rows uint32[n] into the sums.
@@ -134,10 +99,6 @@ class Prior:
         self._arithmetic.add_rows(self._rows, self._vectors(rows[changes]), new, old)
         self._progress[CHANGES] += changes.size
 
-    def _is_ripe(self, rows: np.ndarray) -> np.ndarray:
-        ripe: np.ndarray = self._array_of("seen_count")[rows].astype(np.float32) >= self._events
-        return ripe
-
     def _add(self, rows: np.ndarray) -> None:
         self._arithmetic.add_vectors(self._gram, self._vectors(rows), 1.0)
         self._array_of("described")[rows] = SUMMED
@@ -146,21 +107,7 @@ class Prior:
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
         return with_one(self._array_of("embedding")[rows])
 
-    def _mapped(self, rows: np.ndarray) -> np.ndarray:
-        mapped = self._arithmetic.mapped(self._vectors(rows), self._map)
-        return np.asarray(np.clip(mapped, -self._factor_max, self._factor_max))
-
-    def _refresh(self, least: int) -> None:
-        counted, changes = int(self._progress[COUNTED]), int(self._progress[CHANGES])
-        if counted and changes >= least and 2 * changes >= counted:
-            self._arithmetic.regress(self._gram, self._rows, self._map)
-            self._progress[CHANGES] = self._progress[NEXT] = 0
-
     # ------------------------------------------------------------------ a record of embeddings
-
-    def is_described(self, rows: np.ndarray) -> np.ndarray:
-        """Which item rows uint32[n] have a vector, bool[n]."""
-        return np.asarray(self._array_of("described")[rows] != NONE)
 
     def describe(self, rows: np.ndarray, vectors: np.ndarray, items: int) -> np.ndarray:
         """Sets the vectors float16[n, d] of item rows uint32[n], in order.
@@ -169,16 +116,7 @@ class Prior:
         """
         for row, vector in zip(rows, vectors, strict=True):
             self._set(np.array([row]), vector)
-        self._refresh(1)
-        cold = np.union1d(self._sweep(len(rows), items), self._without_events(rows))
-        self._cold = cold.astype(np.uint32)
-        return self._cold
-
-    def _without_events(self, rows: np.ndarray) -> np.ndarray:
-        is_cold = self._array_of("seen_count")[rows] == 0
-        if self._has_starts:
-            is_cold &= self._array_of("start_events")[rows] == 0
-        return np.asarray(rows[is_cold])
+        return self._described(rows, items)
 
     def _set(self, row: np.ndarray, vector: np.ndarray) -> None:
         described, has_vector = self._array_of("described"), bool(vector.any())

@@ -102,6 +102,10 @@ def show_description(model: ModelDescription, as_json: bool) -> None:
         show_hold(model.hold)
 
 
+FEATURES_SIZE = 1 << 16
+"""Most distinct features of each side with --features."""
+
+
 @models_app.command("list")
 def models_list(target: Target = DEFAULT_TARGET, as_json: AsJson = False) -> None:
     """List the models of the server."""
@@ -151,6 +155,10 @@ def models_create(
         int,
         typer.Option(min=0, help="Numbers of an item's vector (spec: embeddings.dimension). 0: no vectors."),
     ] = 0,
+    features: Annotated[
+        bool,
+        typer.Option("--features", help="Take features of users and items (spec: features.size)."),
+    ] = False,
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
@@ -161,6 +169,8 @@ def models_create(
         named, changes = read_spec(spec)
         if embedding_dim:
             changes["embeddings"] = {**changes.get("embeddings", {}), "dimension": embedding_dim}
+        if features:
+            changes["features"] = {"size": FEATURES_SIZE, **changes.get("features", {})}
         show_description(models.create(name, preset or named, **changes), as_json)
 
 

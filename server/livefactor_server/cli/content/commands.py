@@ -51,7 +51,7 @@ def push_embeddings(
     The first vectors decide their dimension. A second run sets the same vectors again.
     """
     from livefactor.errors import ColumnError, InvalidArgument
-    from livefactor_server.cli.embeddings.transfer import push_vectors
+    from livefactor_server.cli.content.transfer import push_vectors
     from livefactor_server.files.vectors import VectorFileError, read_vectors
 
     try:

@@ -1,0 +1,33 @@
+"""The parts of a spec about what users and items are: embeddings and features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors of items, and a learned map of them into factor space (`solve/prior/__init__.py`).
+
+    Attributes:
+        dimension: numbers of an item's vector, up to `MAX_DIMENSION`. With 0 there are none.
+        prior_events: what the vector says of an item counts as much as this many of its events.
+    """
+
+    dimension: int = 0
+    prior_events: float = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Weighted bags of features of users and items (`solve/features/__init__.py`).
+
+    What a bag says counts as much as `embeddings.prior_events` events.
+
+    Attributes:
+        size: most distinct features of each side, up to `MAX_FEATURES`. With 0 there are none.
+        per_id: most features of a user or an item, up to `MAX_FEATURES_PER_ID`.
+    """
+
+    size: int = 0
+    per_id: int = 16

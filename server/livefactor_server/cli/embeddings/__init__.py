@@ -1,1 +1,0 @@
-"""`livefactor push-embeddings` and `livefactor encode`: vectors of items."""
