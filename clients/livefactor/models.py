@@ -18,6 +18,7 @@ from livefactor.position import Position, position_of
 from livefactor.pushing.labels import SIDES
 from livefactor.results.answers import spec_name
 from livefactor.results.contest import Contest, contest_of
+from livefactor.results.descriptions import FeatureReport, LogGap
 from livefactor.results.judgement import Hold, Judgement, hold_of, judgement_of
 from livefactor.v1 import challenging_pb2, models_pb2
 from livefactor.wire.limits import check_model
@@ -42,35 +43,6 @@ class SpecPeriod:
     revision: int
     spec_id: str
     spec: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureReport:
-    """A feature of a side. ids: how many users or items have it.
-
-    strength: the length of its row of factors; 0 if nothing was learned of it.
-    """
-
-    name: str
-    ids: int
-    strength: float
-
-
-@dataclass(frozen=True, slots=True)
-class LogGap:
-    """Revisions whose records a retention policy deleted from the log.
-
-    time_us: when, in microseconds since 1970; 0 if the server does not know it yet. archived: they
-    were moved to an archive. snapshot_revision, snapshot_root_hash: the snapshot that stands in for
-    them, as the log names it.
-    """
-
-    first_revision: int
-    last_revision: int
-    time_us: int
-    archived: bool
-    snapshot_revision: int
-    snapshot_root_hash: bytes
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -67,7 +67,8 @@ def test_ten_times_the_capacity(model: Server, is_long: bool, record: Callable[.
         f"goodput {goodput:.2f}, p99 ratio {ratio:.2f} ({whole:.2f} with the start), memory {memory:.2f}, {over['codes']}"
     )
     print(f"refused p99 {1e3 * p99(over['refused_s']):.0f} ms")
-    assert memory < MEMORY_RATIO_MAX
+    # A small process grows by a larger share.
+    assert memory < (MEMORY_RATIO_MAX if is_long else 1.5)
     # Afterwards the server is as before.
     time.sleep(0.5)
     after = load(model, capacity / 4, 1.0)

@@ -157,7 +157,7 @@ def retries_are_new() -> None:
 def no_turns() -> None:
     """Let readers and the writer run at the same time, and copy nothing for pins."""
     Gate.reading = Gate.writing = lambda self: contextlib.nullcontext()  # type: ignore[assignment, method-assign, misc, return-value]
-    PinBoard.protect = lambda *_: None  # type: ignore[assignment, method-assign]
+    PinBoard.protect = lambda *_, **__: None  # type: ignore[assignment, method-assign]
 
 
 def no_version() -> None:

@@ -184,7 +184,7 @@ def test_the_engine_gives_one_root_with_and_without_and_a_replay_judges_the_same
     assert roots[0] == roots[1]
     replayed = Learner(spec)
     log = Log.open(tmp_path / "judged" / "log", read_only=True)
-    for run in decoded_runs(log.read(1)):
+    for run in decoded_runs(log.read(1), ()):
         for _, one in run:
             replayed.run([one])
     log.close()

@@ -27,7 +27,8 @@ from livefactor_server.cli.base import (
 from livefactor_server.cli.models.judge import show_hold, show_judgement
 
 if TYPE_CHECKING:
-    from livefactor.models import LogGap, ModelDescription
+    from livefactor.models import ModelDescription
+    from livefactor.results.descriptions import LogGap
 
 
 def _description_fields(model: ModelDescription) -> dict[str, Any]:
