@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from livefactor.errors import ColumnError
 from livefactor.v1 import updates_pb2
-from livefactor.wire.arrays import FLOATS, KEYS, require_rows
 from livefactor.wire.columns import parse_body
+from livefactor.wire.factors import fill_rows, read_rows
 from livefactor.wire.ids import Ids, as_keys
-from livefactor.wire.twins import twin_column, twin_of
+from livefactor.wire.twins import twin_of
 
 _DeltasTwin = twin_of(updates_pb2.FactorDeltas)
 
@@ -50,12 +49,8 @@ def encode_deltas(
     [n]. Raises ColumnError for ids of a wrong type, and for another number of rows.
     """
     keys = as_keys("ids", ids)
-    require_rows("deltas", deltas, len(keys), "ids")
-    message = _DeltasTwin(side=side, ids=keys.tobytes(), dimension=deltas.shape[1], weight=weight)
-    message.deltas = deltas.astype(FLOATS, copy=False).tobytes()
-    if biases is not None:
-        require_rows("biases", biases, len(keys), "ids")
-        message.biases = biases.astype(FLOATS, copy=False).tobytes()
+    message = _DeltasTwin(side=side, ids=keys.tobytes(), weight=weight)
+    fill_rows(message, "deltas", deltas, biases, len(keys))
     return bytes(message.SerializeToString())
 
 
@@ -65,12 +60,4 @@ def decode_deltas(body: bytes) -> DeltaColumns:
     Raises ColumnError if the bytes do not parse or the sizes differ.
     """
     twin, body = parse_body(_DeltasTwin, updates_pb2.FactorDeltas, body)
-    ids, numbers = twin_column(twin, "ids", KEYS), twin_column(twin, "deltas", FLOATS)
-    biases = twin_column(twin, "biases", FLOATS)
-    if len(numbers) != len(ids) * twin.dimension:
-        expected = f"{len(ids)} ids of dimension {twin.dimension}"
-        raise ColumnError(f"deltas has {len(numbers)} numbers, expected those of {expected}")
-    if len(biases) not in (0, len(ids)):
-        raise ColumnError(f"biases has {len(biases)} rows, expected {len(ids)} (ids)")
-    deltas = numbers.reshape(len(ids), twin.dimension)
-    return DeltaColumns(twin.side, ids, deltas, biases if len(biases) else None, twin.weight, body)
+    return DeltaColumns(twin.side, *read_rows(twin, "deltas"), twin.weight, body)

@@ -45,12 +45,8 @@ def encode_factors(
     [n]. Raises ColumnError for ids of a wrong type, and for another number of rows.
     """
     keys = as_keys("ids", ids)
-    require_rows("factors", factors, len(keys), "ids")
-    message = _FactorsTwin(side=side, ids=keys.tobytes(), dimension=factors.shape[1])
-    message.factors = factors.astype(FLOATS, copy=False).tobytes()
-    if biases is not None:
-        require_rows("biases", biases, len(keys), "ids")
-        message.biases = biases.astype(FLOATS, copy=False).tobytes()
+    message = _FactorsTwin(side=side, ids=keys.tobytes())
+    fill_rows(message, "factors", factors, biases, len(keys))
     return bytes(message.SerializeToString())
 
 
@@ -60,14 +56,38 @@ def decode_factors(body: bytes) -> FactorColumns:
     Raises ColumnError if the bytes do not parse or the sizes differ.
     """
     twin, body = parse_body(_FactorsTwin, updates_pb2.Factors, body)
-    ids, numbers, biases = (
-        twin_column(twin, name, dtype)
-        for name, dtype in (("ids", KEYS), ("factors", FLOATS), ("biases", FLOATS))
-    )
+    return FactorColumns(twin.side, *read_rows(twin, "factors"), body)
+
+
+def fill_rows(
+    message: Any, name: str, numbers: npt.NDArray[Any], biases: npt.NDArray[Any] | None, rows: int
+) -> None:
+    """Set the dimension, the field `name` and the biases of a message with `rows` ids.
+
+    numbers: floats [rows, dimension]. biases: floats [rows]. Raises ColumnError for another number
+    of rows.
+    """
+    require_rows(name, numbers, rows, "ids")
+    message.dimension = numbers.shape[1]
+    setattr(message, name, numbers.astype(FLOATS, copy=False).tobytes())
+    if biases is not None:
+        require_rows("biases", biases, rows, "ids")
+        message.biases = biases.astype(FLOATS, copy=False).tobytes()
+
+
+def read_rows(
+    twin: Any, name: str
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """The ids, uint64[n], the field `name`, float32[n, dimension], and the biases of a message,
+    float32[n] or None.
+
+    Raises ColumnError if the sizes differ.
+    """
+    ids, numbers = twin_column(twin, "ids", KEYS), twin_column(twin, name, FLOATS)
+    biases = twin_column(twin, "biases", FLOATS)
     if len(numbers) != len(ids) * twin.dimension:
         expected = f"{len(ids)} ids of dimension {twin.dimension}"
-        raise ColumnError(f"factors has {len(numbers)} numbers, expected those of {expected}")
+        raise ColumnError(f"{name} has {len(numbers)} numbers, expected those of {expected}")
     if len(biases) not in (0, len(ids)):
         raise ColumnError(f"biases has {len(biases)} rows, expected {len(ids)} (ids)")
-    factors = numbers.reshape(len(ids), twin.dimension)
-    return FactorColumns(twin.side, ids, factors, biases if len(biases) else None, body)
+    return ids, numbers.reshape(len(ids), twin.dimension), biases if len(biases) else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import NO_ROW
+from livefactor_kernels.tables import NO_ROW, USERS
 from livefactor_server.changes.rejects import Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
@@ -280,3 +280,11 @@ def require_once(ids: np.ndarray) -> None:
     if len(first) < len(ids):
         row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
         raise invalid(f"ids: row {row} has the id of an earlier row ({ids[row]})")
+
+
+_NO_IDS = np.empty(0, np.uint64)
+
+
+def keys_of_side(side: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of a change that names ids of one side, USERS or ITEMS. The other side has none."""
+    return (ids, _NO_IDS) if side == USERS else (_NO_IDS, ids)

@@ -22,17 +22,16 @@ from livefactor_server.changes.change import (
     KeyedChange,
     Record,
     ReplayError,
+    keys_of_side,
     require_finite,
     require_once,
     require_rows,
 )
-from livefactor_server.changes.content.factors import SIDES
+from livefactor_server.changes.labels import SIDES
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
-
-_NO_IDS = np.empty(0, np.uint64)
 
 
 def deltas_misfit(spec: ModelSpec, columns: DeltaColumns) -> str:
@@ -77,8 +76,7 @@ class DeltasChange(KeyedChange):
     @property
     def keys(self) -> tuple[np.ndarray, np.ndarray]:
         """The ids of users and of items, of which one side has none."""
-        ids = self.columns.ids
-        return (ids, _NO_IDS) if self.columns.side == updates_pb2.SIDE_USER else (_NO_IDS, ids)
+        return keys_of_side(SIDES[self.columns.side], self.columns.ids)
 
     @classmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[DeltasChange, Rejects]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 DEFAULT_TARGET = "127.0.0.1:50051"
 """`livefactor.channel.DEFAULT_TARGET`, which would take long to import."""
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts that no other machine reaches."""
+
 PIPE_WIDTH = 10_000
 """Columns of a line that is not written to a terminal: nothing is wrapped there."""
 

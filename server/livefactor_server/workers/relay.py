@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -42,9 +42,7 @@ class Relay:
             Refused: the status of the head.
         """
         call.is_relayed = True
-        ask = self._callables.get(method)
-        if ask is None:
-            ask = self._callables[method] = _any(self._channel.unary_unary(method))
+        ask = self._callable(method, self._channel.unary_unary)
         try:
             answer: bytes = await ask(raw, timeout=call.remaining_s, metadata=_metadata(call))
         except grpc.aio.AioRpcError as error:
@@ -58,9 +56,7 @@ class Relay:
             Refused: the status of the head.
         """
         call.is_relayed = True
-        ask = self._callables.get(method)
-        if ask is None:
-            ask = self._callables[method] = _any(self._channel.stream_stream(method))
+        ask = self._callable(method, self._channel.stream_stream)
         head = ask(timeout=call.remaining_s, metadata=_metadata(call))
         pushing = asyncio.create_task(_push(requests, head))
         try:
@@ -76,10 +72,12 @@ class Relay:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await pushing
 
-
-def _any(made: object) -> Any:
-    # The stubs of gRPC do not know calls of plain bytes.
-    return made
+    def _callable(self, method: str, make: Callable[[str], object]) -> Any:
+        """What makes calls of a method. It is made once."""
+        if method not in self._callables:
+            # The stubs of gRPC do not know calls of plain bytes.
+            self._callables[method] = cast("Callable[..., Any]", make(method))
+        return self._callables[method]
 
 
 async def _push(requests: Requests, head: Any) -> None:

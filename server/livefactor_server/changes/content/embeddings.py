@@ -16,13 +16,12 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.limits import EMBEDDING_NUMBERS_MAX
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_server.changes.change import KeyedChange, Record, ReplayError, require_rows
+from livefactor_kernels.tables import ITEMS
+from livefactor_server.changes.change import KeyedChange, Record, ReplayError, keys_of_side, require_rows
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
-
-_NO_IDS = np.empty(0, np.uint64)
 
 
 @dataclass(slots=True)
@@ -51,7 +50,7 @@ class EmbeddingsChange(KeyedChange):
     @property
     def keys(self) -> tuple[np.ndarray, np.ndarray]:
         """No user ids, and the item ids."""
-        return _NO_IDS, self.ids
+        return keys_of_side(ITEMS, self.ids)
 
     @classmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[EmbeddingsChange, Rejects]:

@@ -15,23 +15,22 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import FACTORS
 from livefactor.wire.factors import FactorColumns, decode_factors, encode_factors
 from livefactor.wire.limits import EMBEDDING_NUMBERS_MAX
-from livefactor_kernels.spec.model import ITEMS, USERS, Loss, ModelSpec, Rule
+from livefactor_kernels.spec.model import USERS, Loss, ModelSpec, Rule
 from livefactor_kernels.tables.start import Start
 from livefactor_server.changes.change import (
     KeyedChange,
     Record,
     ReplayError,
+    keys_of_side,
     require_finite,
     require_once,
     require_rows,
 )
+from livefactor_server.changes.labels import SIDES
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
-
-SIDES: dict[int, int] = {updates_pb2.SIDE_USER: USERS, updates_pb2.SIDE_ITEM: ITEMS}
-_NO_IDS = np.empty(0, np.uint64)
 
 
 def misfit(spec: ModelSpec, dimension: int) -> str:
@@ -73,8 +72,7 @@ class FactorsChange(KeyedChange):
     @property
     def keys(self) -> tuple[np.ndarray, np.ndarray]:
         """The ids of users and of items, of which one side has none."""
-        ids = self.columns.ids
-        return (ids, _NO_IDS) if self.columns.side == updates_pb2.SIDE_USER else (_NO_IDS, ids)
+        return keys_of_side(SIDES[self.columns.side], self.columns.ids)
 
     @classmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[FactorsChange, Rejects]:

@@ -20,7 +20,15 @@ from livefactor.wire.limits import FEATURE_NAME_BYTES_MAX, FEATURE_WEIGHT_MAX, F
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import USERS
-from livefactor_server.changes.change import KeyedChange, Record, ReplayError, Room, WireChange, require_rows
+from livefactor_server.changes.change import (
+    KeyedChange,
+    Record,
+    ReplayError,
+    Room,
+    WireChange,
+    keys_of_side,
+    require_rows,
+)
 from livefactor_server.changes.labels import SIDES
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
@@ -28,7 +36,6 @@ from livefactor_server.model.labels import ENTRY_BYTES
 from livefactor_server.model.state import ModelState, feature_row_bytes
 from livefactor_server.statuses import invalid
 
-_NO_IDS = np.empty(0, np.uint64)
 _USUAL_K = 128
 """Factors of a row in the estimate of what admitted batches will take."""
 _DROPPED_TAG = bytes([updates_pb2.DroppedFeatures.NAMES_FIELD_NUMBER << 3 | 2])
@@ -65,8 +72,7 @@ class FeaturesChange(KeyedChange):
     @property
     def keys(self) -> tuple[np.ndarray, np.ndarray]:
         """The ids of the side, and none of the other one."""
-        ids = self.columns.ids
-        return (ids, _NO_IDS) if self.side == USERS else (_NO_IDS, ids)
+        return keys_of_side(self.side, self.columns.ids)
 
     @classmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[FeaturesChange, Rejects]:

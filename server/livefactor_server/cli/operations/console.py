@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from livefactor_server.cli.base import DEFAULT_TARGET, Target, app, complain, console
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from livefactor_server.cli.base import DEFAULT_TARGET, LOOPBACK, Target, app, complain, console
 
 
 @app.command("console")

@@ -9,9 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from livefactor_server.cli.base import app, complain
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from livefactor_server.cli.base import LOOPBACK, app, complain
 
 
 @app.command()
