@@ -3,8 +3,8 @@
 For each function that a kernel calls, Numba makes a library of its own: it optimises the function,
 generates machine code for it, and adds entries for Python and for C. Then it does the same work
 again for every caller, because the caller contains the function. A part leaves all of this to the
-kernel, so that a kernel compiles in three quarters of the time. Every operation rounds as before, so
-the bits are the same.
+kernel, so that a kernel compiles in three quarters of the time. Every operation rounds as before,
+so the bits are the same.
 """
 
 from __future__ import annotations
