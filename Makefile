@@ -88,7 +88,7 @@ pictures: $(VENV)/.stamp-dev ## Draws the README's pictures from a run of the de
 	@$(BIN)/python -m benchmarks.pictures $(ARGS)
 
 .PHONY: tune
-tune: $(VENV)/.stamp-dev ## Runs the worked example of `livefactor tune`; writes its table and picture in docs/tune.md.
+tune: $(VENV)/.stamp-dev ## Runs the worked example of `livefactor tune`; writes its table and picture in docs/guides/tune.md.
 	@$(BIN)/python -m benchmarks.tuned
 
 ## Testing it.

@@ -1,7 +1,7 @@
-"""The worked example of docs/tune.md: `make tune`, or `python -m benchmarks.tuned [--pages]`.
+"""The worked example of docs/guides/tune.md: `make tune`, or `python -m benchmarks.tuned [--pages]`.
 
 It runs `livefactor tune` on the shipped year of purchases with three seeds. It writes
-benchmarks/results/tune.json, the tables of docs/tune.md from that file, and the picture of the
+benchmarks/results/tune.json, the tables of docs/guides/tune.md from that file, and the picture of the
 first seed. `--pages` measures nothing and writes the tables again from tune.json.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.pages import ROOT, six_digits, write_between
 COMMAND = "make tune"
 SEEDS = (0, 1, 2)
 RESULTS = ROOT / "benchmarks" / "results" / "tune.json"
-PAGE = ROOT / "docs" / "tune.md"
+PAGE = ROOT / "docs" / "guides" / "tune.md"
 PICTURE = ROOT / "docs" / "images" / "tune-retail.svg"
 EVENTS = "server/livefactor_server/data/online_retail/events.csv.gz"
 OPTIONS = ("--user", "customer_id", "--item", "stock_code", "--string-ids")

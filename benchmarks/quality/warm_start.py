@@ -168,7 +168,7 @@ def with_starts(spec: ModelSpec, events: float = START_EVENTS) -> ModelSpec:
 
 
 def table(figures: Figures) -> str:
-    """The figures of a run as a table of docs/warm_start.md."""
+    """The figures of a run as a table of docs/guides/warm_start.md."""
     lines = [
         "| data | users | when | nightly iALS | live model | ratio | model without the factors |",
         "|---|---|---|---|---|---|---|",
@@ -194,14 +194,14 @@ def main() -> None:
     parser.add_argument("--preset", default="auto")
     parser.add_argument("--start-events", type=float, default=START_EVENTS)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--page", action="store_true", help="write the table into docs/warm_start.md")
+    parser.add_argument("--page", action="store_true", help="write the table into docs/guides/warm_start.md")
     chosen = parser.parse_args()
     films_folder = None if chosen.folder is None else chosen.folder / "ml-1m"
     spec = with_starts(preset(chosen.preset), chosen.start_events)
     figures = figures_of(sets_of(films_folder, 0), spec, chosen.seeds)
     print(json.dumps(figures, indent=1))
     if chosen.page:
-        write_between(ROOT / "docs/warm_start.md", "benchmarks.quality.warm_start", table(figures))
+        write_between(ROOT / "docs/guides/warm_start.md", "benchmarks.quality.warm_start", table(figures))
 
 
 if __name__ == "__main__":

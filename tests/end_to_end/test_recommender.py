@@ -118,7 +118,7 @@ def test_events_of_another_form_are_refused_and_the_model_stays(
 
 
 def test_the_page_shows_code_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = Path(__file__).parents[2] / "docs" / "recommender.md"
+    page = Path(__file__).parents[2] / "docs" / "guides" / "recommender.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
     exec(compile(code, str(page), "exec"), {})
     shown = capsys.readouterr().out

@@ -14,7 +14,7 @@ import typer
 
 from repository import ROOT, compiled_contract, contract_files, project_files
 
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
 # `make docs` generates this page, so it always names every call and proves nothing.
 GENERATED = {"api.md"}
 NOT_YET_MEASURED = {"benchmarks/results/gpu.json"}

@@ -208,8 +208,8 @@ class Producer(ProducerBase):
 
         side: "user" or "item". ids: n different ids, as in `push`. factors: numbers [n, d], d at
         most k of the model. biases: n numbers. Push both sides before the first event
-        (docs/warm_start.md). Raises the errors of `push`. The receipt raises InvalidArgument if the
-        model cannot take these factors.
+        (docs/guides/warm_start.md). Raises the errors of `push`. The receipt raises InvalidArgument
+        if the model cannot take these factors.
         """
         keys, taken = read_ids(self._labels, side, ids, self._hash)
         bodies = factor_bodies(SIDES[side], keys, *as_factors(factors, biases, len(keys)), self.batch)

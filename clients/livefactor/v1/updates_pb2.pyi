@@ -481,7 +481,7 @@ global___Features = Features
 @typing.final
 class Factors(google.protobuf.message.Message):
     """Factors of another model, such as iALS or LightFM, with which rows of this model begin
-    (docs/warm_start.md). Scores are then the dot products of these factors, until events come. Send
+    (docs/guides/warm_start.md). Scores are then the dot products of these factors, until events come. Send
     them to a model without events: factors of two models live in different spaces.
 
     A model of loss IMPLICIT needs Solve.start_events. If it has none, the server switches it at the first

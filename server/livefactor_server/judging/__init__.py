@@ -1,4 +1,4 @@
-"""The judge measures the quality of a live model (docs/judge.md).
+"""The judge measures the quality of a live model (docs/guides/judge.md).
 
 It tests the model on each event before the model learns the event. This is progressive validation,
 or test-then-learn (Gama, Sebastião, Rodrigues: On evaluating stream learning algorithms, Machine
