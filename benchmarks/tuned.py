@@ -1,8 +1,8 @@
-"""The worked example of docs/guides/tune.md: `make tune`, or `python -m benchmarks.tuned [--pages]`.
+"""The worked example of docs/guides/tune.md: `make tune` or `python -m benchmarks.tuned [--pages]`.
 
 It runs `livefactor tune` on the shipped year of purchases with three seeds. It writes
-benchmarks/results/tune.json, the tables of docs/guides/tune.md from that file, and the picture of the
-first seed. `--pages` measures nothing and writes the tables again from tune.json.
+benchmarks/results/tune.json, the tables of docs/guides/tune.md from that file, and the picture of
+the first seed. `--pages` measures nothing and writes the tables again from tune.json.
 """
 
 from __future__ import annotations

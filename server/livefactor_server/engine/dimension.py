@@ -18,7 +18,7 @@ from livefactor_kernels.spec.model import Loss, ModelSpec, SpecError
 from livefactor_server.statuses import invalid
 
 START_EVENTS = 128.0
-"""`solve.start_events` of a model that gets it with its first factors (docs/guides/warm_start.md)."""
+"""`solve.start_events` of a model that gets it with first factors (docs/guides/warm_start.md)."""
 
 
 def lacks_part(spec: ModelSpec, field: str) -> bool:
