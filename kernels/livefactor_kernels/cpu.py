@@ -33,7 +33,7 @@ from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.head import Head
-from livefactor_kernels.tables.shared import Places, places_of
+from livefactor_kernels.tables.shared import Places, model_places
 from livefactor_kernels.tables.start import Start, begin
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun, joined
@@ -341,8 +341,8 @@ class CpuModel:
         return self.candidates.read(user_keys, item_keys, offsets)
 
     def places(self) -> Places | None:
-        """Where another process can read the scores of candidates, or None if none can."""
-        return places_of(self.head, self._mean.sums, self.users, self.items)
+        """Where another process can read what scores need, or None if none can."""
+        return model_places(self.head, self.state(), (self.users, self.items))
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from livefactor.wire.scoring import ScoreQuery
-from livefactor_kernels.backend import Pin
+from livefactor_kernels.pins import View
 from livefactor_kernels.reading.persons import Persons
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.spec.model import LANES, ModelSpec
@@ -47,7 +47,7 @@ class QueryPart:
             )
         self._vectors, self._weight = _units(table), np.float32(query.query_weight)
 
-    def embeddings(self, pin: Pin, rows: np.ndarray) -> np.ndarray:
+    def embeddings(self, pin: View, rows: np.ndarray) -> np.ndarray:
         """The embeddings of item rows uint32[m], each divided by its norm; float32[m, d padded]."""
         return _units(pin.read(ITEMS, rows, ("embedding",))["embedding"])
 
@@ -59,7 +59,7 @@ class QueryPart:
         return np.asarray(self._weight * cosines)
 
     def best(
-        self, pin: Pin, read: Persons, first: int, keys: np.ndarray, k: int, common: np.ndarray,
+        self, pin: View, read: Persons, first: int, keys: np.ndarray, k: int, common: np.ndarray,
         own: np.ndarray, ends: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """The exact k best items of the users of `read`, as `pins.Pin.top_k` returns them.
