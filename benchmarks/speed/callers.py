@@ -62,7 +62,10 @@ METHODS = {
     "auto_500": SCORE,
     "auto_top_100": SCORE,
 }
-"""The calls: name -> method. Those of `AUTO` are made to servers with score workers alone."""
+"""The calls: name -> method."""
+
+CALLS = tuple(name for name in METHODS if not name.startswith(AUTO))
+"""All but those of `AUTO`, which are made to servers with score workers alone."""
 
 
 @cache

@@ -35,6 +35,7 @@ from benchmarks.speed.callers import (
     AUTO,
     AUTO_EVENTS,
     AUTO_USERS,
+    CALLS,
     LARGE,
     LARGE_ITEMS,
     LIVE,
@@ -53,7 +54,6 @@ CALLERS = (1, 8, 32)
 PROCESSES = 2
 ROUNDS, SECONDS = 3, 1.0
 WORKERS = (0, 1, 2, 4)
-CALLS = tuple(name for name in METHODS if not name.startswith(AUTO))
 WORKER_CALLS, WORKER_CONNECTIONS, WORKER_CALLERS = ("score_500", "auto_500", "auto_top_100"), 8, 16
 """With score workers: the calls, and the numbers of connections and of callers."""
 

@@ -5,7 +5,7 @@ writer works, and then looks whether a record was applied meanwhile (`Backend.tr
 and the writer do not wait for each other. After a few tries the reader takes turns with the writer
 at the gate, which the writer holds for each run of records. A GPU reads only under the gate.
 
-Everything else (`answers.py`): under the gate the reader pins the revision. Then it reads without
+Everything else (`answering`): under the gate the reader pins the revision. Then it reads without
 the gate. The pin answers at its revision, and the writer continues meanwhile.
 """
 
@@ -16,7 +16,7 @@ from typing import Protocol
 from livefactor.wire.scoring import ScoreColumns, ScoreQuery
 from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.engine.answers import (
+from livefactor_server.engine.answering.answers import (
     NO_MARKS,
     USUAL,
     Allowance,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from livefactor.errors import ColumnError
 from livefactor.wire.limits import MESSAGE_BYTES_MAX
 from livefactor.wire.scoring import ScoreQuery, encode_score_response
-from livefactor_server.engine.answers import Allowance
+from livefactor_server.engine.answering.answers import Allowance
 from livefactor_server.engine.short_reads import model_of
 from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.rpc import decode

@@ -12,7 +12,7 @@ from livefactor_kernels.scoring.cpu_candidates import CandidateReader, compile_k
 from livefactor_kernels.tables.head import Changed
 from livefactor_kernels.tables.shared import SharedModel, arrays_at
 from livefactor_server.engine import short_reads
-from livefactor_server.engine.answers import (
+from livefactor_server.engine.answering.answers import (
     NO_MARKS,
     USUAL,
     Allowance,

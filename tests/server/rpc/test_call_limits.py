@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from livefactor.v1 import models_pb2, scoring_pb2, updates_pb2
-from livefactor_server.engine import answers
+from livefactor_server.engine.answering import answers
 from livefactor_server.rpc import guards
 from livefactor_server.statuses import Refused
 from stubs import Stubs

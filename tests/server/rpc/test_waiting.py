@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
-from livefactor_server.engine.answers import Answers
+from livefactor_server.engine.answering.answers import Answers
 from livefactor_server.engine.readers import Reader
 from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.rpc.calls import ServiceSettings

@@ -26,7 +26,7 @@ from livefactor_kernels.spec.model import Embeddings, FactorDtype, Loss, ModelSp
 from livefactor_kernels.spec.presets import PRESET_NAMES, preset
 from livefactor_kernels.tables import ITEMS
 from livefactor_kernels.tables.head import Changed, HeadReader
-from livefactor_server.engine.answers import USUAL
+from livefactor_server.engine.answering.answers import USUAL
 from livefactor_server.engine.readers import Reader
 from livefactor_server.log.store import Log
 from livefactor_server.model.gate import Gate

@@ -14,7 +14,7 @@ from livefactor_kernels.reading.persons import Persons
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables import ITEMS
-from livefactor_server.engine.similar import BLOCK_ROWS, Best, joined
+from livefactor_server.engine.answering.similar import BLOCK_ROWS, Best, joined
 from livefactor_server.statuses import invalid
 
 WEIGHT_MAX = 1e6

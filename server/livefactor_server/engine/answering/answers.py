@@ -20,8 +20,8 @@ from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.engine.queries import QueryPart
-from livefactor_server.engine.similar import similar
+from livefactor_server.engine.answering.queries import QueryPart
+from livefactor_server.engine.answering.similar import similar
 from livefactor_server.model.availability import rows_of
 from livefactor_server.statuses import invalid
 
