@@ -51,7 +51,7 @@ def affordable_at(plan: Plan, report: Report, spent_s: float, champion_s: float)
         champion_s: CPU seconds in which the champion learns an event, above 0.
     """
     whole_s = report.cpu_s * (plan.judge_from + RECENT) / max(1, report.learned)
-    cost = (spent_s + whole_s) / champion_s
+    cost: float = (spent_s + whole_s) / champion_s
     first = FIRST_SHARE * FIRST_EVENTS
     return ceil(cost / FIRST_SHARE if cost <= first else FIRST_EVENTS + (cost - first) / LATER_SHARE)
 
