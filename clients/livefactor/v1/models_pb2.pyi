@@ -507,7 +507,7 @@ global___Counts = Counts
 @typing.final
 class Mix(google.protobuf.message.Message):
     """Several experts score together: the user's row with three half-lives, co-occurrence counts,
-    repeats and popularity. Their weights are learned from predictions that are made before each
+    repeats, popularity and what similar users had. Their weights are learned from predictions that are made before each
     event is learned. Needs rule SOLVE, loss IMPLICIT and counts.neighbors. An absent field has the
     preset's value.
     """

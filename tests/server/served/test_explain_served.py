@@ -119,7 +119,7 @@ def test_the_experts_of_a_mix_add_up_to_the_score(place: Place) -> None:
         for part in found.parts:
             assert part.weight >= 0 and np.isfinite(part.amount)
     assert found.parts[-2].value == pytest.approx(float(found.item_bias))
-        assert found.parts[-1].name == "similar users"
+    assert found.parts[-1].name == "similar users"
 
 
 def test_the_parts_of_a_gain(place: Place) -> None:
