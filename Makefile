@@ -107,7 +107,7 @@ test-long: $(VENV)/.stamp-dev ## Runs the tests that take minutes each.
 
 .PHONY: test-adapt
 test-adapt: $(VENV)/.stamp-adapt ## Runs the tests that train an encoder; it installs PyTorch, which takes gigabytes.
-	@$(BIN)/python -m pytest -n 0 tests/server/adapting $(ARGS)
+	@$(BIN)/python -m pytest -n 0 tests/server/tuning/adapting $(ARGS)
 
 .PHONY: battle
 battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for half an hour; writes benchmarks/results/battle.json.

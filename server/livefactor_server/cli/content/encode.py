@@ -27,7 +27,7 @@ from livefactor_server.cli.base import (
 )
 
 if TYPE_CHECKING:
-    from livefactor_server.adapting.augmenting import Augmentation
+    from livefactor_server.tuning.adapting.augmenting import Augmentation
 
 Items = Annotated[
     Path, typer.Argument(exists=True, dir_okay=False, help="A csv, csv.gz or parquet file of items.")
@@ -87,10 +87,10 @@ def encode(
     """
     from rich.progress import TextColumn, TimeRemainingColumn
 
-    from livefactor_server.adapting.adapter import AdapterError, load, read_adapter
-    from livefactor_server.adapting.augmenting import encode_averaged
     from livefactor_server.files.encoding import Encoder, EncoderError
     from livefactor_server.files.vectors import VectorFileError, read_texts, write_vectors
+    from livefactor_server.tuning.adapting.adapter import AdapterError, load, read_adapter
+    from livefactor_server.tuning.adapting.augmenting import encode_averaged
 
     target = out or file.with_name(f"{file.name.split('.')[0]}.vectors.parquet")
     try:
@@ -158,12 +158,12 @@ def adapt(
     from rich.progress import TimeRemainingColumn
 
     from livefactor.errors import ColumnError
-    from livefactor_server.adapting import run
-    from livefactor_server.adapting.adapter import AdapterError
-    from livefactor_server.adapting.training import Training
     from livefactor_server.files.encoding import EncoderError
     from livefactor_server.files.vectors import VectorFileError, read_texts
     from livefactor_server.log.store import LogError
+    from livefactor_server.tuning.adapting import run
+    from livefactor_server.tuning.adapting.adapter import AdapterError
+    from livefactor_server.tuning.adapting.training import Training
 
     try:
         ids, texts = read_texts(file, item, _names(text), string_ids)
@@ -201,8 +201,8 @@ def adapt(
 def _push(found: Any, ids: Any, target: str, model: str, secret: str, as_json: bool) -> dict[str, int]:
     """Pushes the vectors of a run. If that fails, it says how to push them again."""
     from livefactor.errors import LivefactorError
-    from livefactor_server.adapting.adapter import VECTORS
     from livefactor_server.cli.content.transfer import push_vectors
+    from livefactor_server.tuning.adapting.adapter import VECTORS
 
     digest = bytes.fromhex(found.adapter.digest)
     try:
@@ -224,7 +224,7 @@ def _names(text: str) -> list[str]:
 
 def _augmentation(word_dropout: float, synonyms: Path | None, hook: str) -> Augmentation:
     """The augmentation of the options. A hook that cannot be imported ends the command."""
-    from livefactor_server.adapting.augmenting import Augmentation, read_synonyms
+    from livefactor_server.tuning.adapting.augmenting import Augmentation, read_synonyms
 
     found = None
     if hook:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from livefactor_server.adapting.augmenting import Augmentation
-from livefactor_server.adapting.pairs import NO_ITEM, Pairs
 from livefactor_server.files.encoding import Encoder
+from livefactor_server.tuning.adapting.augmenting import Augmentation
+from livefactor_server.tuning.adapting.pairs import NO_ITEM, Pairs
 
 TEMPERATURE = 0.05
 """Divides cosines, as in the training of MiniLM."""

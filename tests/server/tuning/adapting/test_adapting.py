@@ -19,17 +19,17 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire.content import decode_embeddings, encode_embeddings
 from livefactor_kernels.spec.model import Embeddings
 from livefactor_kernels.spec.presets import preset
-from livefactor_server.adapting import run
-from livefactor_server.adapting.adapter import AdapterError, read_adapter
-from livefactor_server.adapting.augmenting import Augmentation, encode_averaged, read_synonyms
-from livefactor_server.adapting.logged import log_events
-from livefactor_server.adapting.pairs import NO_ITEM, pairs_of
 from livefactor_server.changes import EmbeddingsChange
 from livefactor_server.changes.show import rows
 from livefactor_server.cli.app import app
 from livefactor_server.files.vectors import hash_of, read_vectors
 from livefactor_server.snapshots.audit import replay_model
 from livefactor_server.statuses import Refused
+from livefactor_server.tuning.adapting import run
+from livefactor_server.tuning.adapting.adapter import AdapterError, read_adapter
+from livefactor_server.tuning.adapting.augmenting import Augmentation, encode_averaged, read_synonyms
+from livefactor_server.tuning.adapting.logged import log_events
+from livefactor_server.tuning.adapting.pairs import NO_ITEM, pairs_of
 
 ITEMS, D = 12, 4
 

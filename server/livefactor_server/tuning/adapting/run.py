@@ -12,12 +12,12 @@ import numpy as np
 from livefactor.wire.ids import as_keys
 from livefactor.wire.keys import keys_of
 from livefactor_kernels.spec.model import Loss, ModelSpec
-from livefactor_server.adapting.adapter import Adapter, AdapterError, last_adapter, load, write_adapter
-from livefactor_server.adapting.logged import Logged, log_events
-from livefactor_server.adapting.pairs import NO_ITEM, Pairs, pairs_of
-from livefactor_server.adapting.training import Training, train
 from livefactor_server.files.encoding import Encoder
 from livefactor_server.snapshots.replay import log_folder
+from livefactor_server.tuning.adapting.adapter import Adapter, AdapterError, last_adapter, load, write_adapter
+from livefactor_server.tuning.adapting.logged import Logged, log_events
+from livefactor_server.tuning.adapting.pairs import NO_ITEM, Pairs, pairs_of
+from livefactor_server.tuning.adapting.training import Training, train
 
 HISTORY_ITEMS = 8
 """Items of a history."""

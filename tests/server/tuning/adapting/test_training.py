@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from livefactor_server.adapting.adapter import AdapterError, last_adapter, load, write_adapter
-from livefactor_server.adapting.augmenting import Augmentation
-from livefactor_server.adapting.pairs import Pairs, pairs_of
-from livefactor_server.adapting.run import hits
-from livefactor_server.adapting.training import Training, train
 from livefactor_server.files.encoding import Encoder, EncoderError
+from livefactor_server.tuning.adapting.adapter import AdapterError, last_adapter, load, write_adapter
+from livefactor_server.tuning.adapting.augmenting import Augmentation
+from livefactor_server.tuning.adapting.pairs import Pairs, pairs_of
+from livefactor_server.tuning.adapting.run import hits
+from livefactor_server.tuning.adapting.training import Training, train
 
 for package in ("torch", "peft", "sentence_transformers"):
     pytest.importorskip(package, reason=f"the extra `adapt` is not installed: {package}")
