@@ -14,6 +14,7 @@ import numpy as np
 
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.tables.recent import Recent
 from livefactor_kernels.tables.shared import SharedModel
 from livefactor_kernels.tables.state import mean_of
 
@@ -50,6 +51,12 @@ class SharedPin:
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `pins.View.read`. Raises Changed."""
         found = self._model.table(side).read(rows, names)
+        self.check()
+        return found
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """See `pins.View.recent`. Raises Changed."""
+        found = self._model.table(side).recent(rows, most)
         self.check()
         return found
 

@@ -22,6 +22,7 @@ from livefactor_kernels.tables import (
 )
 from livefactor_kernels.tables.keys import RowKeys
 from livefactor_kernels.tables.pages import PageReader, Pages, Places
+from livefactor_kernels.tables.recent import Recent
 
 ANSWERING = (
     "factors", "bias", "seen_count", "visits", "neighbor_rows", "neighbor_counts", *STARTS, "bagged", "embedding",
@@ -76,6 +77,11 @@ class RowReader:
         places = self.places(seen, short=True)
         columns = self.pages.read(rows, rings, places)
         return plain | {name: column.reshape(places.shape) for name, column in columns.items()}
+
+    def recent(self, rows: np.ndarray, most: int) -> Recent:
+        """See `backend.Backend.recent`."""
+        assert self.pages is not None
+        return self.pages.newest(rows, self.read_plain(rows, ("seen_count",))["seen_count"], most)
 
     def read_plain(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """As `read`, without events."""

@@ -64,8 +64,8 @@ def model_places(head: HeadReader, state: Mapping[str, np.ndarray], tables: Sequ
             return None
         arrays |= {f"{side}.keys": table.keys, f"{side}.keymap": table.keymap.shared}
         arrays |= {f"{side}.{name}": array for name, array in table.padded().items() if name in ANSWERING}
-        # No score reads the events of an item.
-        if table.pages is not None and table.side == USERS:
+        # Only a mix with similar users reads the events of items.
+        if table.pages is not None and (table.side == USERS or table.spec.mix.neighbors):
             if not all(map(is_shared, table.pages.read_arrays)):
                 return None
             arrays[f"{side}.pages"] = table.pages.fields
