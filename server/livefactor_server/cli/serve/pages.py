@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -43,7 +41,7 @@ class Pages:
         """Starts it. port: that of gRPC."""
         host = settings.host.strip("[]")
         target = host_and_port(_EVERY_ADDRESS.get(settings.host, settings.host), port)
-        self._command = [sys.executable, "-m", "livefactor_server.cli.serve.pages"]
+        self._command = [sys.executable, "-m", "livefactor_server.cli.beside", "console"]
         self._command += ["--target", target, "--host", host, "--port", str(settings.console_port)]
         if settings.tls_cert is not None and settings.tls_key is not None:
             self._command += ["--tls-cert", str(settings.tls_cert), "--tls-key", str(settings.tls_key)]
@@ -81,20 +79,3 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         return
     child.kill()
     child.wait()
-
-
-def _run() -> None:
-    """Runs `livefactor console` until standard input ends, as it does with the server."""
-    from livefactor_server.cli.app import main
-
-    def end() -> None:
-        sys.stdin.read()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=end, daemon=True).start()
-    sys.argv.insert(1, "console")
-    main()
-
-
-if __name__ == "__main__":
-    _run()
