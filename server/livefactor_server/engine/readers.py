@@ -26,6 +26,7 @@ from livefactor_server.engine.answering.answers import (
     score_lists,
     with_labels,
 )
+from livefactor_server.engine.answering.queries import NO_SHIFT, shift_of
 from livefactor_server.engine.short_reads import ShortReader
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
@@ -112,6 +113,7 @@ class Reader:
         """
         is_small = query.target == "candidates" and len(query.user_ids) * len(query.item_ids) <= AT_ONCE_MAX
         is_plain = not query.with_labels and query.event_ids is None and query.query is None
+        is_plain = is_plain and query.context is None
         # A fold-in takes milliseconds.
         if not is_small or not is_plain or self._answers.has_histories or self._engine.torn:
             return None
@@ -122,7 +124,8 @@ class Reader:
         return None if found is None else self._answers.listed(query, found)
 
     def _answer(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns:
-        if query.target == "candidates" and not self._answers.has_histories:
+        is_plain = query.target == "candidates" and query.context is None
+        if is_plain and not self._answers.has_histories:
             found = self._state.backend.try_score(query.user_ids, query.item_ids, query.offsets)
             if found is None and len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
                 with self._engine.gate.reading():
@@ -137,8 +140,9 @@ class Reader:
         """Pins the present revision, which the caller releases."""
         state, backend = self._state, self._state.backend
         with self._engine.gate.reading():
+            shift = NO_SHIFT if query.target == "similar" else shift_of(state, query)
             marks = state.marks.bits() if needs_marks(query) else NO_MARKS
-            return Moment(backend.pin(), backend.users, backend.items, marks)
+            return Moment(backend.pin(), backend.users, backend.items, marks, shift)
 
     def _present_scores(self, query: ScoreQuery) -> Candidates:
         """The scores at the present revision. The caller holds the gate."""

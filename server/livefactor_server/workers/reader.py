@@ -21,6 +21,7 @@ from livefactor_server.engine.answering.answers import (
     needs_marks,
     with_labels,
 )
+from livefactor_server.engine.answering.queries import NO_SHIFT
 from livefactor_server.engine.readers import AT_ONCE_MAX
 from livefactor_server.engine.short_reads import ShortReader
 from livefactor_server.model import spec_codec
@@ -87,14 +88,17 @@ class SharedReader:
         return query.target == "candidates" and not self._answers.has_histories
 
     def score(self, query: ScoreQuery, allowance: Allowance) -> ScoreColumns | None:
-        """The answer to a checked query. None if rows changed again and again, or if this state is
-        not in force any more.
+        """The answer to a checked query. None if rows changed again and again, if this state is not
+        in force any more, or if the query has context.
 
         Raises:
             Refused: as `answers.Answers`.
             MemoryError: this process has too little memory for the read.
         """
         self._answers.check(query)
+        if query.context is not None:
+            # Nothing of it is shared.
+            return None
         end = time.monotonic() + TRYING_S
         for pause in PAUSES_S:
             try:
@@ -118,7 +122,9 @@ class SharedReader:
         else:
             model, pin = self._model, SharedPin(self._model)
             marks = self._marks.bits(pin.revision) if needs_marks(query) else NO_MARKS
-            found = self._answers.answer(query, Moment(pin, model.users, model.items, marks), allowance)
+            found = self._answers.answer(
+                query, Moment(pin, model.users, model.items, marks, NO_SHIFT), allowance
+            )
         if not query.with_labels:
             return found
         names = dict(zip(found.item_ids.tolist(), self._labels.of(found.item_ids), strict=True))

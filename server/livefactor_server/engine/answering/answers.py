@@ -20,7 +20,7 @@ from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.engine.answering.queries import QueryPart
+from livefactor_server.engine.answering.queries import QueryPart, Shift
 from livefactor_server.engine.answering.similar import similar
 from livefactor_server.model.availability import rows_of
 from livefactor_server.statuses import invalid
@@ -90,12 +90,14 @@ class Moment(NamedTuple):
         pin: its rows at one revision.
         users, items: its keys.
         marks: the bits of the marks at this revision (`Marks.bits`), or `NO_MARKS`.
+        shift: what the context of the query adds at this revision.
     """
 
     pin: View
     users: Keys
     items: Keys
     marks: np.ndarray
+    shift: Shift
 
     def rows_of(self, query: ScoreQuery) -> tuple[np.ndarray, np.ndarray]:
         """The rows of the users and of the items of a query."""
@@ -170,6 +172,7 @@ class Answers:
         for users in _blocks(len(user_rows), len(query.item_ids), allowance):
             events = own[users] if own is not None else None
             read = persons.read(pin, user_rows[users], pin.counts[ITEMS], events)
+            read = replace(read, factors=moment.shift.added(read.factors, users))
             for user in range(len(read.bias)):
                 at = users.start + user
                 start, stop = shared if query.offsets is None else query.offsets[at : at + 2]
@@ -242,9 +245,11 @@ class Answers:
         own, own_offsets = own[ends[0] : ends[-1]], ends - ends[0]
         if self._persons is None:
             factors, bias = pin.gather(USERS, user_rows)
+            factors = moment.shift.added(factors, users)
             return _Best(*pin.top_k(factors, bias, query.k, common, own, own_offsets), _NO_FLAGS)
         own_events = events[users] if events is not None else None
         read = self._persons.read(pin, user_rows, pin.counts[ITEMS], own_events)
+        read = replace(read, factors=moment.shift.added(read.factors, users))
         truncated = _NO_FLAGS
         if query.exclude_seen:
             own, own_offsets = read.exclusions(own, own_offsets)
@@ -313,7 +318,8 @@ class Answers:
 
 def _plain_candidates(query: ScoreQuery, moment: Moment) -> Candidates:
     pin, (user_rows, item_rows) = moment.pin, moment.rows_of(query)
-    users, items = pin.gather(USERS, user_rows), pin.gather(ITEMS, item_rows)
+    (factors, bias), items = pin.gather(USERS, user_rows), pin.gather(ITEMS, item_rows)
+    users = moment.shift.added(factors, slice(None)), bias
     scores = score_lists(pin.mean, users, items, query.offsets)
     return Candidates(pin.revision, scores, user_rows != NO_ROW, item_rows != NO_ROW)
 
