@@ -300,12 +300,17 @@ class Regularization:
         l2_frequency: exponent p of the L2 weight l2 / n**p, where n is the number of the row's past
             events. It is 0, 0.5 or 1, and needs history.users.
         dropout: probability with which dropout zeroes a column for an event, up to 0.9.
+        adversarial_weight: the weight of the errors at perturbed rows, up to 10
+            (`sgd/adversarial.py`).
+        adversarial_norm: the Euclidean norm of the perturbation of a row, up to 100.
     """
 
     gradient_norm_max: float = 0.0
     row_norm_max: float = 0.0
     l2_frequency: float = 0.0
     dropout: float = 0.0
+    adversarial_weight: float = 0.0
+    adversarial_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
