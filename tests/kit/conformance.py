@@ -43,7 +43,7 @@ NUMBERS = {
 """Each optimiser with a value for every number that it has."""
 KEPT = {"history": History(16, 16), "counts": Counts(16, 4)}
 BOUNDS = Regularization(0.05, 0.2, 0.5, 0.3)
-ATTACKED = Regularization(0.0, 0.0, 0.5, adversarial_weight=0.7, adversarial_norm=0.3)
+ATTACKED = Regularization(0.0, 0.0, 0.5, adversarial_weight=0.7, adversarial_share=0.3)
 WINDOW = AdaptiveRate(16)
 
 

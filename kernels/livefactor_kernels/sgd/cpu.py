@@ -70,7 +70,7 @@ class Sgd(Stateless):
         # The sequential kernel of squared loss cannot exclude events from the mean.
         leaves_mean = spec.loss == Loss.SQUARED and spec.replay.size > 0
         part = spec.regularization
-        self._attack = np.float32(part.adversarial_weight), np.float32(part.adversarial_norm)
+        self._attack = np.float32(part.adversarial_weight), np.float32(part.adversarial_share)
         self._is_adversarial = part.adversarial_weight > 0
         is_short = spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean and not self._is_adversarial
         self._scratch: Any = None

@@ -295,7 +295,7 @@ def adversarial_kernel(blocks: int, loss: int, method: Method) -> Any:
     """A kernel for rows of `blocks` vectors.
 
     Its arguments are those of the kernel of micro-batches. `attack` is (adversarial_weight,
-    adversarial_norm), float32.
+    adversarial_share), float32.
     """
     BLOCKS, LOSS, METHOD = np.uint64(blocks), int(loss), method
 

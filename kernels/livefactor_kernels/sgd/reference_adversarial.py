@@ -32,7 +32,7 @@ def pulls(sgd: Sgd, event: Event) -> Iterator[Pull]:
     """What an event adds, in the order of its slots."""
     spec = sgd.spec
     part = spec.regularization
-    attack = np.float32(part.adversarial_weight), np.float32(part.adversarial_norm)
+    attack = np.float32(part.adversarial_weight), np.float32(part.adversarial_share)
     if spec.loss == Loss.BPR:
         for item in event.negatives:
             yield from _bpr(sgd, event, item, attack)

@@ -330,11 +330,11 @@ def _check_regularization(spec: ModelSpec) -> None:
 
 def _check_adversarial(spec: ModelSpec) -> None:
     part = spec.regularization
-    weight, norm = part.adversarial_weight, part.adversarial_norm
+    weight, norm = part.adversarial_weight, part.adversarial_share
     _require(0.0 <= weight <= 10.0, "regularization.adversarial_weight", "0..10", weight)
-    _require(0.0 <= norm <= 100.0, "regularization.adversarial_norm", "0..100", norm)
+    _require(0.0 <= norm <= 10.0, "regularization.adversarial_share", "0..10", norm)
     _require(
-        (weight > 0) == (norm > 0), "regularization.adversarial_norm", "above 0 with a weight only", norm
+        (weight > 0) == (norm > 0), "regularization.adversarial_share", "above 0 with a weight only", norm
     )
     if weight:
         fits = spec.rule == Rule.SGD and spec.loss in (Loss.LOGISTIC, Loss.BPR)
@@ -419,9 +419,10 @@ def _check_bounded(spec: ModelSpec) -> None:
     clamped. The largest gradient g of a row is (occurrences) * (e_max * c_max * 2 + l2 * c_max).
     The gradient and its step must be finite. If gradients are clipped, k * g**2 must be finite,
     too. Dropout multiplies scores and gradients of errors by 1 / (1 - dropout). Adversarial
-    training moves a row by at most `adversarial_norm`, and its errors count `adversarial_weight`
-    times; a row with a norm below 1e-15 is not moved (`sgd/adversarial.py`). An accumulator is at
-    most g_max (1e38), and a step adds at most 1e38, so their sum is finite:
+    training moves a score by at most 3 * adversarial_share times the largest product of norms, and
+    its errors count `adversarial_weight` times; a ratio of norms is at most 2 sqrt(k) c / 1e-15
+    (`sgd/adversarial.py`). An accumulator is at most g_max (1e38), and a step adds at most 1e38, so
+    their sum is finite:
 
         AdaGrad           G + g**2. Either G >= g**2, or g < 1e-22. In both cases
                           (lr g) / (sqrt(G) + eps) is finite.
@@ -441,12 +442,14 @@ def _check_bounded(spec: ModelSpec) -> None:
     occurrences = spec.micro_batch * (1 + spec.negatives_of_event)
     c, e = limits.factor_max, limits.error_max
     keep_scale = 1.0 / (1.0 - spec.regularization.dropout)
-    attack, norm = spec.regularization.adversarial_weight, spec.regularization.adversarial_norm
-    score = spec.k_padded * (c + 2 * norm) * (c + norm) * keep_scale + 2 * c + limits.value_abs_max
+    attack, norm = spec.regularization.adversarial_weight, spec.regularization.adversarial_share
+    moved = 1.0 + 4.0 * norm + 2.0 * norm * norm
+    score = spec.k_padded * c * c * keep_scale * moved + 2 * c + limits.value_abs_max
     _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
-    _require(2e15 * e * attack * norm * max(c, 1.0) < 1e37, "limits", "error_max * factor_max < 1e19", e)
-    e *= 1.0 + attack
-    gradient = occurrences * (2 * e * (c + 2 * norm) * keep_scale + max(spec.l2, spec.bias_l2) * c + e)
+    pulled = attack * norm * e * spec.k_padded * c * max(c, 1.0) * 4e15
+    _require(pulled < 1e37, "limits", "adversarial errors * k * factor_max**2 < 1e21", pulled)
+    errors = e * (1.0 + attack) * (1.0 + norm * math.sqrt(spec.k_padded))
+    gradient = occurrences * (2 * errors * c * keep_scale + max(spec.l2, spec.bias_l2) * c + errors)
     rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
     if spec.adaptive_rate.window:
         # The probe is one step ahead.

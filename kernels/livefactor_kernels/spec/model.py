@@ -306,7 +306,7 @@ class Regularization:
         dropout: probability with which dropout zeroes a column for an event, up to 0.9.
         adversarial_weight: the weight of the errors at perturbed rows, up to 10
             (`sgd/adversarial.py`).
-        adversarial_norm: the Euclidean norm of the perturbation of a row, up to 100.
+        adversarial_share: how far a row is moved, as a share of a norm of its pair, up to 10.
     """
 
     gradient_norm_max: float = 0.0
@@ -314,7 +314,7 @@ class Regularization:
     l2_frequency: float = 0.0
     dropout: float = 0.0
     adversarial_weight: float = 0.0
-    adversarial_norm: float = 0.0
+    adversarial_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
