@@ -38,7 +38,7 @@ from livefactor_kernels.tables import ITEMS, USERS
 SHARES = (0.1, 0.25, 0.5)
 DRAWS, PART = 3, 50_000
 FAKES, PROFILE, TARGETS = 0.01, 30, 5
-ATTACKS = ((0.0, 0.0), (0.5, 0.1), (0.5, 0.25), (1.0, 0.1), (1.0, 0.25))
+ATTACKS = ((0.0, 0.0), (0.5, 0.1), (1.0, 0.1), (1.0, 0.25))
 """The weights and norms that are measured; the first is the plain model."""
 
 
