@@ -32,7 +32,8 @@ GRADIENT_NORM_MAX = 1.0
 
 CONTINUED_RATE = 0.2
 """A training that continues an adapter multiplies the learning rate by this. With the full rate the
-second training on Online Retail made the lists of later events worse (`benchmarks.quality.depth.adapt`).
+second training on Online Retail made the lists of later events worse
+(`benchmarks.quality.depth.adapt`).
 """
 
 
