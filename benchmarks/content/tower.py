@@ -6,7 +6,7 @@ An offline trial, which bounds what a network in the stream could gain: it takes
 it needs. FOLDER has MovieLens-1M as `ml-1m`; Online Retail is the one of the package. 20 % of the
 items lose all their events. A model of preset `clicks` learns the others. Three maps are fitted to
 the solved rows of items with at least 8 events, from their vectors: the ridge regression that the
-server has, and networks with one or two hidden layers (ReLU, 256 units, Adam, weight decay from
+server has, and networks with one or two hidden layers (ReLU, 128 units, Adam, weight decay from
 `DECAYS`). The decay of a network, and the number of its passes, are chosen on a fifth of these
 items, and so is the ridge of the linear map in the row "best ridge". Then the maps give the hidden
 items their rows, and each user who had some of them gets a list of the hidden items. Vectors are
@@ -33,8 +33,8 @@ from livefactor_kernels.solve.prior import RIDGE
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 
-EVENTS_MIN, HIDDEN_UNITS, PASSES = 8, 256, 400
-DECAYS = (1e-4, 1e-2, 1.0, 10.0)
+EVENTS_MIN, HIDDEN_UNITS, PASSES = 8, 128, 120
+DECAYS = (1e-3, 0.1, 3.0)
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 MAPS = {
     "linear": "linear, as the server has it",
@@ -61,7 +61,7 @@ def network(vectors: np.ndarray, rows: np.ndarray, layers: int, decay: float, se
     means, spreads = vectors.mean(axis=0), vectors.std(axis=0) + 1e-9
     scale = rows.std()
     found = MLPRegressor(
-        hidden_layer_sizes=(HIDDEN_UNITS,) * layers, alpha=decay, max_iter=PASSES, early_stopping=True, n_iter_no_change=20,
+        hidden_layer_sizes=(HIDDEN_UNITS,) * layers, alpha=decay, max_iter=PASSES, early_stopping=True, n_iter_no_change=8,
         validation_fraction=0.2, random_state=seed,
     )  # fmt: skip
     with warnings.catch_warnings():
