@@ -60,6 +60,12 @@ PARTS: dict[str, dict[str, Any]] = {
     "replay": {"history": History(32, 16), "replay": Replay(10, 0.5)},
     "mix": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01)},
     "recent": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01, 1.0)},
+    "similar": {
+        "history": History(32, 16),
+        "counts": Counts(48),
+        "solve": Solve(0.5),
+        "mix": Mix(0.01, 1.0, 9),
+    },
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
     "features": {"history": History(32, 16), "features": Features(32, 4)},
     "context": {"context": Context(32)},
