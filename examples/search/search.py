@@ -71,7 +71,7 @@ def main() -> None:
         for row in rows_of("events.csv.gz")
         if row["stock_code"] in place
     ][-chosen.purchases - 4 * chosen.searches :]
-    before, later = events[: chosen.purchases], events[chosen.purchases :: 4]
+    before, visits = events[: chosen.purchases], events[chosen.purchases :: 4]
 
     space = WordSpace(texts, 64)
     with (
@@ -87,7 +87,7 @@ def main() -> None:
 
             known, seconds = set(users.tolist()), []
             places: dict[str, list[int]] = {name: [] for name in LISTS}
-            for customer, item in later[: chosen.searches]:
+            for customer, item in visits[: chosen.searches]:
                 words = query_for(texts[item], texts_with)
                 vector = space.vectors([" ".join(words)])[0]
                 found = engine.search(words, CANDIDATES)
@@ -109,9 +109,9 @@ def main() -> None:
     print(f"{len(seconds)} searches, in which {chosen.engine} found the item among {CANDIDATES} candidates")
     half = len(seconds) // 2
     for name, found_at in places.items():
-        first, second = (np.mean(np.array(part) < SHOWN) for part in (found_at[:half], found_at[half:]))
+        whole, later = (np.mean(np.array(part) < SHOWN) for part in (found_at, found_at[half:]))
         print(
-            f"the clicked item is among the first {SHOWN}, {name}: {first:.3f}, in the later half {second:.3f}"
+            f"the clicked item is among the first {SHOWN}, {name}: {whole:.3f}, in the later half {later:.3f}"
         )
     print(f"one Score call takes {np.median(seconds) * 1e3:.1f} ms (median)")
 
