@@ -107,13 +107,19 @@ def main() -> None:
                 producer.push(customer, codes[item], context=words).result()
 
     print(f"{len(seconds)} searches, in which {chosen.engine} found the item among {CANDIDATES} candidates")
-    half = len(seconds) // 2
+    report(places)
+    print(f"one Score call takes {np.median(seconds) * 1e3:.1f} ms (median)")
+
+
+def report(places: dict[str, list[int]]) -> None:
+    """Prints how often the clicked item is among the first items of each list."""
     for name, found_at in places.items():
-        whole, later = (np.mean(np.array(part) < SHOWN) for part in (found_at, found_at[half:]))
+        whole, later = (
+            np.mean(np.array(part) < SHOWN) for part in (found_at, found_at[len(found_at) // 2 :])
+        )
         print(
             f"the clicked item is among the first {SHOWN}, {name}: {whole:.3f}, in the later half {later:.3f}"
         )
-    print(f"one Score call takes {np.median(seconds) * 1e3:.1f} ms (median)")
 
 
 if __name__ == "__main__":
