@@ -37,14 +37,16 @@ class EventFile:
         names: the column name of each field.
         rows: the number of each event of the stream in the file, int64[n], from 0.
         place: where a row stands in the file, such as "line 7".
-        texts: the distinct ids of each field that are strings, if they were asked for.
+        types: the event type of each event of the stream; None if the file has no such column.
+        texts: the distinct ids of each field that are strings; None if they were not asked for.
     """
 
     stream: Stream
     names: dict[str, str]
     rows: np.ndarray
     place: Callable[[int], str]
-    texts: dict[str, list[str]]
+    types: np.ndarray | None = None
+    texts: dict[str, list[str]] | None = None
 
     @property
     def digest(self) -> str:
@@ -158,8 +160,9 @@ def read_events(
     values = columns["values"][order] if "values" in names else np.ones(read, np.float32)
     weights = columns["weights"][order] if "weights" in names else None
     stream = Stream(users, items, values, weights, None if times is None else times[order])
-    kept = {name: list(found) for name, found in texts.items() if found}
-    return EventFile(stream, names, order, events.place, kept)
+    types = columns["event_types"][order] if "event_types" in names else None
+    kept = {name: list(found) for name, found in texts.items()} if with_texts else None
+    return EventFile(stream, names, order, events.place, types, kept)
 
 
 def _columns(have: list[str], names_by_field: dict[str, str]) -> dict[str, str]:

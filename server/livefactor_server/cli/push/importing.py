@@ -63,7 +63,7 @@ def import_factors(
         if svd:
             names = {"user_ids": user, "item_ids": item, "values": value}
             events = read_events(file, names, string_ids, key, with_texts=not key)
-            stream, texts = events.stream, events.texts
+            stream, texts = events.stream, events.texts or {}
             parts = svd_factors(stream.user_keys, stream.item_keys, stream.values, svd)
         else:
             parts = read_factors(file, {"user": user_ids, "item": item_ids}, string_ids)
