@@ -655,6 +655,8 @@ class Regularization(google.protobuf.message.Message):
     ROW_NORM_MAX_FIELD_NUMBER: builtins.int
     L2_FREQUENCY_FIELD_NUMBER: builtins.int
     DROPOUT_FIELD_NUMBER: builtins.int
+    ADVERSARIAL_WEIGHT_FIELD_NUMBER: builtins.int
+    ADVERSARIAL_SHARE_FIELD_NUMBER: builtins.int
     gradient_norm_max: builtins.float
     """Rules SGD, SOFTMAX: the gradient of a row is scaled down to this Euclidean norm, and the
     gradient of a bias is limited to this magnitude.
@@ -667,6 +669,12 @@ class Regularization(google.protobuf.message.Message):
     """
     dropout: builtins.float
     """Rule SGD: the share of the factor columns that are dropped out for an event, up to 0.9."""
+    adversarial_weight: builtins.float
+    """Rule SGD with loss LOGISTIC or BPR: the weight of adversarial training (docs/rules.md), up to 10. Not
+    with dropout or adaptive_rate.
+    """
+    adversarial_share: builtins.float
+    """How far it moves a row, as a share of the norm of the pair (docs/rules.md), up to 10."""
     def __init__(
         self,
         *,
@@ -674,9 +682,15 @@ class Regularization(google.protobuf.message.Message):
         row_norm_max: builtins.float | None = ...,
         l2_frequency: builtins.float | None = ...,
         dropout: builtins.float | None = ...,
+        adversarial_weight: builtins.float | None = ...,
+        adversarial_share: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adversarial_share", b"_adversarial_share", "_adversarial_weight", b"_adversarial_weight", "_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "adversarial_share", b"adversarial_share", "adversarial_weight", b"adversarial_weight", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adversarial_share", b"_adversarial_share", "_adversarial_weight", b"_adversarial_weight", "_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "adversarial_share", b"adversarial_share", "adversarial_weight", b"adversarial_weight", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adversarial_share", b"_adversarial_share"]) -> typing.Literal["adversarial_share"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adversarial_weight", b"_adversarial_weight"]) -> typing.Literal["adversarial_weight"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_dropout", b"_dropout"]) -> typing.Literal["dropout"] | None: ...
     @typing.overload
@@ -745,6 +759,28 @@ class FeatureRows(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_size", b"_size"]) -> typing.Literal["size"] | None: ...
 
 global___FeatureRows = FeatureRows
+
+@typing.final
+class ContextRows(google.protobuf.message.Message):
+    """Features of events and of Score calls, such as the hour, the device or the words of a query
+    (docs/content.md). Every loss but SQUARED can have them. An absent field has the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: builtins.int
+    size: builtins.int
+    """The most distinct features, up to 1048576. 0: events have no context."""
+    def __init__(
+        self,
+        *,
+        size: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_size", b"_size", "size", b"size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_size", b"_size", "size", b"size"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_size", b"_size"]) -> typing.Literal["size"] | None: ...
+
+global___ContextRows = ContextRows
 
 @typing.final
 class Merge(google.protobuf.message.Message):
@@ -834,6 +870,7 @@ class ModelSpec(google.protobuf.message.Message):
     MERGE_FIELD_NUMBER: builtins.int
     ADMISSION_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
+    CONTEXT_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -888,6 +925,8 @@ class ModelSpec(google.protobuf.message.Message):
     def admission(self) -> global___Admission: ...
     @property
     def features(self) -> global___FeatureRows: ...
+    @property
+    def context(self) -> global___ContextRows: ...
     def __init__(
         self,
         *,
@@ -919,9 +958,10 @@ class ModelSpec(google.protobuf.message.Message):
         merge: global___Merge | None = ...,
         admission: global___Admission | None = ...,
         features: global___FeatureRows | None = ...,
+        context: global___ContextRows | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

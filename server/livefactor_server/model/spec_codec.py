@@ -21,6 +21,7 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Auto,
+    Context,
     Counts,
     Embeddings,
     EventType,
@@ -66,6 +67,7 @@ _LATER = {
     "mix": ("recent_half_life", "neighbors"),
     "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
+    "regularization": ("adversarial_weight", "adversarial_share"),
 }
 """Fields that parts got after specs with these parts had been logged.
 
@@ -79,6 +81,7 @@ _PARTS: dict[str, Any] = {
     "mix": Mix,
     "embeddings": Embeddings,
     "features": Features,
+    "context": Context,
     "auto": Auto,
     "regularization": Regularization,
     "replay": Replay,
