@@ -158,16 +158,15 @@ async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submis
         calls.loop.prepare(finish, item.result)
         return calls.loop.wake
 
-    def submit() -> None:
-        if not engine.try_submit(batch(reply)):
+    def reserved() -> Submission:
+        item = batch(reply)
+        if not engine.reserve(item):
             raise busy(
                 "queue: the batches that wait for the model's log have its limit in bytes; try again later"
             )
+        return item
 
-    if is_large:
-        await calls.updates.in_thread(submit)
-    else:
-        submit()
+    calls.gathering.add(engine, await calls.updates.in_thread(reserved) if is_large else reserved())
     result = await done
     if isinstance(result, Refused):
         raise result
@@ -239,12 +238,17 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
             return calls.loop.wake
 
         if _is_large(engine, update, raw):
+            # The batches of a stream keep their order.
+            calls.gathering.hand_over()
             await calls.stream_threads.in_thread(
                 lambda: engine.submit(_batch(calls, engine, update, reply, payer, trace))
             )
         else:
             batch = _batch(calls, engine, update, reply, payer, trace)
-            if not engine.try_submit(batch):
+            if engine.reserve(batch):
+                calls.gathering.add(engine, batch)
+            else:
+                calls.gathering.hand_over()
                 await calls.stream_threads.in_thread(engine.submit, batch)
     except (Refused, ColumnError) as error:
         stream.put(Answer(index, sequence, guards.refusal(error), None))
