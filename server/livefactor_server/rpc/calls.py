@@ -78,7 +78,7 @@ class ServiceSettings:
 
 
 class Gathering:
-    """Hands the batches of small calls to the engines, many at a time.
+    """Hands the batches of unary calls to the engines, many at a time.
 
     A commit costs several times what one more batch in it costs, and its threads compete with the
     loop for the GIL. So while the loop has messages to decode, their batches are gathered, and the
@@ -93,10 +93,9 @@ class Gathering:
     def add(self, engine: Engine, batch: Submission) -> None:
         """Adds a batch for which the engine has reserved room."""
         self._batches.setdefault(engine, []).append(batch)
-        self._loop.when_idle(self.hand_over)
+        self._loop.when_idle(self._hand_over)
 
-    def hand_over(self) -> None:
-        """Hands over what is gathered."""
+    def _hand_over(self) -> None:
         gathered, self._batches = self._batches, {}
         for engine, batches in gathered.items():
             engine.enqueue(batches)

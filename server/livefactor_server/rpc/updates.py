@@ -238,17 +238,14 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
             return calls.loop.wake
 
         if _is_large(engine, update, raw):
-            # The batches of a stream keep their order.
-            calls.gathering.hand_over()
             await calls.stream_threads.in_thread(
                 lambda: engine.submit(_batch(calls, engine, update, reply, payer, trace))
             )
         else:
             batch = _batch(calls, engine, update, reply, payer, trace)
             if engine.reserve(batch):
-                calls.gathering.add(engine, batch)
+                engine.enqueue([batch])
             else:
-                calls.gathering.hand_over()
                 await calls.stream_threads.in_thread(engine.submit, batch)
     except (Refused, ColumnError) as error:
         stream.put(Answer(index, sequence, guards.refusal(error), None))

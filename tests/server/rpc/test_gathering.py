@@ -1,15 +1,16 @@
-"""Batches of small calls reach an engine together, in the order in which they came."""
+"""The batches of unary calls reach an engine together."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
 from livefactor.v1 import updates_pb2
+from livefactor_server.engine.engine import Engine
+from livefactor_server.engine.submission import Submission
 from livefactor_server.rpc import loop as loops
 from livefactor_server.rpc.loop import Loop, shared_loop
 from stubs import Stubs
@@ -72,43 +73,46 @@ def test_an_error_in_a_call_stops_neither_the_loop_nor_the_other_calls(loop: Loo
     loop.run(asyncio.sleep(0))
 
 
-def test_small_and_large_batches_of_a_stream_keep_their_order(
+def test_batches_that_arrive_while_the_loop_is_busy_become_one_group(
     stubs: Stubs, loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small ones are gathered, and a large one goes through a thread after them.
+    monkeypatch.setattr(loops, "GATHER_S", 10 * PATIENCE_S)
+    sizes: list[int] = []
+    enqueue = Engine.enqueue
 
-    The loop is busy all the time, so that nothing else hands the small ones over.
-    """
-    model = stubs.model()
-    opened = stubs.updates.OpenProducer(
-        updates_pb2.OpenProducerRequest(model=model, producer_id="mixed"), timeout=PATIENCE_S
-    )
-    ids = np.arange(30_000, dtype=np.uint64) % 50
-    sizes = [2, 2, 3, len(ids)] * 3
+    def counted(engine: Engine, items: Sequence[Submission]) -> None:
+        sizes.append(len(items))
+        enqueue(engine, items)
 
-    def batches() -> Iterator[updates_pb2.StreamUpdatesRequest]:
-        for sequence, size in enumerate(sizes, 1):
-            yield updates_pb2.StreamUpdatesRequest(
-                model=model,
-                producer=updates_pb2.ProducerStamp(id="mixed", epoch=opened.epoch, sequence=sequence),
-                interactions=updates_pb2.Interactions(user_ids=ids[:size], item_ids=ids[:size]),
-            )
+    monkeypatch.setattr(Engine, "enqueue", counted)
+    model, over, arrived = stubs.model(), threading.Event(), threading.Semaphore(0)
+    reserve = Engine.reserve
 
-    over = threading.Event()
+    def noted(engine: Engine, item: Submission) -> bool:
+        arrived.release()
+        return reserve(engine, item)
+
+    monkeypatch.setattr(Engine, "reserve", noted)
 
     async def busy() -> None:
         while not over.is_set():
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(loops, "GATHER_S", 10 * PATIENCE_S)
     spinning = loop.start(busy())
     try:
-        answers = [
-            answer
-            for message in stubs.updates.StreamUpdates(batches(), timeout=PATIENCE_S)
-            for answer in message.answers
+        calls = [
+            stubs.updates.ApplyUpdates.future(
+                updates_pb2.ApplyUpdatesRequest(
+                    model=model, interactions=updates_pb2.Interactions(user_ids=[user], item_ids=[7])
+                ),
+                timeout=PATIENCE_S,
+            )
+            for user in range(5)
         ]
+        for _ in calls:
+            assert arrived.acquire(timeout=PATIENCE_S)
     finally:
         over.set()
         spinning.result(PATIENCE_S)
-    assert [answer.response.accepted for answer in answers] == sizes
+    assert sorted(call.result().position.revision for call in calls) == [1, 2, 3, 4, 5]
+    assert sizes == [5]
