@@ -33,7 +33,8 @@ def main() -> NoReturn:
     while True:
         number = orders.get()
         steps[number].run()
-        print(number, flush=True)
+        sys.stdout.write(f"{number}\n")
+        sys.stdout.flush()
 
 
 def _read_orders(orders: queue.SimpleQueue[int]) -> None:

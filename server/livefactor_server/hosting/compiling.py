@@ -2,7 +2,9 @@
 
 A process compiles in one thread at a time. So the kernels of a start are divided among this process
 and helpers, processes of their own. They take steps of a plan until none is left, and leave the
-code on disk, where this process loads it.
+code on disk, where this process loads it. Every process compiles the functions that its kernels
+contain. So this one begins with the first step and helpers with the last one: neighbours have more
+in common.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ class Work:
         self._steps, self._left, self._total = steps, deque(numbers), len(numbers)
         self._report, self._lock = report, threading.Lock()
 
-    def take(self) -> int | None:
-        """The place of the next step, or None if none is left."""
+    def take(self, *, last: bool = False) -> int | None:
+        """The place of the first step that is left, or of the last one. None if none is left."""
         with self._lock:
             if not self._left:
                 return None
-            number = self._left.popleft()
+            number = self._left.pop() if last else self._left.popleft()
             if self._report is not None:
                 self._report(self._steps[number].name, self._total - len(self._left), self._total)
             return number
@@ -49,13 +51,15 @@ class Helper:
     """A process that takes steps of a plan. It ends with this process, or when none is left."""
 
     def __init__(
-        self, plan: Plan, work: Work, *, host: bool = False, variables: Mapping[str, str] | None = None
-    ) -> None:
+        self, plan: Plan, work: Work, *, last: bool = False, host: bool = False,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """Starts it.
 
         Args:
             plan: of the work.
             work: the steps that it takes.
+            last: whether it begins with the last ones.
             host: whether it has the lowest priority, and compiles for this processor also what
                 came with the package.
             variables: of the environment, beside those of this process.
@@ -63,7 +67,7 @@ class Helper:
         Raises:
             OSError: the process cannot be started.
         """
-        self._work = work
+        self._work, self._last = work, last
         self._child = subprocess.Popen(
             [sys.executable, "-m", compile_worker.__name__],
             stdin=subprocess.PIPE,
@@ -83,7 +87,7 @@ class Helper:
     def _hand_out(self) -> None:
         assert self._child.stdin is not None and self._child.stdout is not None
         try:
-            while (number := self._work.take()) is not None:
+            while (number := self._work.take(last=self._last)) is not None:
                 self._tell(str(number))
                 if not self._child.stdout.readline():
                     break
@@ -148,7 +152,7 @@ def start_helpers(plan: Plan, work: Work, count: int) -> list[Helper]:
     helpers: list[Helper] = []
     try:
         for _ in range(count):
-            helpers.append(Helper(plan, work))
+            helpers.append(Helper(plan, work, last=True))
     except OSError as error:
         logger.warning("a process that compiles kernels could not be started: %s", error)
     return helpers

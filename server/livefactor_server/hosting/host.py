@@ -19,7 +19,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -178,10 +177,15 @@ class Hosting:
         there = self._folders.names()
         spec, name = self._settings.default_spec, self._settings.default_preset
         made = None if there or not (spec or name) else spec or preset(name)
-        plan = self._plan(there, made)
-        compiling.compile_missing(plan, on_step)
-        for name in there:
-            self._keep(name, progress)
+        models = {each: self._folders.path(each) for each in there}
+        plan = kernels.plan_of_start(self._settings.engine.backend, models, made)
+        try:
+            compiling.compile_missing(plan, on_step)
+        except Exception:
+            # The model that is the cause gets a fault when it is opened.
+            logger.exception("kernels could not be compiled ahead")
+        for each in there:
+            self._keep(each, progress)
         if made is not None:
             self._create(DEFAULT_MODEL, made)
         default = self._models.get(DEFAULT_MODEL)
@@ -194,19 +198,6 @@ class Hosting:
         self._compiler = compiling.compile_later(replace(plan, log=True))
         if self._settings.auto_cpu_share > 0:
             self._contests.start()
-
-    def _plan(self, there: list[str], made: ModelSpec | None) -> kernels.Plan:
-        """What the start compiles: for the models of these names, or for the model to be made.
-
-        The newest snapshot has a model's spec. Kernels of a model without one are compiled when it
-        is opened. The kernels that read a log wait if there is none.
-        """
-        specs: list[tuple[str, ModelSpec]] = [] if made is None else [(f"model {DEFAULT_MODEL}", made)]
-        for name in there:
-            with suppress(OSError, SnapshotInvalid, SnapshotNotFound, SpecError):
-                manifest, _ = replay.snapshot_store(self._folders.path(name)).open()
-                specs.append((f"model {name}", spec_codec.decode(manifest.spec)))
-        return kernels.Plan(self._settings.engine.backend, tuple(specs), log=bool(there))
 
     def _challengers(self) -> list[Challengers]:
         return [each.challengers for each in list(self._models.values()) if each.challengers is not None]

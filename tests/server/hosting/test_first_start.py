@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from golden import SPECS
 from livefactor_kernels.numbers import shipped
 from livefactor_kernels.numbers.cache import NotCompiled
 from livefactor_kernels.spec.presets import preset
-from livefactor_server.hosting import compiling, kernels
+from livefactor_server.hosting import compiling, kernels, trial
 from livefactor_server.hosting.compiling import Helper, Work
 from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.hosting.kernels import Plan, Step
@@ -31,6 +32,7 @@ class Recorded:
     plan: Plan
     work: Work
     host: bool = False
+    last: bool = False
 
     def end(self) -> None:
         """A process would end."""
@@ -117,7 +119,12 @@ def test_what_is_missing_is_divided_among_processes(
     compiling.compile_missing(Plan("cpu", ()), report)
     assert reports == [("a", 1, 3), ("c", 2, 3), ("d", 3, 3)]
     assert compiled == ["b", "a", "c", "d"]
-    assert len(helpers) == 1
+    assert len(helpers) == 1 and helpers[0].last
+
+
+def test_helpers_begin_at_the_other_end() -> None:
+    work = Work([], [0, 1, 2])
+    assert [work.take(), work.take(last=True), work.take(), work.take(last=True)] == [0, 2, 1, None]
 
 
 def test_a_helper_leaves_compiled_kernels_on_disk(tmp_path: Path) -> None:
@@ -135,6 +142,12 @@ def test_a_helper_ends_at_once(tmp_path: Path) -> None:
     helper = Helper(plan, Work(plan.steps(), [0]), host=True, variables={"NUMBA_CACHE_DIR": str(tmp_path)})
     helper.end()
     assert helper.wait() != 0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", ["squared", "softmax_in_batch", "solve_embeddings", "solve_features"])
+def test_every_kind_of_spec_can_be_tried(name: str, backend: str) -> None:
+    trial.run(SPECS[name], backend)
 
 
 CALLS = """
