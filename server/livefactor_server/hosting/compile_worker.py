@@ -33,8 +33,7 @@ def main() -> NoReturn:
     while True:
         number = orders.get()
         steps[number].run()
-        sys.stdout.write(f"{number}\n")
-        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), f"{number}\n".encode())
 
 
 def _read_orders(orders: queue.SimpleQueue[int]) -> None:
