@@ -39,7 +39,7 @@ class Recorded:
 
 
 @pytest.fixture
-def helpers(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+def helpers(on_disk: None, monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     """The helpers that would have been started."""
     started: list[Recorded] = []
 
@@ -49,6 +49,15 @@ def helpers(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
 
     monkeypatch.setattr(compiling, "Helper", start)
     return started
+
+
+@pytest.fixture(scope="module")
+def on_disk() -> None:
+    """All kernels that a start needs have been compiled."""
+    assert SETTINGS.default_spec is not None
+    plan = Plan("cpu", (("model", SETTINGS.default_spec),))
+    for step in (*plan.steps(), *plan.rest()):
+        step.run()
 
 
 def missing() -> None:
@@ -70,8 +79,6 @@ def test_the_kernels_that_read_a_log_are_compiled_by_a_helper_while_the_first_mo
 
 
 def test_with_all_kernels_on_disk_no_helper_is_started(tmp_path: Path, helpers: list[Recorded]) -> None:
-    kernels.LOG.run()
-    kernels.prepare(SETTINGS.default_spec or preset("auto"), "cpu")
     hosting = Hosting(tmp_path, SETTINGS)
     hosting.open_all(on_step=lambda name, number, count: pytest.fail(name))
     assert helpers == []
@@ -188,6 +195,8 @@ server.stop()
 """Calls to a model of a preset, after which no kernel was loaded or compiled."""
 
 
+# A first run on a machine compiles the kernels.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["auto", "purchases_sgd"])
 def test_no_call_of_a_served_model_loads_or_compiles_a_kernel(name: str) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
