@@ -242,11 +242,14 @@ class Mix:
             items. What it adds to popularity is learned. With 0 there is none.
         neighbors: number of similar users whose last events score, up to `MAX_SIMILAR_USERS`. With
             0 there are none.
+        predicted_first: of the first events, one in so many is predicted to learn the weights, from
+            1 to 8. Later ones are predicted more rarely.
     """
 
     learning_rate: float = 0.0
     recent_half_life: float = 0.0
     neighbors: int = 0
+    predicted_first: int = 8
 
 
 @dataclass(frozen=True, slots=True)
