@@ -46,6 +46,10 @@ $(VENV)/.stamp-browser: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[browser]'
 	@touch $@ $(VENV)/.stamp-server $(VENV)/.stamp-dev
 
+$(VENV)/.stamp-adapt: pyproject.toml scripts/install | $(BIN)/python
+	@scripts/install $(BIN)/python -e '.[dev,adapt]'
+	@touch $@ $(VENV)/.stamp-server $(VENV)/.stamp-dev
+
 $(VENV)/.stamp-bench: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[server,bench]'
 	@touch $@ $(VENV)/.stamp-server
@@ -101,6 +105,10 @@ test: $(VENV)/.stamp-dev ## Runs the whole suite.
 test-long: $(VENV)/.stamp-dev ## Runs the tests that take minutes each.
 	@$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
 
+.PHONY: test-adapt
+test-adapt: $(VENV)/.stamp-adapt ## Runs the tests that train an encoder; it installs PyTorch, which takes gigabytes.
+	@$(BIN)/python -m pytest -n 0 tests/server/tuning/adapting $(ARGS)
+
 .PHONY: battle
 battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for half an hour; writes benchmarks/results/battle.json.
 	@BATTLE_RESULTS=benchmarks/results/battle.json $(BIN)/python -m pytest tests/battle -m 'long or not long' -k 'not short' --timeout=7200 $(ARGS)
@@ -109,6 +117,11 @@ battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for half an 
 test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chromium; PICTURES=1 draws the pictures of docs/console.md anew.
 	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; }
 	@CONSOLE_PICTURES=$(PICTURES) $(BIN)/python -m pytest -n 0 tests/server/console $(ARGS)
+
+.PHONY: test-brokers
+test-brokers: $(VENV)/.stamp-dev ## Ingests from real brokers: Debian's nats-server and redis-server, and librdkafka's mock of Kafka.
+	@command -v nats-server redis-server >/dev/null || { apt-get update -q && apt-get install -qy nats-server redis-server; }
+	@$(BIN)/python -m pytest -n 0 tests/clients/ingest tests/battle/test_ingest_kills.py -m 'not long' $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/.stamp-dev ## Runs the tests that need a GPU; `pip install livefactor[cuda13]` (or cuda12) first.
