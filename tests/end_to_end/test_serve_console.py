@@ -35,7 +35,7 @@ def consoles(port: int) -> list[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"livefactor_server.cli.serve.pages" in words and str(port).encode() in words:
+        if b"livefactor_server.console.serving" in words and b" %d," % port in words[3]:
             found.append(int(path.parent.name))
     return found
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
 from importlib.util import find_spec
 
-from livefactor_server.cli.serve.settings import LOOPBACK, EntryError, ServerSettings
+from livefactor_server.cli.serve.settings import EntryError, ServerSettings
+from livefactor_server.console import serving
 from livefactor_server.rpc.binding import host_and_port
 
 PAUSE_S, PAUSE_S_MAX = 0.5, 30.0
@@ -43,12 +44,10 @@ class Pages:
         """Starts it. port: that of gRPC."""
         host = settings.host.strip("[]")
         target = host_and_port(_EVERY_ADDRESS.get(settings.host, settings.host), port)
-        self._command = [sys.executable, "-m", "livefactor_server.cli.serve.pages"]
-        self._command += ["--target", target, "--host", host, "--port", str(settings.console_port)]
-        if settings.tls_cert is not None and settings.tls_key is not None:
-            self._command += ["--tls-cert", str(settings.tls_cert), "--tls-key", str(settings.tls_key)]
-        elif settings.host not in LOOPBACK:
-            self._command.append("--insecure")
+        files = ("" if path is None else str(path) for path in (settings.tls_cert, settings.tls_key))
+        ca = os.environ.get("LIVEFACTOR_CA", "")
+        address = serving.Address(target, host, settings.console_port, (), ca, *files)
+        self._command = [sys.executable, "-m", serving.__name__, json.dumps(address)]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="console", daemon=True)
         self._thread.start()
@@ -81,20 +80,3 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         return
     child.kill()
     child.wait()
-
-
-def _run() -> None:
-    """Runs `livefactor console` until standard input ends, as it does with the server."""
-    from livefactor_server.cli.app import main
-
-    def end() -> None:
-        sys.stdin.read()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=end, daemon=True).start()
-    sys.argv.insert(1, "console")
-    main()
-
-
-if __name__ == "__main__":
-    _run()
