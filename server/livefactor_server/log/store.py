@@ -265,14 +265,18 @@ class Log:
             if place is not None:
                 note_place(self._places, before, *place)
             self._end, self._marked = writer.end, False
-            body = {entries[0].revision: b"".join(parts_of(entries[0].body))}
-            if entries[0].kind == Kind.SWITCH:
-                self._switches = {**self._switches, **body}
-            if entries[0].kind == Kind.ROLLBACK:
-                self.rollbacks = {**self.rollbacks, **body}
+            if entries[0].kind in (Kind.SWITCH, Kind.ROLLBACK):
+                self._note_alone(entries[0])
             cursor.revision, cursor.hash = entries[-1].revision, hashes[-1]
             self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
         return hashes
+
+    def _note_alone(self, entry: Entry) -> None:
+        body = {entry.revision: b"".join(parts_of(entry.body))}
+        if entry.kind == Kind.SWITCH:
+            self._switches = {**self._switches, **body}
+        else:
+            self.rollbacks = {**self.rollbacks, **body}
 
     def mark(self) -> None:
         """Writes a tail slot that shows that everything in the log was synced.
