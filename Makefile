@@ -46,6 +46,10 @@ $(VENV)/.stamp-browser: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[browser]'
 	@touch $@ $(VENV)/.stamp-server $(VENV)/.stamp-dev
 
+$(VENV)/.stamp-adapt: pyproject.toml scripts/install | $(BIN)/python
+	@scripts/install $(BIN)/python -e '.[dev,adapt]'
+	@touch $@ $(VENV)/.stamp-server $(VENV)/.stamp-dev
+
 $(VENV)/.stamp-bench: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[server,bench]'
 	@touch $@ $(VENV)/.stamp-server
@@ -100,6 +104,10 @@ test: $(VENV)/.stamp-dev ## Runs the whole suite.
 .PHONY: test-long
 test-long: $(VENV)/.stamp-dev ## Runs the tests that take minutes each.
 	@$(BIN)/python -m pytest -m long --timeout=3600 $(ARGS)
+
+.PHONY: test-adapt
+test-adapt: $(VENV)/.stamp-adapt ## Runs the tests that train an encoder; it installs PyTorch, which takes gigabytes.
+	@$(BIN)/python -m pytest -n 0 tests/server/tuning/adapting $(ARGS)
 
 .PHONY: battle
 battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for half an hour; writes benchmarks/results/battle.json.

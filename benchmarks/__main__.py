@@ -1,8 +1,9 @@
 """Runs all benchmarks: `make bench`, or `python -m benchmarks`.
 
-A full run takes about ten minutes on two idle cores. It writes benchmarks/results/cpu.json (flat)
+A full run takes about half an hour on two idle cores. It writes benchmarks/results/cpu.json (flat)
 and the tables of docs/benchmarks.md and the README. A quick run and a run of some parts print their
-tables, and they write figures only to `--output`. `--pages` measures nothing and writes the tables
+tables, and they write figures only to `--output`. With `--merge`, a run of some parts replaces
+their figures in cpu.json, and the tables say when. `--pages` measures nothing and writes the tables
 again from cpu.json.
 
 Environment variables:
@@ -43,6 +44,7 @@ from benchmarks.speed import ingest as ingest_rounds
 from benchmarks.speed import (
     keymap as keymap_bench,
 )
+from benchmarks.speed.background import challengers
 from benchmarks.speed.recovery import replay, starts
 
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
@@ -81,6 +83,11 @@ def run_disk(quick: bool) -> Figures:
         return dict(disk.measure(Path(name), 1, 0.3, 20_000) if quick else disk.measure(Path(name)))
 
 
+def run_challengers(quick: bool) -> Figures:
+    """Measures servers with and without challengers, in turns."""
+    return dict(challengers.measure(1, challengers.QUICK) if quick else challengers.measure())
+
+
 PARTS: dict[str, Callable[[bool], Figures]] = {
     "limits": lambda quick: dict(limits.measure(rounds=3 if quick else 7)),
     "kernels": run_kernels,
@@ -92,12 +99,13 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "reads": lambda quick: dict(reads.measure(0.2 if quick else 1.0)),
     "disk": run_disk,
     "recovery": lambda quick: dict(replay.measure(1, 0.2) if quick else replay.measure()),
+    "challengers": run_challengers,
     "starts": lambda quick: dict(starts.measure(0.02 if quick else 1.0)),
     "keymap": lambda quick: dict(keymap_bench.measure((100_000,) if quick else keymap_bench.SIZES)),
     "progressive": lambda quick: dict(progressive.measure(progressive.ratings_path())),
 }
-SLOW = {"progressive"}
-"""Parts that a quick run skips, since they need the whole streams."""
+SLOW = {"progressive", "challengers"}
+"""Parts that a quick run skips, since they need the whole streams or wait for contests."""
 
 
 def run_parts(names: list[str], quick: bool, console: Console, output: Path | None = None) -> Figures:
@@ -130,6 +138,15 @@ def write(output: Path, figures: Figures) -> None:
     output.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def merge(names: list[str], figures: Figures, about: Figures) -> None:
+    """Writes the figures of some parts into cpu.json, with their time, and the tables again."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) | figures
+    when = f"{about['run_date']}, load average {about['machine_load_before']:.2f} before"
+    found |= {f"{report.LATER}{name}": when for name in names}
+    write(RESULTS, found)
+    report.write_pages(found)
+
+
 def say_missing(figures: Figures, console: Console) -> None:
     """Prints what could not be measured."""
     missing = sorted(name for name, value in figures.items() if value is None)
@@ -145,8 +162,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two minutes: rough figures, no quality")
     parser.add_argument("--pages", action="store_true", help="only write the tables again, from cpu.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--merge", action="store_true", help="with --only: into cpu.json and the tables")
     parser.add_argument("--output", type=Path, help="default of a full run: benchmarks/results/cpu.json")
     arguments = parser.parse_args()
+    if arguments.merge and (arguments.quick or not arguments.only):
+        parser.error("--merge needs --only, and no --quick")
     if arguments.pages:
         report.write_pages(json.loads(RESULTS.read_text(encoding="utf-8")))
         return
@@ -167,6 +187,8 @@ def main() -> None:
     if output is not None:
         write(output, figures)
         console.print(f"written: {output}")
+    if arguments.merge:
+        merge(names, report.completed(measured, whole=False), about)
     if whole:
         report.write_pages(figures)
 

@@ -30,6 +30,9 @@ REQUIRED = (
 )
 """Figures of every full run. A figure is null if its opponent is not installed."""
 
+LATER = "later_"
+"""The names of figures that say when single parts were measured begin with it."""
+
 QUOTIENTS = {
     "ratio_kernel_to_plain": ("kernel_events_per_s", "kernel_plain_events_per_s"),
     "ratio_kernel_to_strict": ("kernel_events_per_s", "kernel_strict_events_per_s"),
@@ -45,6 +48,7 @@ FORMATS = {
     "_wall_s": "{:.1f} s",
     "_cpu_s": "{:.1f} s",
     "_ms": "{:.2f} ms",
+    "_mb": "{:,.0f} MB",
     "_ns": "{:.1f} ns",
     "_us": "{:,.1f} µs",
     "_bytes": "{:,.0f} bytes",
@@ -178,6 +182,31 @@ READS = [
         "topk_100_of_1m_64_users_ratio_to_faiss", "in process: top 100 of 1 million, 64 users at once ÷ faiss"
     ),
 ]
+CHALLENGERS = [
+    Row("ratio_challengers_200k_cpu", "CPU time up to 200 thousand events, beside ÷ alone", "at most 2"),
+    Row("ratio_challengers_1m_cpu", "CPU time up to 1 million events, beside ÷ alone", "at most 2"),
+    Row(
+        "ratio_challengers_beyond_1m_cpu",
+        "CPU time from there to 1.6 million events and the end of the last contest, beside ÷ alone",
+        "at most 1.2",
+    ),
+    Row("ratio_challengers_ack_p99", "acknowledgement p99, beside ÷ alone", "at most 1.1"),
+    Row("ratio_challengers_peak", "largest memory, beside ÷ alone", "at most 2.5"),
+    Row("ratio_challengers_settled", "memory after the contests, beside ÷ alone", "at most 1.2"),
+    *(
+        Row(f"challengers_{who}_{name}", f"{label}, {who}")
+        for name, label in (
+            ("200k_cpu_s", "CPU time up to 200 thousand events"),
+            ("1m_cpu_s", "CPU time up to 1 million events"),
+            ("beyond_1m_cpu_s", "CPU time from there on"),
+            ("ack_p99_ms", "acknowledgement p99"),
+            ("peak_mb", "largest memory"),
+            ("settled_mb", "memory after the contests"),
+        )
+        for who in ("alone", "beside")
+    ),
+    Row("challengers_contests", "complete contests"),
+]
 QUALITY = [
     Row("progressive_rmse_ml1m", "MovieLens-1M: progressive RMSE"),
     Row("progressive_rmse_ratio", "MovieLens-1M: RMSE ÷ sequential float64 SGD", "0.999 to 1.001"),
@@ -240,6 +269,7 @@ SECTIONS = {
     "Clients": CLIENTS,
     "Access": ACCESS,
     "Restart": RECOVERY,
+    "Challengers": CHALLENGERS,
     "Quality": QUALITY,
     "Limits": LIMITS,
 }
@@ -317,7 +347,11 @@ def machine_line(figures: Figures) -> str:
         "{version_faiss_cpu}, implicit {version_implicit}, River {version_river}. The load average before the run "
         "was {machine_load_before:.2f}. The run took {run_seconds:.0f} s."
     )
-    return text.format_map({name: "missing" if value is None else value for name, value in figures.items()})
+    known = {name: "missing" if value is None else value for name, value in figures.items()}
+    later = [
+        f"{name.removeprefix(LATER)}: {value}." for name, value in figures.items() if name.startswith(LATER)
+    ]
+    return " ".join([text.format_map(known), *(["Measured later:", *later] if later else [])])
 
 
 def full_page(figures: Figures) -> str:

@@ -20,6 +20,7 @@ from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.deltas import Deltas
+from livefactor_kernels.tables.recent import Recent
 from livefactor_kernels.tables.start import Start
 from livefactor_kernels.update import Update
 
@@ -252,6 +253,12 @@ class Backend(Protocol):
 
         The shapes are those of `sections`. But sections of events may end after the last place
         that has an event in any of the rows. The caller holds the gate.
+        """
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """The last `most` events of rows uint32[n], none where a row is `NO_ROW`.
+
+        The model has histories of the side. The caller holds the gate.
         """
 
     def pin(self) -> Pin:

@@ -34,6 +34,7 @@ from livefactor_kernels.tables.clearing import rows_in_gram
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.head import Head
+from livefactor_kernels.tables.recent import Recent
 from livefactor_kernels.tables.shared import Places, places_of
 from livefactor_kernels.tables.start import Start, begin
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
@@ -372,6 +373,12 @@ class CpuModel:
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `backend.Backend.read`."""
         return (self.users, self.items)[side].read(rows, names)
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """See `backend.Backend.recent`."""
+        table = (self.users, self.items)[side]
+        assert table.pages is not None
+        return table.pages.newest(rows, table.read_plain(rows, ("seen_count",))["seen_count"], most)
 
     def pin(self) -> Pin:
         """See `backend.Backend.pin`."""

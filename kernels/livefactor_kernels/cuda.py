@@ -54,9 +54,10 @@ from livefactor_kernels.spec.model import (
     Rule,
     Solve,
 )
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables import ITEMS, USERS, ring_length
 from livefactor_kernels.tables.cuda import CudaTable, livefactor_init_kernel
 from livefactor_kernels.tables.deltas import Deltas
+from livefactor_kernels.tables.recent import RECENT, Recent, recent_of
 from livefactor_kernels.tables.start import Start
 from livefactor_kernels.tables.state import GlobalMean, Part, state_of
 from livefactor_kernels.update import Update
@@ -271,6 +272,10 @@ class CudaModel:
         with self.lock:
             wait = fetch_rows(self.device, self._table(side), None, rows, names)
         return as_sections(self._table(side), names, wait())
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """See `backend.Backend.recent`."""
+        return recent_of(self.read(side, rows, RECENT), ring_length(self.spec, side), most)
 
     def pin(self) -> CudaPin:
         """See `backend.Backend.pin`."""

@@ -32,9 +32,10 @@ from livefactor_kernels.solve.prior.reference import ReferenceArithmetic as Prio
 from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.solve.reference import Solver
 from livefactor_kernels.spec.model import ModelSpec, Rule
-from livefactor_kernels.tables import ITEMS, USERS, read_rows
+from livefactor_kernels.tables import ITEMS, USERS, read_rows, ring_length
 from livefactor_kernels.tables.clearing import rows_in_gram
 from livefactor_kernels.tables.deltas import Deltas, add
+from livefactor_kernels.tables.recent import RECENT, Recent, recent_of
 from livefactor_kernels.tables.reference import ReferenceTables
 from livefactor_kernels.tables.start import Start, begin
 from livefactor_kernels.tables.state import ANSWERING, Part, state_of
@@ -229,6 +230,10 @@ class ReferenceModel:
         """See `backend.Backend.read`."""
         table = (self.users, self.items)[side]
         return read_rows({name: getattr(table, name) for name in names}, rows, names, self.spec.k)
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """See `backend.Backend.recent`."""
+        return recent_of(self.read(side, rows, RECENT), ring_length(self.spec, side), most)
 
     def pin(self) -> ReferencePin:
         """Copies all published rows. See `backend.Backend.pin`."""

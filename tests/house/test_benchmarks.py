@@ -7,6 +7,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from repository import ROOT
@@ -147,6 +148,30 @@ def test_the_readme_shows_the_pictures_that_make_pictures_draws() -> None:
     for name in ("demo-list.svg", "quality-retrains.svg"):
         assert (pictures.IMAGES / name).is_file()
         assert f"(docs/images/{name})" in shown
+
+
+def test_the_table_of_challengers_shows_both_servers_and_their_quotients() -> None:
+    from benchmarks.speed.background.challengers import Turn, figures_of
+
+    acks = np.linspace(0.001, 0.101, 101)
+    alone = Turn({"200k": 5.0, "1m": 40.0, "end": 60.0}, 61.0, acks, 200_000_000, 100_000_000, 0)
+    beside = Turn({"200k": 9.0, "1m": 60.0, "end": 90.0}, 91.0, 2 * acks, 500_000_000, 110_000_000, 3)
+    figures = report.completed(figures_of({"alone": [alone], "beside": [beside, beside]}), whole=False)
+    assert {row.name for row in report.SECTIONS["Challengers"]} <= figures.keys()
+    assert figures["ratio_challengers_200k_cpu"] == 1.8
+    # 31 s for 21 s.
+    assert figures["ratio_challengers_beyond_1m_cpu"] == pytest.approx(31 / 21, rel=1e-4)
+    assert figures["ratio_challengers_peak"] == 2.5 and figures["challengers_contests"] == 3
+    machine = results() | figures | {"later_challengers": "2030-01-01 00:00 UTC"}
+    page = report.full_page(machine)
+    for line in (
+        "| CPU time up to 1 million events, beside ÷ alone | `ratio_challengers_1m_cpu` | 1.50 | at most 2 |",
+        "| acknowledgement p99, beside ÷ alone | `ratio_challengers_ack_p99` | 2.00 | at most 1.1 (not reached) |",
+        "| acknowledgement p99, alone | `challengers_alone_ack_p99_ms` | 100.00 ms |  |",
+        "| largest memory, beside | `challengers_beside_peak_mb` | 500 MB |  |",
+    ):
+        assert line in page
+    assert "Measured later: challengers: 2030-01-01 00:00 UTC." in page
 
 
 def test_the_table_of_calls_compares_each_call_with_the_empty_one() -> None:

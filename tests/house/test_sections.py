@@ -59,6 +59,12 @@ PARTS: dict[str, dict[str, Any]] = {
     "replay": {"history": History(32, 16), "replay": Replay(10, 0.5)},
     "mix": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01)},
     "recent": {"history": History(32, 16), "counts": Counts(48), "solve": Solve(0.5), "mix": Mix(0.01, 1.0)},
+    "similar": {
+        "history": History(32, 16),
+        "counts": Counts(48),
+        "solve": Solve(0.5),
+        "mix": Mix(0.01, 1.0, 9),
+    },
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
     "features": {"history": History(32, 16), "features": Features(32, 4)},
     "density": {"history": History(32, 16), "solve": Solve(unobserved_density=10.0)},

@@ -9,7 +9,7 @@ benchmarks/results/auto.json and the table of docs/auto.md.
 Every method learns the same events. livefactor learns them in one pass in their order, in records
 of 512 events. Opponents are batch retrains, whose settings are chosen on an earlier cut of the
 learned events. At most `JUDGED_USERS` users are judged, by NDCG@10 without the items that they had.
-The set `sessions` is judged as `streams` describes.
+The set `sessions` is judged as `sessions` describes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from benchmarks import machine
 from benchmarks.pages import ROOT, write_between
 from benchmarks.quality import als, closed_form
 from benchmarks.quality.auto import ratings
+from benchmarks.quality.auto.sessions import Counted, Served, recalls
 from benchmarks.quality.auto.sets import RATED, SETS, SHAPED, diginetica
-from benchmarks.quality.auto.streams import counted_recall, session_recall, to_popular
+from benchmarks.quality.auto.streams import to_popular
 from benchmarks.quality.data import Division, Events, cut
 from benchmarks.quality.methods import EPOCHS, Parts
 from benchmarks.quality.metrics import Judge
@@ -141,8 +142,10 @@ def measure(name: str, division: Division, known: dict[str, float | str]) -> dic
 def measure_sessions(folder: Path) -> dict[str, float | str]:
     """The figures of the sessions, recall@20."""
     clicks = diginetica(folder)
-    figures: dict[str, float | str] = {key: session_recall(key, clicks) for key in SESSION_PRESETS}
-    figures["counted"], figures["events"] = counted_recall(clicks), len(clicks.items)
+    figures: dict[str, float | str] = {
+        key: recalls(Served(key, clicks), clicks).all for key in SESSION_PRESETS
+    }
+    figures["counted"], figures["events"] = recalls(Counted(clicks), clicks).all, len(clicks.items)
     figures["to_best_preset"] = figures["auto"] / max(figures[key] for key in SESSION_PRESETS[1:])  # type: ignore[operator, type-var]
     return {f"auto_sessions_{key}": value for key, value in figures.items()}
 

@@ -1,30 +1,24 @@
-"""The presets while they learn: sessions of a shop, and `auto` beside most-popular all along.
+"""`auto` beside most-popular, all along a stream.
 
 Each prediction uses what was learned before it.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.quality.auto.sets import Sessions
 from benchmarks.quality.data import Events
-from benchmarks.quality.streamed import RECORD_EVENTS, Learner
-from livefactor_kernels.reading.persons import PersonReader
+from benchmarks.quality.streamed import Learner
 from livefactor_kernels.spec.presets import preset
-from livefactor_kernels.tables import ITEMS, NO_ROW
 
 FIRST_JUDGED, JUDGED_A_TENTH, TOP = 2000, 2000, 10
 SMALL_RECORD_EVENTS = 32
 """Events per record beside most-popular. An event is predicted from nearly all events before it."""
 DECAY_EVENTS = 10_000
 """Half-life of decayed most-popular."""
-SESSIONS_A_PERIOD, PREDICTIONS_MAX, SESSION_TOP = 200, 20, 20
-COUNTED_SPAN = 5
 
 
 class ToPopular(NamedTuple):
@@ -94,99 +88,3 @@ def gain(scores: np.ndarray, item: int, left_out: np.ndarray) -> float:
     above = (scores > scores[item]) | ((scores == scores[item]) & (np.arange(scores.size) < item))
     rank = int(np.count_nonzero(above & ~left_out))
     return float(1 / np.log2(rank + 2)) if rank < TOP else 0.0
-
-
-def session_recall(name: str, clicks: Sessions) -> float:
-    """Recall@20 of a preset for the next clicks of sessions, whose clicks come with the call.
-
-    It is the mean over the periods from the second on. A session is learned when it is over.
-    """
-    events = Events(
-        clicks.sessions.astype(np.int32),
-        clicks.items.astype(np.int32),
-        np.ones(len(clicks.items), np.float32),
-        int(clicks.sessions.max()) + 1,
-        int(clicks.items.max()) + 1,
-    )
-    learner, hits = Learner(preset(name), events), _Hits(clicks)
-    reader = PersonReader(learner.model.spec)
-    for revision, part in enumerate(_records(clicks), 1):
-        count = learner.model.published[ITEMS]
-        asked = [each for each in hits.asked(part) if count]
-        if asked:
-            factors, bias = learner.model.gather(ITEMS, np.arange(count, dtype=np.uint32))
-            known = [learner.model.items.find(items.astype(np.uint64), count) for _, items in asked]
-        for (period, _), rows in zip(asked, known if asked else [], strict=True):
-            target, before = rows[-1], rows[:-1][rows[:-1] < count]
-            if target >= count:
-                continue
-            own = [reader.events_of(before)]
-            person = reader.read(learner.model, np.array([NO_ROW], np.uint32), count, own)
-            scores = factors @ person.factors[0] + bias + person.gains(0, np.arange(count, dtype=np.uint32))
-            hits.add(period, np.count_nonzero(scores > scores[target]) < SESSION_TOP)
-        learner.learn_part(revision, part)
-    return hits.recall()
-
-
-def counted_recall(clicks: Sessions) -> float:
-    """`session_recall` of co-occurrence with the last five clicks, nearer ones first."""
-    hits, counts = _Hits(clicks), np.zeros(int(clicks.items.max()) + 1, np.int64)
-    follow: defaultdict[int, Counter[int]] = defaultdict(Counter)
-    for part in _records(clicks):
-        for period, items in hits.asked(part):
-            target, scores = int(items[-1]), Counter[int]()
-            if not counts[target]:
-                continue
-            for age, item in enumerate(items[-2 : -2 - COUNTED_SPAN : -1].tolist(), 1):
-                for other, number in follow[item].items():
-                    scores[other] += number / age
-            best = [item for item, _ in scores.most_common(SESSION_TOP)]
-            hits.add(period, target in best)
-        sessions, items = clicks.sessions[part], clicks.items[part].tolist()
-        np.add.at(counts, clicks.items[part], 1)
-        for at in range(len(items)):
-            for before in range(max(0, at - COUNTED_SPAN), at):
-                if sessions[before] == sessions[at] and items[before] != items[at]:
-                    follow[items[before]][items[at]] += 1
-                    follow[items[at]][items[before]] += 1
-    return hits.recall()
-
-
-class _Hits:
-    """Which predictions are asked for, and which were right."""
-
-    def __init__(self, clicks: Sessions) -> None:
-        self._clicks = clicks
-        generator = np.random.default_rng(4)
-        self._drawn: set[int] = set()
-        for period in range(1, int(clicks.periods.max()) + 1):
-            names = np.unique(clicks.sessions[clicks.periods == period])
-            self._drawn |= set(generator.choice(names, min(SESSIONS_A_PERIOD, names.size), False).tolist())
-        self._sums = np.zeros((int(clicks.periods.max()) + 1, 2))
-
-    def asked(self, part: slice) -> Iterator[tuple[int, np.ndarray]]:
-        """The periods and items of the sessions of a record, up to each predicted click."""
-        sessions = self._clicks.sessions[part]
-        starts = np.flatnonzero(np.append(True, sessions[1:] != sessions[:-1]))
-        for start, stop in zip(starts, np.append(starts[1:], len(sessions)), strict=True):
-            if int(sessions[start]) in self._drawn:
-                items = self._clicks.items[part][start:stop]
-                for length in range(2, min(len(items), PREDICTIONS_MAX + 1) + 1):
-                    yield int(self._clicks.periods[part][start]), items[:length]
-
-    def add(self, period: int, is_hit: bool) -> None:
-        self._sums[period] += (is_hit, 1)
-
-    def recall(self) -> float:
-        judged = self._sums[self._sums[:, 1] > 0]
-        return float((judged[:, 0] / judged[:, 1]).mean())
-
-
-def _records(clicks: Sessions) -> Iterator[slice]:
-    """Records of whole sessions, of about `RECORD_EVENTS` events."""
-    ends = np.append(np.flatnonzero(clicks.sessions[1:] != clicks.sessions[:-1]) + 1, len(clicks.items))
-    start = 0
-    for end in ends.tolist():
-        if end - start >= RECORD_EVENTS or end == len(clicks.items):
-            yield slice(start, end)
-            start = end

@@ -168,18 +168,21 @@ class Producer(ProducerBase):
         return (yield from self._taken_bodies(AVAILABILITY, bodies, timeout))
 
     @blocking
-    def push_embeddings(self, item_ids: Ids, vectors: Any, *, timeout: float | None = None) -> Plan[Receipt]:
+    def push_embeddings(
+        self, item_ids: Ids, vectors: Any, *, encoder_hash: bytes = b"", timeout: float | None = None
+    ) -> Plan[Receipt]:
         """Give items their vectors, after all rows pushed before.
 
         item_ids: n ids, as in `push`; the items need no events yet. vectors: numbers [n,
         dimension], such as embeddings of the items' descriptions; they are sent as float16. A
         vector replaces the item's earlier one, and a vector of zeros removes it. The model's spec
-        has the dimension (`Models.create("shop", embeddings={"dimension": 384})`). Raises the
-        errors of `push`. The receipt raises InvalidArgument if the model has no embeddings or
+        has the dimension (`Models.create("shop", embeddings={"dimension": 384})`). encoder_hash:
+        the SHA-256 hash of what made the vectors, 32 bytes; it stays in the log. Raises the errors
+        of `push`. The receipt raises InvalidArgument if the model has no embeddings or
         another dimension.
         """
         keys, taken = read_ids(self._labels, ITEMS, item_ids, self._hash)
-        bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch)
+        bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch, encoder_hash)
         return (yield from self._taken_bodies(EMBEDDINGS, bodies, timeout, taken))
 
     @blocking

@@ -16,9 +16,12 @@ FOLDS = len(HALF_LIVES)
 COUNT_HALF_LIVES = (0.0, 6.0, 0.5)
 COUNTS = FOLDS
 REPEATS = COUNTS + len(COUNT_HALF_LIVES)
-POPULARITY, EXPERTS = REPEATS + 1, REPEATS + 2
+POPULARITY = REPEATS + 1
+NEIGHBORS = POPULARITY + 1
+EXPERTS = NEIGHBORS + 1
 GROUP_STARTS = (1, 5, 20)
-SUM, SQUARES = (len(GROUP_STARTS) + 1) * EXPERTS + 1, (len(GROUP_STARTS) + 1) * EXPERTS + 2
+SUM, SQUARES = (len(GROUP_STARTS) + 1) * NEIGHBORS + 1, (len(GROUP_STARTS) + 1) * NEIGHBORS + 2
+NEIGHBOR_WEIGHTS = SQUARES + 3
 VARIANCE_MIN = 1e-12
 
 
@@ -37,21 +40,29 @@ class Gains(NamedTuple):
 
 
 def combined(
-    mix: np.ndarray, gram: np.ndarray, folds: np.ndarray, counts: list[Gains], repeats: Gains, events: int
+    mix: np.ndarray,
+    gram: np.ndarray,
+    folds: np.ndarray,
+    counts: list[Gains],
+    repeats: Gains,
+    neighbors: Gains,
+    events: int,
 ) -> tuple[np.ndarray, np.float32, Gains]:
     """The factors float32[kp], the bias and the gains of a user.
 
-    mix: float64[35 or 37], the section. gram: float64[k + 1, k + 1], of the items. folds:
+    mix: float64[35, 37 or 41], the section. gram: float64[k + 1, k + 1], of the items. folds:
     float32[FOLDS, kp], the user's rows with each half-life. counts: the gains with each of
-    `COUNT_HALF_LIVES`, of the same rows. events: the number of remembered events.
+    `COUNT_HALF_LIVES`, of the same rows. neighbors: the gains from similar users. events: the
+    number of remembered events.
     """
     k, count = len(gram) - 1, max(float(gram[-1, -1]), 1.0)
     sums = [_row_sums(row[:k], gram) for row in folds]
     sums += [_sums(each.gains.astype(np.float64)) for each in (*counts, repeats)]
-    sums.append((float(mix[SUM]), float(mix[SQUARES])))
+    sums += [(float(mix[SUM]), float(mix[SQUARES])), _sums(neighbors.gains.astype(np.float64))]
     moments = [_moments(total, squares, count) for total, squares in sums]
     group = bisect_right(GROUP_STARTS, events)
-    weights = mix[group * EXPERTS : (group + 1) * EXPERTS]
+    similar = mix[NEIGHBOR_WEIGHTS + group] if len(mix) > NEIGHBOR_WEIGHTS else 0.0
+    weights = np.append(mix[group * NEIGHBORS : (group + 1) * NEIGHBORS], similar)
     scaled = [weight * scale for weight, (_, scale) in zip(weights, moments, strict=True)]
     unit = scaled[POPULARITY] or 1.0
     row, shift = np.zeros(folds.shape[1]), 0.0
@@ -59,10 +70,11 @@ def combined(
         shift -= scaled[expert] / unit * moments[expert][0]
         if expert < FOLDS:
             row += (scaled[expert] / unit) * folds[expert]
-    rows = np.union1d(counts[0].rows, repeats.rows)
+    rows = np.union1d(np.union1d(counts[0].rows, repeats.rows), neighbors.rows)
     gains = (scaled[REPEATS] / unit) * repeats.at(rows)
     for expert, each in enumerate(counts, COUNTS):
         gains += (scaled[expert] / unit) * each.at(rows)
+    gains += (scaled[NEIGHBORS] / unit) * neighbors.at(rows)
     return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
 
 

@@ -3,9 +3,9 @@
 A score is the sum of several parts. The mean, the biases and the dot product of the factors are in
 every score. A model with rule SOLVE first folds the user's remembered events in. A model with
 counts adds a gain for items that often follow the user's last events, and a gain for items that the
-user had before. A model with a mix standardises these parts and popularity, and weighs them.
-`livefactor_kernels.reading` explains the parts and the order of each sum. A test compares every
-part with a server, to the bit.
+user had before. A model with a mix standardises these parts, popularity and what similar users had,
+and weighs them. `livefactor_kernels.reading` explains the parts and the order of each sum. A test
+compares every part with a server, to the bit.
 
 A spec with a part that this module does not know is refused by name (`check_known`).
 """
@@ -13,15 +13,15 @@ A spec with a part that this module does not know is refused by name (`check_kno
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal, localcontext
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from livefactor.errors import UnknownSpec
-from livefactor.snapshots import mixing
+from livefactor.snapshots import mixing, neighbors
+from livefactor.snapshots.decays import DECAY_STEPS, decays
 from livefactor.snapshots.sections import Spec, remembered_offsets
 from livefactor.v1 import models_pb2
 
@@ -29,7 +29,6 @@ LANES = 16
 KERNEL_SEMANTICS = 1
 """The version of the arithmetic that this module computes (`ModelSpec.kernel_semantics`)."""
 FOLD_SWEEPS = 32
-DECAY_STEPS = 4096
 RIDGE_MIN = np.float32(1e-9)
 _F0 = np.float32(0.0)
 _NOTHING_GAINED = np.empty(0, np.int64), np.empty(0, np.float32)
@@ -88,7 +87,7 @@ class SnapshotScores:
         with np.errstate(all="ignore"):
             bias = user_bias[0]
             if self._spec.mix.learning_rate > 0:
-                x[0], bias, (named, gained) = self._mixed(x[0], events, self._is_told(user))
+                x[0], bias, (named, gained) = self._mixed(x[0], user, events)
             else:
                 if self._spec.rule == models_pb2.RULE_SOLVE:
                     x[0], bias = self._folded(x[0], bias, events, self._is_told(user))
@@ -136,11 +135,9 @@ class SnapshotScores:
 
     # A mix of experts.
 
-    def _mixed(
-        self, x: np.ndarray, events: Events, is_told: bool
-    ) -> tuple[np.ndarray, np.float32, mixing.Gains]:
+    def _mixed(self, x: np.ndarray, user: int, events: Events) -> tuple[np.ndarray, np.float32, mixing.Gains]:
         """The user's factors float32[kp], bias and gains, combined from all experts."""
-        folds = []
+        folds, is_told = [], self._is_told(user)
         for half_life in mixing.HALF_LIVES:
             weights = events.weights * decays(half_life)[events.ages]
             folds.append(self._folded(x.copy(), _F0, events._replace(weights=weights), is_told)[0])
@@ -156,7 +153,17 @@ class SnapshotScores:
         k = self._spec.k
         gram = self._tensors["gram"].reshape(2, k + 1, k + 1)[1]
         repeats = mixing.Gains(rows, again)
-        return mixing.combined(self._tensors["mix"], gram, np.stack(folds), counts, repeats, len(events.rows))
+        similar = mixing.Gains(*_NOTHING_GAINED)
+        if self._spec.mix.neighbors:
+            # The weights of a mix do not decay.
+            own = neighbors.History(events.rows, events.values, events.weights)
+            similar = self._similar.gains(user, own)
+        parts = np.stack(folds), counts, repeats, similar
+        return mixing.combined(self._tensors["mix"], gram, *parts, len(events.rows))
+
+    @cached_property
+    def _similar(self) -> neighbors.SimilarUsers:
+        return neighbors.SimilarUsers(self._spec, self._tensors)
 
     # Fold-in.
 
@@ -285,23 +292,6 @@ def _check_fields(message: Any, where: str) -> None:
             parts = value if hasattr(value, "__len__") else [value]
             for part in parts:
                 _check_fields(part, f"{where}.{descriptor.name}")
-
-
-@cache
-def decays(half_life: float) -> np.ndarray:
-    """The decay after each number of visits, float32[DECAY_STEPS]; ones for a half-life of 0.
-
-    Each value is the one before times the float32 nearest to 2 ** (-1 / half_life), rounded to
-    float32. That number is computed in decimal arithmetic, because pow differs between machines.
-    """
-    steps = np.ones(DECAY_STEPS, np.float32)
-    if half_life:
-        with localcontext() as context:
-            context.prec = 40
-            factor = np.float32(float(Decimal(2) ** (Decimal(-1) / Decimal(float(np.float32(half_life))))))
-        for age in range(1, DECAY_STEPS):
-            steps[age] = steps[age - 1] * factor
-    return steps
 
 
 def _looked_up(named: np.ndarray, gained: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -507,7 +507,7 @@ global___Counts = Counts
 @typing.final
 class Mix(google.protobuf.message.Message):
     """Several experts score together: the user's row with three half-lives, co-occurrence counts,
-    repeats and popularity. Their weights are learned from predictions that are made before each
+    repeats, popularity and what similar users had. Their weights are learned from predictions that are made before each
     event is learned. Needs rule SOLVE, loss IMPLICIT and counts.neighbors. An absent field has the
     preset's value.
     """
@@ -516,22 +516,30 @@ class Mix(google.protobuf.message.Message):
 
     LEARNING_RATE_FIELD_NUMBER: builtins.int
     RECENT_HALF_LIFE_FIELD_NUMBER: builtins.int
+    NEIGHBORS_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
     """The learning rate of the weights, up to 1. 0: no mix."""
     recent_half_life: builtins.float
     """Above 0, from 0.1 on: recent popularity adds to popularity. An item loses half of it after so many
     times as many events as there are items. What it counts is learned. 0: none.
     """
+    neighbors: builtins.int
+    """Number of similar users whose last events score, up to 512. They are found by the last 8 events.
+    What they count is learned. Needs recent_half_life. 0: none.
+    """
     def __init__(
         self,
         *,
         learning_rate: builtins.float | None = ...,
         recent_half_life: builtins.float | None = ...,
+        neighbors: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "recent_half_life", b"recent_half_life"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "recent_half_life", b"recent_half_life"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbors", b"_neighbors", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "neighbors", b"neighbors", "recent_half_life", b"recent_half_life"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbors", b"_neighbors", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "neighbors", b"neighbors", "recent_half_life", b"recent_half_life"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_neighbors", b"_neighbors"]) -> typing.Literal["neighbors"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_recent_half_life", b"_recent_half_life"]) -> typing.Literal["recent_half_life"] | None: ...
 

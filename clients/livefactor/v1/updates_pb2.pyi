@@ -383,8 +383,8 @@ class Embeddings(google.protobuf.message.Message):
     a spec with this dimension, and the call waits for it. Other losses than IMPLICIT take no vectors.
 
     A message is refused as a whole with INVALID_ARGUMENT if the model takes no vectors or has another
-    dimension, if the side is not SIDE_ITEM, or if a number is NaN, infinite or beyond float16 (65504).
-    The text names the row. A message has at most 262,144 numbers. New items are rejected with
+    dimension, if the side is not SIDE_ITEM, if encoder_hash has another length, or if a number is NaN, infinite
+    or beyond float16 (65504). The text names the row. A message has at most 262,144 numbers. New items are rejected with
     ITEMS_FULL or MEMORY_FULL like those of interactions.
     """
 
@@ -395,12 +395,17 @@ class Embeddings(google.protobuf.message.Message):
     DIMENSION_FIELD_NUMBER: builtins.int
     VECTORS_FIELD_NUMBER: builtins.int
     HALF_VECTORS_FIELD_NUMBER: builtins.int
+    ENCODER_HASH_FIELD_NUMBER: builtins.int
     side: global___Side.ValueType
     """SIDE_ITEM."""
     dimension: builtins.int
     """The numbers of a vector, at most 1024. It must equal the dimension of the model's spec."""
     half_vectors: builtins.bytes
     """The same as IEEE 754 half-precision numbers (float16), little-endian, 2 bytes each."""
+    encoder_hash: builtins.bytes
+    """The SHA-256 hash of what made the vectors, such as an adapter (docs/large-models.md): 32 bytes. Empty: it
+    is not known. It has no effect on the model and stays in the log.
+    """
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -415,8 +420,9 @@ class Embeddings(google.protobuf.message.Message):
         dimension: builtins.int = ...,
         vectors: collections.abc.Iterable[builtins.float] | None = ...,
         half_vectors: builtins.bytes = ...,
+        encoder_hash: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["dimension", b"dimension", "half_vectors", b"half_vectors", "ids", b"ids", "side", b"side", "vectors", b"vectors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dimension", b"dimension", "encoder_hash", b"encoder_hash", "half_vectors", b"half_vectors", "ids", b"ids", "side", b"side", "vectors", b"vectors"]) -> None: ...
 
 global___Embeddings = Embeddings
 

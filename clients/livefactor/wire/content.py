@@ -25,13 +25,14 @@ class EmbeddingColumns:
     """Vectors of n ids of one side.
 
     side: a `livefactor.v1.Side` number. ids: uint64[n]. vectors: float16 or float32[n, dimension].
-    body: the bytes of the message.
+    body: the bytes of the message. encoder_hash: of what made the vectors; empty if it is unknown.
     """
 
     side: int
     ids: npt.NDArray[np.uint64]
     vectors: npt.NDArray[Any]
     body: bytes
+    encoder_hash: bytes = b""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,15 +59,18 @@ class FeatureColumns:
         return len(self.ids)
 
 
-def encode_embeddings(side: int, ids: Ids, vectors: npt.NDArray[Any]) -> bytes:
+def encode_embeddings(side: int, ids: Ids, vectors: npt.NDArray[Any], encoder_hash: bytes = b"") -> bytes:
     """The bytes of an Embeddings message.
 
     side: a `livefactor.v1.Side` number. ids: n ids. vectors: float16 or float32[n, dimension].
+    encoder_hash: the SHA-256 hash of what made the vectors, 32 bytes or empty.
     Raises ColumnError for ids of a wrong type, and for another number of vectors.
     """
     keys = as_keys("ids", ids)
     require_rows("vectors", vectors, len(keys), "ids")
     message = _EmbeddingsTwin(side=side, ids=keys.tobytes(), dimension=vectors.shape[1])
+    if encoder_hash:
+        message.encoder_hash = encoder_hash
     if vectors.dtype == np.float16:
         message.half_vectors = vectors.astype(HALVES, copy=False).tobytes()
     else:
@@ -91,7 +95,8 @@ def decode_embeddings(body: bytes) -> EmbeddingColumns:
     if len(numbers) != len(ids) * twin.dimension:
         expected = f"{len(ids)} ids of dimension {twin.dimension}"
         raise ColumnError(f"vectors has {len(numbers)} numbers, expected those of {expected}")
-    return EmbeddingColumns(twin.side, ids, numbers.reshape(len(ids), twin.dimension), body)
+    vectors = numbers.reshape(len(ids), twin.dimension)
+    return EmbeddingColumns(twin.side, ids, vectors, body, bytes(twin.encoder_hash))
 
 
 def encode_dropped_features(side: int, names: Sequence[str]) -> bytes:

@@ -31,6 +31,9 @@ BATCH_ROWS_MAX = 65_536
 EMBEDDING_NUMBERS_MAX = 1 << 18
 """Numbers of all vectors of a batch of embeddings."""
 
+SHA256_BYTES = 32
+"""Bytes of the hash of an encoder or an adapter."""
+
 FEATURES_OF_BATCH_MAX = 1 << 16
 """Features of all bags of a batch."""
 

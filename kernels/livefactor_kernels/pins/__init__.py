@@ -18,6 +18,7 @@ import numpy as np
 
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS, ring_length
+from livefactor_kernels.tables.recent import Recent
 
 
 class PinnedState(NamedTuple):
@@ -73,6 +74,9 @@ class Pin(Protocol):
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `backend.Backend.read`, at the revision. Rows are below `counts`, or `NO_ROW`."""
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """See `backend.Backend.recent`, at the revision. Rows are below `counts`, or `NO_ROW`."""
 
     def top_k(
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,

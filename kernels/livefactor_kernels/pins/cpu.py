@@ -35,6 +35,7 @@ from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS, RowSection, history_sections, unpadded
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import Places
+from livefactor_kernels.tables.recent import RECENT, Recent, recent_of
 from livefactor_kernels.tables.state import mean_of
 from livefactor_kernels.update import Update
 
@@ -262,6 +263,20 @@ class Pin:
             return out
         events = self._events(side, rows, rings, table.places(out["seen_count"], short=True))
         return {name: events[name] if name in rings else out[name] for name in names}
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """See `pins.Pin.recent`."""
+        pages = self._board.table(side).pages
+        assert pages is not None
+        seen = self.read(side, rows, ("seen_count",))["seen_count"]
+        found = pages.newest(rows, seen, most)
+        with self._board.lock:
+            overlay = self._board.event_overlay(side)
+            hit, copies = self._copied(side, overlay, rows)
+            if hit.size:
+                rings = {name: overlay.arrays[name][copies] for name in RECENT[:-1]}
+                found.put(hit, recent_of(rings | {"seen_count": seen[hit]}, pages.length, most))
+        return found
 
     def _copied(self, side: int, overlay: _Overlay, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(numbers, overlay places) of those of `rows` that have a copy.

@@ -36,8 +36,9 @@ from livefactor_kernels.scoring.cuda_reads import (
 )
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.tables import ITEMS, ring_length
 from livefactor_kernels.tables.cuda import CudaTable
+from livefactor_kernels.tables.recent import RECENT, Recent, recent_of
 from livefactor_kernels.tables.state import mean_of
 
 SAVED_ROWS_MAX = 1 << 18
@@ -292,6 +293,10 @@ class CudaPin:
         with pins.lock:
             wait = fetch_rows(pins.device, pins.tables[side], self._frozen.sides[side], rows, names)
         return wait()
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """See `pins.Pin.recent`."""
+        return recent_of(self.read(side, rows, RECENT), ring_length(self._pins.spec, side), most)
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
         """See `pins.Pin.read_rows`."""

@@ -13,7 +13,8 @@ from livefactor_kernels.numbers.sums import dot
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.scoring.cpu import check_top_k
 from livefactor_kernels.simd.memory import reserve
-from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, end_to_end, read_rows, unpadded
+from livefactor_kernels.tables import ITEMS, NO_ROW, USERS, end_to_end, read_rows, ring_length, unpadded
+from livefactor_kernels.tables.recent import RECENT, Recent, recent_of
 from livefactor_kernels.tables.reference import ReferenceTables
 from livefactor_kernels.tables.state import mean_of
 
@@ -49,6 +50,10 @@ class ReferencePin:
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `pins.Pin.read`."""
         return read_rows(self._rows[side], rows, names, self._k)
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """See `pins.Pin.recent`."""
+        return recent_of(self.read(side, rows, RECENT), ring_length(self._spec, side), most)
 
     def top_k(
         self, user_factors: np.ndarray, user_bias: np.ndarray, k: int, common: np.ndarray | None = None,

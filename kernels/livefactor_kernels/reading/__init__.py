@@ -35,6 +35,7 @@ They score every item i for a user, given the user's remembered events:
     6        repeats: sum of weight * decay(age) over the events of i itself with values above 0,
              with the half-life `counts.half_life`
     7        popularity p_i, all along and lately, which is the bias of the item (below)
+    8        the last items of similar users (below), with `mix.neighbors` S above 0
 
 A user without events, start and bag has the mean of all users' rows as x_h. A user without events
 has no gains.
@@ -45,12 +46,29 @@ needed. With the Gram matrix G of the items and their sum g (`solve/__init__.py`
 y_i is x . g / n, and its mean square is x' G x / n. Gains are 0 except for a few items. The sums of
 p and p**2 are state. The score of a user in group u is
 
-    sum_e w[u, e] z_e / (w[u, 7] * scale_7)
+    sum_e w[u, e] z_e / (w[u, 7] * scale_7), from e = 0 on
 
 The divisor is the same for all items of a user. So the rank is that of sum_e w[u, e] z_e, and the
 bias of an item enters with the factor 1: top-k lists need no other kernels. The group of a user is
 0, 1, 2 or 3 for less than 1, 5 or 20 remembered events, or more (`GROUP_STARTS`). That of a user
 with a start is 3.
+
+Similar users. Their last events say what comes next, which pays most in short sessions (Ludewig,
+Jannach, Evaluation of Session-based Recommendation Algorithms, 2018). Let j = 0, 1, ... be the
+user's last `NEIGHBOR_SPAN` remembered events, newest first, and r_j = weight * decay(j) with the
+half-life `NEIGHBOR_HALF_LIFE`. Those with r_j of 0, or a value not above 0, are left out. For each
+j the last `NEIGHBOR_USERS` events of j's item are visited, newest first. Each other user v with a
+value above 0 among them gets s_v += r_j, once for j. The S users with the largest s_v are the
+neighbours, by s_v, and equal ones in the order in which they were found.
+
+Of each neighbour v the last `NEIGHBOR_EVENTS` events are visited, newest first, without those whose
+values are not above 0. Let q be the first place whose item is that of a j. If there is none, v says
+nothing. An item i at place p, at its first place, gains
+
+    (s_v * weight) * decay(|p - q|)
+
+with the half-life `NEIGHBOR_DISTANCE`. Places count all events. So a read visits at most
+`NEIGHBOR_SPAN` * `NEIGHBOR_USERS` + S * `NEIGHBOR_EVENTS` events. Gains are float32.
 
 Weights. They start at `WEIGHT_START`, those of users without events at 0, and those of popularity
 at `POPULARITY_START`. So lists begin near most-popular, while the tables know little. If rows get a
@@ -63,11 +81,12 @@ had a row before the record, and draw(t, 0, c) = 0 with c = min(max(E // `PREDIC
 `PREDICTED_MIN`), `PREDICTED_MAX`). The prediction uses the tables before the record, and in
 addition the user's earlier events in the record. Events of the same time as event t, unless it is
 0, are not used: a basket comes as a whole. The candidates are the event's item; then the items with
-gains from counts, by row; then others. Those of the user's remembered events are left out. The
-others are all further rows by number if n is at most `CANDIDATES`, and else those among draw(t, 1 +
-j, n) for j below `CANDIDATES`. A candidate c has the odds v_c. They are 1, but (number of further
-rows) / (number of drawn candidates) for a drawn one. Items with gains rank high, so a sample would
-rarely have the ones that compete with the event's item. The probability of the item is
+gains from counts or from similar users, by row; then others. Those of the user's remembered events
+are left out. The others are all further rows by number if n is at most `CANDIDATES`, and else those
+among draw(t, 1 + j, n) for j below `CANDIDATES`. A candidate c has the odds v_c. They are 1, but
+(number of further rows) / (number of drawn candidates) for a drawn one. Items with gains rank high,
+so a sample would rarely have the ones that compete with the event's item. The probability of the
+item is
 
     S_c = sum_e w[u, e] z_e(c), from e = 0 on;  q_c = v_c exp(float32(S_c - max S));
     P = q_item / sum_c q_c
@@ -125,9 +144,9 @@ events count. If what a newcomer has of them is removed, its counts and p are 0.
 
 The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and r and p are
 float32. Sums run from left to right. The section `mix` has the weights by group and expert, then
-the events since the last decay, sum p and sum p**2, then b and B with recent popularity. draw(t, d,
-c) is `random.draw_below` with the key of `random.MIX_DOMAIN`.
-"""
+the events since the last decay, sum p and sum p**2, then b and B with recent popularity, then w[u,
+8] by group with similar users. draw(t, d, c) is `random.draw_below` with the key of
+`random.MIX_DOMAIN`."""
 
 from __future__ import annotations
 
@@ -147,7 +166,13 @@ COUNT_HALF_LIVES = (0.0, 6.0, 0.5)
 COUNTS = FOLDS
 """The first of the experts with gains from counts."""
 REPEATS = COUNTS + len(COUNT_HALF_LIVES)
-POPULARITY, EXPERTS = REPEATS + 1, REPEATS + 2
+POPULARITY = REPEATS + 1
+NEIGHBORS = POPULARITY + 1
+"""The expert of similar users. In the section, the weights of those before it stand together."""
+EXPERTS = NEIGHBORS + 1
+NEIGHBOR_SPAN, NEIGHBOR_USERS, NEIGHBOR_EVENTS = 8, 64, 32
+NEIGHBOR_HALF_LIFE, NEIGHBOR_DISTANCE = 1.5, 6.0
+"""Half-lives in events: of the user's own, and of a neighbour's beside the shared one."""
 GROUP_STARTS = (1, 5, 20)
 GROUPS = len(GROUP_STARTS) + 1
 WEIGHT_START, POPULARITY_START, POPULARITY_MIN, STEP_MAX = 0.1, 0.6, 0.02, 3.0
@@ -160,10 +185,12 @@ DECAY = np.float32(0.933033)
 
 MIX = "mix"
 """Name of the section."""
-SINCE, SUM, SQUARES = GROUPS * EXPERTS, GROUPS * EXPERTS + 1, GROUPS * EXPERTS + 2
+SINCE, SUM, SQUARES = GROUPS * NEIGHBORS, GROUPS * NEIGHBORS + 1, GROUPS * NEIGHBORS + 2
 """Places in the section, after the weights."""
 BLEND, LEARNED_BLEND = SQUARES + 1, SQUARES + 2
 """Places of b and B, with recent popularity."""
+NEIGHBOR_WEIGHTS = LEARNED_BLEND + 1
+"""Place of the weights of similar users, by group."""
 BLEND_START, BLEND_MAX, BLEND_RATE = 1.0, 8.0, 10.0
 
 
@@ -193,19 +220,26 @@ def moments(total: float, squares: float, count: float) -> Moments:
 
 
 def initial(spec: ModelSpec) -> np.ndarray:
-    """The section of a new model, float64[35] or float64[37]."""
-    section = np.zeros(BLEND if kinds_of(spec) == 1 else LEARNED_BLEND + 1)
+    """The section of a new model, float64[35], float64[37] or float64[41]."""
+    section = np.zeros(BLEND if kinds_of(spec) == 1 else NEIGHBOR_WEIGHTS)
     section[BLEND:] = BLEND_START
-    weights = section[: GROUPS * EXPERTS].reshape(GROUPS, EXPERTS)
+    weights = section[: GROUPS * NEIGHBORS].reshape(GROUPS, NEIGHBORS)
     weights[1:] = WEIGHT_START
     weights[:, POPULARITY] = POPULARITY_START
+    if spec.mix.neighbors:
+        section = np.append(section, np.full(GROUPS, WEIGHT_START))
+        section[NEIGHBOR_WEIGHTS] = 0.0
     return section
 
 
-def weights_of(section: np.ndarray, events: int, has_start: bool = False) -> np.ndarray:
-    """The weights float64[EXPERTS] for a user with so many remembered events. It is a view."""
-    group = GROUPS - 1 if has_start else bisect_right(GROUP_STARTS, events)
-    return section[group * EXPERTS : (group + 1) * EXPERTS]
+def group_of(events: int, has_start: bool = False) -> int:
+    """The group of a user with so many remembered events."""
+    return GROUPS - 1 if has_start else bisect_right(GROUP_STARTS, events)
+
+
+def weights_of(section: np.ndarray, group: int) -> np.ndarray:
+    """The weights float64[NEIGHBORS] of a group, without that of similar users. It is a view."""
+    return section[group * NEIGHBORS : (group + 1) * NEIGHBORS]
 
 
 def predicted_share(events: np.ndarray) -> np.ndarray:

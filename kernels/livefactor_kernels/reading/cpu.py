@@ -25,7 +25,8 @@ from livefactor_kernels.reading import (
     recent_decay,
 )
 from livefactor_kernels.reading.cpu_experts import Decays, Desk
-from livefactor_kernels.reading.cpu_learning import Candidates, Tables, livefactor_predict_kernel, logarithm
+from livefactor_kernels.reading.cpu_learning import Candidates, Tables, livefactor_predict_kernel
+from livefactor_kernels.reading.cpu_steps import logarithm
 from livefactor_kernels.reading.remembered import Source
 from livefactor_kernels.solve import GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.spec.model import ModelSpec

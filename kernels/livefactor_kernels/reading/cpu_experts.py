@@ -21,12 +21,16 @@ from livefactor_kernels.reading import (
     GROUP_STARTS,
     GROUPS,
     HALF_LIVES,
+    NEIGHBOR_WEIGHTS,
+    NEIGHBORS,
     POPULARITY,
     REPEATS,
     SQUARES,
     SUM,
     VARIANCE_MIN,
 )
+from livefactor_kernels.reading.cpu_neighbors import Hood, gaining_items
+from livefactor_kernels.reading.cpu_rows import Rows, sort_rows
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.solve import FOLD_SWEEPS, SolveRates
@@ -42,32 +46,11 @@ from livefactor_kernels.spec.model import ModelSpec
 
 KINDS = len(COUNT_HALF_LIVES)
 """Number of experts with gains from counts."""
-_0, _1, _4, _8, _32 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(8), np.uint64(32)
+_0, _1, _4, _32 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(32)
 _STEPS = np.uint64(DECAY_STEPS)
-_FOLDS, _KINDS, _BUCKETS = np.uint64(FOLDS), np.uint64(KINDS), np.uint64(256)
+_FOLDS, _KINDS, _LEARNED = np.uint64(FOLDS), np.uint64(KINDS), np.uint64(NEIGHBORS)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _F0, _F1, _D0, _D1 = np.float32(0.0), np.float32(1.0), np.float64(0.0), np.float64(1.0)
-_FEW = np.uint64(32)
-"""So few rows are sorted by insertion."""
-
-
-class Person(NamedTuple):
-    """The remembered events of a user, oldest first: addresses of arrays, and their length.
-
-    Attributes:
-        rows: item rows, uint32[count].
-        places: rows of the items in the arrays that the kernel reads, uint32[count].
-        values, weights: float32[count].
-        ages: in visits, below `DECAY_STEPS`, uint32[count].
-        count: number of events.
-    """
-
-    rows: Any
-    places: Any
-    values: Any
-    weights: Any
-    ages: Any
-    count: Any
 
 
 class Decays(NamedTuple):
@@ -87,45 +70,20 @@ class Decays(NamedTuple):
         return Decays(folds, counts, decays(spec.counts.half_life))
 
 
-class Rows(NamedTuple):
-    """Item rows with numbers, in ascending order, and memory to sort them.
-
-    Attributes:
-        rows: uint32[any].
-        gains: float32[any, lanes], the gains of the rows.
-        loose_rows, loose: the same before they are sorted.
-        order, other: uint32[any].
-        counts: uint32[256].
-    """
-
-    rows: np.ndarray
-    gains: np.ndarray
-    loose_rows: np.ndarray
-    loose: np.ndarray
-    order: np.ndarray
-    other: np.ndarray
-    buckets: np.ndarray
-
-    @staticmethod
-    def of(size: int, lanes: int) -> Rows:
-        """Room for `size` rows."""
-        words = [np.empty(size, np.uint32) for _ in range(4)]
-        gains, loose = np.zeros((2, size, lanes), np.float32)
-        return Rows(words[0], gains, words[1], loose, words[2], words[3], np.empty(int(_BUCKETS), np.uint32))
-
-
 class Desk(NamedTuple):
-    """Working memory for one user. H is `history.users`, and L is `counts.span` times neighbours.
+    """Working memory for one user. H is `history.users`, and L is `gaining_items`.
 
     Attributes:
         systems: of the folded-in rows. They are in systems.x.
         fold_weights: weights of events, float32[FOLDS, H].
         count_weights: float32[KINDS, span].
-        followers: `KINDS` gains of the followers of items, for L rows.
+        followers: `KINDS` gains of the followers of items, and with similar users the gain from
+            them, for L rows.
         repeats: gains of the user's own items, for H rows.
         norms, quotients: float32[M] and float32[M, KINDS].
         lines: float64[FOLDS, k].
-        means, scales: the moments of the experts, float64[EXPERTS].
+        means, scales, weights: the moments and the weights of the experts, float64[EXPERTS].
+        hood: for the similar users.
     """
 
     systems: Scratch
@@ -137,6 +95,8 @@ class Desk(NamedTuple):
     lines: np.ndarray
     means: np.ndarray
     scales: np.ndarray
+    weights: np.ndarray
+    hood: Hood
 
     @staticmethod
     def of(spec: ModelSpec) -> Desk:
@@ -147,49 +107,15 @@ class Desk(NamedTuple):
             Scratch.of(spec),
             reserve((FOLDS, length), np.float32),
             np.empty((KINDS, span), np.float32),
-            Rows.of(span * counts.neighbors, KINDS),
+            Rows.of(gaining_items(spec), KINDS + (1 if spec.mix.neighbors else 0)),
             Rows.of(length, 1),
             np.empty((KINDS + 1, counts.neighbors), np.float32),
             np.zeros((FOLDS, spec.k)),
             np.zeros(EXPERTS),
             np.zeros(EXPERTS),
+            np.zeros(EXPERTS),
+            Hood.of(spec, gaining_items(spec)),
         )
-
-
-@inlined
-def sort_rows(rows: Any, size: Any) -> None:
-    """Sets order[:size] to the places of loose_rows[:size] by row, and of equal rows by place."""
-    keys, order, other, buckets = rows.loose_rows, rows.order, rows.other, rows.buckets
-    if size <= _FEW:
-        for n in range(size):
-            at, key = np.uint64(n), keys[n]
-            while at > _0 and keys[order[at - _1]] > key:
-                order[at] = order[at - _1]
-                at -= _1
-            order[at] = np.uint32(n)
-        return
-    highest = np.uint32(0)
-    for n in range(size):
-        order[n] = np.uint32(n)
-        highest = max(highest, keys[n])
-    shift, most = _0, np.uint64(highest)
-    while most >> shift:
-        buckets[:] = np.uint32(0)
-        for n in range(size):
-            buckets[(np.uint64(keys[n]) >> shift) & (_BUCKETS - _1)] += np.uint32(1)
-        total = np.uint32(0)
-        for bucket in range(_BUCKETS):
-            count = buckets[bucket]
-            buckets[bucket] = total
-            total += count
-        for n in range(size):
-            place = np.uint64(order[n])
-            digit = (np.uint64(keys[place]) >> shift) & (_BUCKETS - _1)
-            other[buckets[digit]] = np.uint32(place)
-            buckets[digit] += np.uint32(1)
-        for n in range(size):
-            order[n] = other[n]
-        shift += _8
 
 
 @part
@@ -308,7 +234,8 @@ def add_gains(counts: Any, row: Any, slots: Any, used: Any, own: Any, seen: Any,
 def sort_gains(followers: Any, size: Any, weights: Any, events: Any, count: Any, desk: Any) -> None:
     """Sorts the loose gains of `size` followers by row and divides them by the sum of the weights.
 
-    `weights` float32[KINDS, any] are those of the `events` events. It sets the moments.
+    `weights` float32[KINDS, any] are those of the `events` events. Gains from similar users are not
+    divided. It sets the moments.
     """
     sort_rows(followers, size)
     rows, gains, order = followers.rows, followers.gains, followers.order
@@ -323,6 +250,14 @@ def sort_gains(followers: Any, size: Any, weights: Any, events: Any, count: Any,
             total += np.float64(gain)
             squares += np.float64(gain) * np.float64(gain)
         set_moments(desk, COUNTS + kind, total, squares, count)
+    if np.uint64(gains.shape[1]) > _KINDS:
+        total, squares = _D0, _D0
+        for n in range(size):
+            gain = followers.loose[order[n], _KINDS]
+            gains[n, _KINDS] = gain
+            total += np.float64(gain)
+            squares += np.float64(gain) * np.float64(gain)
+        set_moments(desk, NEIGHBORS, total, squares, count)
     for n in range(size):
         rows[n] = followers.loose_rows[order[n]]
 
@@ -372,12 +307,31 @@ def popularity_moments(mix: Any, count: Any, desk: Any) -> None:
 
 @inlined
 def group_of(own: Any, row: Any, events: Any) -> Any:
-    """The place of the weights of the user of a row of `own` with so many remembered events."""
+    """The group of the user of a row of `own` with so many remembered events."""
     group = _0
     for n in range(GROUPS - 1):
         if events >= np.uint64(GROUP_STARTS[n]) or has_start(own, row):
             group += _1
-    return group * np.uint64(EXPERTS)
+    return group
+
+
+@inlined
+def load_weights(mix: Any, group: Any, weights: Any) -> None:
+    """Reads the weights float64[EXPERTS] of a group."""
+    for expert in range(_LEARNED):
+        weights[expert] = mix[group * _LEARNED + expert]
+    place = np.uint64(NEIGHBOR_WEIGHTS) + group
+    weights[NEIGHBORS] = mix[place] if place < np.uint64(mix.size) else _D0
+
+
+@inlined
+def store_weights(mix: Any, group: Any, weights: Any) -> None:
+    """Writes the weights of a group."""
+    for expert in range(_LEARNED):
+        mix[group * _LEARNED + expert] = weights[expert]
+    place = np.uint64(NEIGHBOR_WEIGHTS) + group
+    if place < np.uint64(mix.size):
+        mix[place] = weights[NEIGHBORS]
 
 
 @inlined

@@ -5,35 +5,31 @@ One call predicts all events of a record that are to be predicted. It reads the 
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS
-from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import VECTOR_BYTES, address_of, prefetch
 from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.numbers.random import draw_below
 from livefactor_kernels.reading import (
-    BLEND_MAX,
-    BLEND_RATE,
     CANDIDATES,
     COUNTS,
     EXPERTS,
-    LEARNED_BLEND,
+    NEIGHBOR_EVENTS,
+    NEIGHBOR_SPAN,
+    NEIGHBOR_USERS,
+    NEIGHBORS,
     OWN_MAX,
     POPULARITY,
-    POPULARITY_MIN,
     REPEATS,
     REPEATS_RATE,
-    STEP_MAX,
     kinds_of,
 )
 from livefactor_kernels.reading.cpu_experts import (
     KINDS,
-    Person,
     add_gains,
     dots_of,
     find_followers,
@@ -41,24 +37,30 @@ from livefactor_kernels.reading.cpu_experts import (
     fold_moments,
     fold_user,
     group_of,
+    load_weights,
     place_of,
     popularity_moments,
     sort_gains,
+    store_weights,
     weigh_everywhere,
     weigh_last,
     with_unobserved,
 )
+from livefactor_kernels.reading.cpu_neighbors import add_neighbors, find_neighbors, gaining_items, weigh_own
+from livefactor_kernels.reading.cpu_people import Person
+from livefactor_kernels.reading.cpu_steps import step_blend, step_weights
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import word
 from livefactor_kernels.solve.cpu_records import Side
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
-from livefactor_kernels.tables.pages import event_at, memory_of, newest, one_back
+from livefactor_kernels.tables.pages import copy_newest, event_at, memory_of, newest, one_back
+from livefactor_kernels.tables.recent import Recent
 
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
 _CANDIDATES, _OWN_MAX, _AHEAD = np.uint64(CANDIDATES), np.uint64(OWN_MAX), np.uint64(8)
 _OLDEST = np.int64(DECAY_STEPS - 1)
-_F0, _F1, _F2, _D0, _D1 = np.float32(0.0), np.float32(1.0), np.float32(2.0), np.float64(0.0), np.float64(1.0)
+_F0, _F1, _D0, _D1 = np.float32(0.0), np.float32(1.0), np.float64(0.0), np.float64(1.0)
 
 
 class Tables(NamedTuple):
@@ -66,7 +68,7 @@ class Tables(NamedTuple):
 
     Attributes:
         users, items: their rows.
-        user_pages: `Pages.fields` of users.
+        user_pages, item_pages: `Pages.fields`.
         visits, last_time: uint32 and int64 of users.
         seen, neighbor_rows, neighbor_counts: of items (`history/__init__.py`).
         popularity: the counts of items by kind, float32[cap, kinds].
@@ -76,6 +78,7 @@ class Tables(NamedTuple):
     users: Side
     items: Side
     user_pages: np.ndarray
+    item_pages: np.ndarray
     visits: np.ndarray
     last_time: np.ndarray
     seen: np.ndarray
@@ -87,12 +90,12 @@ class Tables(NamedTuple):
     @staticmethod
     def of(users: Table, items: Table) -> Tables:
         """Of two tables, whose arrays never move."""
-        assert users.pages is not None
+        assert users.pages is not None and items.pages is not None
         own, other = users.history, items.history
         bagged = users.padded().get("bagged", np.empty(0, np.uint8))
         return Tables(
-            Side.of(users), Side.of(items), users.pages.fields, own["visits"], own["last_time"],
-            other["seen_count"], other["neighbor_rows"], other["neighbor_counts"],
+            Side.of(users), Side.of(items), users.pages.fields, items.pages.fields, own["visits"],
+            own["last_time"], other["seen_count"], other["neighbor_rows"], other["neighbor_counts"],
             other["popularity"].reshape(items.capacity, kinds_of(items.spec)), bagged,
         )  # fmt: skip
 
@@ -106,6 +109,7 @@ class Candidates(NamedTuple):
         table: hash map of followers, uint32.
         slots, used: followers of each event, uint32[span, M], and their numbers, uint64[span].
         seen: numbers of events of the followers, uint32[span * M].
+        shelf: the last events of the user's last items, and of the neighbours.
         is_taken: marks of items, uint8[cap]; 0 between predictions.
         rows, places: rows of candidates, and their places among the followers, uint32[C].
         z: standardised scores, float64[C, EXPERTS].
@@ -121,6 +125,7 @@ class Candidates(NamedTuple):
     slots: np.ndarray
     used: np.ndarray
     seen: np.ndarray
+    shelf: tuple[Recent, Recent]
     is_taken: np.ndarray
     rows: np.ndarray
     places: np.ndarray
@@ -134,7 +139,7 @@ class Candidates(NamedTuple):
         """For the predictions of a model."""
         length, span = spec.history.users, min(spec.counts.span, spec.history.users)
         followers = span * spec.counts.neighbors
-        most = followers + 1 + CANDIDATES + OWN_MAX
+        most = gaining_items(spec) + 1 + CANDIDATES + OWN_MAX
         words = (length, length, followers, most, most)
         rows, ages, seen, candidates, places = (np.empty(size, np.uint32) for size in words)
         values, weights = np.empty((2, length), np.float32)
@@ -152,6 +157,7 @@ class Candidates(NamedTuple):
             slots,
             used,
             seen,
+            (Recent.of(NEIGHBOR_SPAN, NEIGHBOR_USERS), Recent.of(spec.mix.neighbors, NEIGHBOR_EVENTS)),
             marks,
             candidates,
             places,
@@ -249,9 +255,12 @@ def _remember(tables: Any, columns: Any, visits: Any, event: Any, items: Any, ro
 
 @inlined
 def _count_followers(
-    tables: Any, person: Any, shared: Any, decay: Any, count: Any, room: Any, desk: Any
+    tables: Any, person: Any, user: Any, shared: Any, decay: Any, count: Any, room: Any, desk: Any
 ) -> Any:
-    """Finds the followers of the last events, and their gains. Returns their number."""
+    """Finds what gains from the last events, and its gains. Returns the number of items.
+
+    The items are the followers of the last events, and those of similar users.
+    """
     followers, weights = desk.followers, desk.count_weights
     last, size = weigh_last(person, shared.span, decay, weights), _0
     table, seen, rows, gains = room.table, room.seen, followers.loose_rows, followers.loose
@@ -263,7 +272,7 @@ def _count_followers(
         )
     for n in range(size):
         seen[n] = tables.seen[np.uint64(rows[n])]
-        for kind in range(KINDS):
+        for kind in range(np.uint64(gains.shape[1])):
             gains[n, kind] = _F0
     for n in range(last):
         item = word(person.rows, person.count - _1 - n)
@@ -272,8 +281,24 @@ def _count_followers(
             tables.neighbor_counts, item, room.slots[n], room.used[n], own, seen, weights[:, n], shared.shrinkage,
             desk.norms, gains,
         )  # fmt: skip
+    if desk.hood.users.size:
+        size = _add_similar(tables, person, user, room, desk, size)
     sort_gains(followers, size, weights, last, count, desk)
     return size
+
+
+@inlined
+def _add_similar(tables: Any, person: Any, user: Any, room: Any, desk: Any, size: Any) -> Any:
+    """Adds the items of similar users to `size` others, and their gains. Returns the new number."""
+    hood, users, items = desk.hood, memory_of(tables.user_pages), memory_of(tables.item_pages)
+    taken, events = room.shelf
+    last = weigh_own(person, hood)
+    for j in range(last):
+        copy_newest(items, np.uint64(hood.own[j]), j, np.uint64(NEIGHBOR_USERS), taken)
+    count = find_neighbors(user, taken, _0, last, hood)
+    for n in range(count):
+        copy_newest(users, np.uint64(hood.users[n]), n, np.uint64(NEIGHBOR_EVENTS), events)
+    return add_neighbors(events, _0, hood.similarities[:count], last, hood, desk.followers, size)
 
 
 @inlined
@@ -359,6 +384,8 @@ def _standardise(tables: Any, room: Any, size: Any, first_own: Any, found: Any, 
         own[0], own[1], own[2] = np.float64(a), np.float64(b), np.float64(c)
         for kind in range(KINDS):
             own[COUNTS + kind] = np.float64(gains[place, kind]) if place < found else _D0
+        has_similar = gains.shape[1] > KINDS and place < found
+        own[NEIGHBORS] = np.float64(gains[place, KINDS]) if has_similar else _D0
         own[REPEATS] = _D0
         if n == _0 or n >= first_own:
             at = place_of(repeats.rows, kept, row)
@@ -367,63 +394,6 @@ def _standardise(tables: Any, room: Any, size: Any, first_own: Any, found: Any, 
         own[POPULARITY] = np.float64(bias[row])
         for expert in range(EXPERTS):
             own[expert] = (own[expert] - means[expert]) * scales[expert]
-
-
-@compiled
-def step_weights(weights: Any, z: Any, odds: Any, size: Any, is_new: Any, rate: Any, room: Any) -> None:
-    """Steps weights float64[EXPERTS] for the first `size` candidates. The event's is the first.
-
-    If `is_new`, all but the weight of repeats step, and else that weight alone.
-    """
-    scores, differences, sums, total, first = room.scores, room.differences, np.zeros(EXPERTS), _D0, _D0
-    highest = -np.inf
-    for c in range(size):
-        score = weights[0] * z[c, 0]
-        for expert in range(1, EXPERTS):
-            score += weights[expert] * z[c, expert]
-        scores[c] = score
-        highest = max(highest, score)
-    for c in range(size):
-        differences[c] = np.float32(scores[c] - highest)
-    for c in range(size):
-        differences[c] = scalar.exp(differences[c])
-    for c in range(size):
-        q = odds[c] * np.float64(differences[c])
-        total += q
-        for expert in range(EXPERTS):
-            sums[expert] += q * z[c, expert]
-    first = odds[0] * np.float64(differences[0])
-    factor = np.sqrt(first / total) if is_new else _D1
-    for expert in range(EXPERTS):
-        if (expert != REPEATS) == is_new:
-            step = min(max((sums[expert] / total - z[0, expert]) * factor, -STEP_MAX), STEP_MAX)
-            least = POPULARITY_MIN if expert == POPULARITY else 0.0
-            weights[expert] = max(weights[expert] - rate * step, least)
-
-
-@compiled
-def logarithm(count: Any) -> Any:
-    """log(1 + count) of the semantics."""
-    mantissa, exponent = math.frexp(_F1 + count)
-    return np.float32(exponent - 1) + (_F2 * np.float32(mantissa) - _F1)
-
-
-@compiled
-def step_blend(mix: Any, counts: Any, size: Any, unit: Any, rate: Any, room: Any) -> None:
-    """Steps the learned blend after `step_weights` for the same candidates.
-
-    `counts` float32[any, 2] are those of the items. `unit` is the weight of popularity before the
-    step times its scale.
-    """
-    total, summed, rows = _D0, _D0, room.rows
-    for c in range(size):
-        q = room.odds[c] * np.float64(room.differences[c])
-        total += q
-        summed += q * np.float64(logarithm(counts[np.uint64(rows[c]), 1]))
-    first = room.odds[0] * np.float64(room.differences[0])
-    away = summed / total - np.float64(logarithm(counts[np.uint64(rows[0]), 1]))
-    step = min(max((away * unit) * np.sqrt(first / total), -STEP_MAX), STEP_MAX)
-    mix[LEARNED_BLEND] = min(max(mix[LEARNED_BLEND] - (rate * BLEND_RATE) * step, 0.0), BLEND_MAX)
 
 
 @compiled
@@ -446,7 +416,7 @@ def _predict(tables: Any, person: Any, user: Any, event: Any, row: Any, shared: 
         desk,
     )
     fold_moments(items, shared.rates.k, count, desk)
-    found = _count_followers(tables, person, shared, decays.counts, count, room, desk)
+    found = _count_followers(tables, person, user, shared, decays.counts, count, room, desk)
     kept = find_repeats(person, decays.repeats, count, desk)
     popularity_moments(shared.mix, count, desk)
     followers, own = desk.followers.rows, desk.repeats.rows
@@ -455,13 +425,15 @@ def _predict(tables: Any, person: Any, user: Any, event: Any, row: Any, shared: 
     size = _add_own(person, row, followers, found, desk.repeats, known, room)
     _standardise(tables, room, size, known, found, kept, desk)
     group = group_of(tables.users, user, person.count)
-    weights = shared.mix[group : group + np.uint64(EXPERTS)]
+    weights = desk.weights
+    load_weights(shared.mix, group, weights)
     if is_new:
         unit = weights[POPULARITY] * desk.scales[POPULARITY]
         step_weights(weights, room.z, room.odds, known, True, shared.step, room)
         if tables.popularity.shape[1] > 1:
             step_blend(shared.mix, tables.popularity, known, unit, shared.step, room)
     step_weights(weights, room.z, room.odds, size, False, shared.step * REPEATS_RATE, room)
+    store_weights(shared.mix, group, weights)
 
 
 @compiled

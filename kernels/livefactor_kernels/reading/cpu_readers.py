@@ -11,91 +11,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.history import DECAY_STEPS
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.numbers.parts import inlined
-from livefactor_kernels.reading import COUNTS, EXPERTS, FOLDS, POPULARITY, REPEATS
+from livefactor_kernels.reading import COUNTS, EXPERTS, FOLDS, NEIGHBORS, POPULARITY, REPEATS
 from livefactor_kernels.reading.cpu_experts import (
     KINDS,
     Decays,
     Desk,
-    Person,
     add_gains,
     find_followers,
     find_repeats,
     fold_moments,
     fold_user,
     group_of,
+    load_weights,
     popularity_moments,
     sort_gains,
     weigh_everywhere,
     weigh_last,
     with_unobserved,
 )
+from livefactor_kernels.reading.cpu_neighbors import add_neighbors, weigh_own
+from livefactor_kernels.reading.cpu_people import Histories, Person
+from livefactor_kernels.reading.neighborhoods import Neighborhood, NeighborReader
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve.cpu_records import Side
 from livefactor_kernels.spec.model import ModelSpec
 
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
 _F0, _D0, _D1 = np.float32(0.0), np.float64(0.0), np.float64(1.0)
-_OLDEST = np.int64(DECAY_STEPS - 1)
-
-
-class Histories(NamedTuple):
-    """The remembered events of n users, end to end, each user's oldest first.
-
-    Attributes:
-        rows: item rows, uint32[m].
-        values, weights: float32[m].
-        ages: in visits, below `DECAY_STEPS`, uint32[m].
-        ends: the events of user u are ends[u]:ends[u + 1], int64[n + 1].
-    """
-
-    rows: np.ndarray
-    values: np.ndarray
-    weights: np.ndarray
-    ages: np.ndarray
-    ends: np.ndarray
-
-    def part(self, first: int, last: int) -> Histories:
-        """The histories of the users [first, last)."""
-        span = slice(int(self.ends[first]), int(self.ends[last]))
-        rows, values, weights, ages = (column[span] for column in self[:-1])
-        return Histories(rows, values, weights, ages, self.ends[first : last + 1] - self.ends[first])
-
-
-def histories_of(sections: dict[str, np.ndarray]) -> Histories:
-    """The histories of users, given the sections of their rows."""
-    rings = tuple(sections[name] for name in ("seen_rows", "seen_values", "seen_weights", "seen_visits"))
-    counts = np.minimum(sections["seen_count"], np.uint32(rings[0].shape[1]))
-    ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    size = int(ends[-1])
-    (rows, ages), (values, weights) = np.empty((2, size), np.uint32), np.empty((2, size), np.float32)
-    found = Histories(rows, values, weights, ages, ends)
-    livefactor_order_kernel(*rings, sections["seen_count"], sections["visits"], *found)
-    return found
-
-
-@compiled
-def livefactor_order_kernel(
-    ring_rows: Any, ring_values: Any, ring_weights: Any, ring_visits: Any, seen: Any, visits: Any, rows: Any,
-    values: Any, weights: Any, ages: Any, ends: Any,
-) -> None:  # fmt: skip
-    """Writes the events of rings [n, length], oldest first, to the arrays of `Histories`."""
-    length = np.uint64(ring_rows.shape[1])
-    for user in range(np.uint64(seen.size)):
-        start, stop = np.uint64(ends[user]), np.uint64(ends[user + _1])
-        first, present = np.uint64(seen[user]) - (stop - start), np.int64(visits[user])
-        for n in range(stop - start):
-            at, to = (first + n) % length, start + n
-            rows[to], values[to], weights[to] = (
-                ring_rows[user, at],
-                ring_values[user, at],
-                ring_weights[user, at],
-            )
-            age = present - np.int64(ring_visits[user, at])
-            ages[to] = np.uint32(min(max(age, np.int64(0)), _OLDEST))
 
 
 class Followers(NamedTuple):
@@ -134,26 +79,23 @@ def livefactor_lists_kernel(
 
 
 class MixReader:
-    """The experts of users. One thread may use it at a time."""
+    """The experts of users. One thread may use it at a time.
+
+    Attributes:
+        span: number of last events whose followers count.
+        neighbors: finds similar users.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._span, self._decays, self._desk = spec.counts.span, Decays.of(spec), Desk.of(spec)
+        self.span, self.neighbors = spec.counts.span, NeighborReader(spec)
+        self._decays, self._desk = Decays.of(spec), Desk.of(spec)
         self._k, self._rates = spec.k, SolveRates.of(spec)
         self._shrinkage = np.float32(spec.counts.shrinkage)
 
-    def last_rows(self, histories: Histories) -> np.ndarray:
-        """The rows of each user's last items, newest first, uint32[lists]."""
-        ends, span = histories.ends, self._span
-        lasts = [
-            histories.rows[max(start, stop - span) : stop][::-1]
-            for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
-        ]
-        return np.concatenate(lasts)
-
     def combine(
         self, users: Side, items: np.ndarray, histories: Histories, lists: dict[str, np.ndarray],
-        followers: Followers, seen: np.ndarray, gram: np.ndarray, unobserved: np.float32, mix: np.ndarray,
-        item_count: int,
+        followers: Followers, seen: np.ndarray, neighbors: Neighborhood, gram: np.ndarray,
+        unobserved: np.float32, mix: np.ndarray, item_count: int,
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:  # fmt: skip
         """Replaces the factors and biases of users by those with which scores are computed.
 
@@ -161,9 +103,10 @@ class MixReader:
             users: factors float32[n, k_padded], biases and starts.
             items: factors float32[m, k_padded] of the events' items.
             histories: the events.
-            lists: the sections of the items of `last_rows`.
+            lists: the sections of the items of `histories.last_rows`.
             followers: the followers of these items.
             seen: numbers of events of the followers, uint32[f].
+            neighbors: the similar users.
             gram: float64[2, k + 1, k + 1].
             unobserved: weight of pairs without an event.
             mix: the section.
@@ -172,7 +115,8 @@ class MixReader:
         Returns:
             The gains of items for each user (rows and gains), and the rows of the user's items.
         """
-        n, size = len(histories.ends) - 1, histories.rows.size + followers.slots.size
+        n = len(histories.ends) - 1
+        size = histories.rows.size + followers.slots.size + neighbors.events.rows.size
         rows, gains, own = np.empty(size, np.uint32), np.empty(size, np.float32), histories.rows.copy()
         ends = np.zeros((2, n + 1), np.int64)
         places, room = (
@@ -181,8 +125,8 @@ class MixReader:
         )
         livefactor_combine_kernel(
             users, Side(items, np.empty(0, np.float32)), *histories, places, lists["neighbor_counts"],
-            lists["seen_count"], *followers, seen, room, gram, unobserved, mix, np.float32(item_count), self._rates,
-            self._shrinkage, np.uint64(self._span), self._decays, self._desk, rows, gains, own, ends,
+            lists["seen_count"], *followers, seen, room, neighbors, gram, unobserved, mix, np.float32(item_count), self._rates,
+            self._shrinkage, np.uint64(self.span), self._decays, self._desk, rows, gains, own, ends,
         )  # fmt: skip
         follow, kept = ends.tolist()
         return (
@@ -208,7 +152,7 @@ def _place_followers(
             slot = np.uint64(line[place])
             if room[slot] == 0:
                 rows[size], own_seen[size], touched[size] = found[slot], seen[slot], np.uint32(slot)
-                for kind in range(KINDS):
+                for kind in range(np.uint64(gains.shape[1])):
                     gains[size, kind] = _F0
                 size += _1
                 room[slot] = np.uint32(size)
@@ -253,6 +197,8 @@ def _merge(parts: Any, found: Any, kept: Any, desk: Any, rows: Any, gains: Any, 
         if first < found and followers[first] == row:
             for kind in range(KINDS):
                 gain += parts[COUNTS + kind] * np.float64(counts[first, kind])
+            if counts.shape[1] > KINDS:
+                gain += parts[NEIGHBORS] * np.float64(counts[first, KINDS])
             first += _1
         rows[at], gains[at] = row, np.float32(gain)
         at += _1
@@ -262,9 +208,9 @@ def _merge(parts: Any, found: Any, kept: Any, desk: Any, rows: Any, gains: Any, 
 @compiled
 def livefactor_combine_kernel(
     users: Any, items: Any, rows: Any, values: Any, weights: Any, ages: Any, ends: Any, places: Any, counts: Any,
-    owns: Any, found: Any, slots: Any, used: Any, seen: Any, room: Any, gram: Any, unobserved: Any, mix: Any,
-    item_count: Any, rates: Any, shrinkage: Any, span: Any, decays: Any, desk: Any, out_rows: Any, out_gains: Any,
-    own_rows: Any, out_ends: Any,
+    owns: Any, found: Any, slots: Any, used: Any, seen: Any, room: Any, neighbors: Any, gram: Any,
+    unobserved: Any, mix: Any, item_count: Any, rates: Any, shrinkage: Any, span: Any, decays: Any, desk: Any,
+    out_rows: Any, out_gains: Any, own_rows: Any, out_ends: Any,
 ) -> None:  # fmt: skip
     """See `MixReader.combine`."""
     rates, user_gram, item_gram = with_unobserved(rates, unobserved), gram[0], gram[1]
@@ -286,11 +232,15 @@ def livefactor_combine_kernel(
                 counts, first + n, slots[first + n], used[first + n], np.float32(owns[first + n]),
                 desk.followers.other, desk.count_weights[:, n], shrinkage, desk.norms, desk.followers.loose,
             )  # fmt: skip
+        if neighbors.ends.size:
+            near, end = np.uint64(neighbors.ends[user]), np.uint64(neighbors.ends[user + _1])
+            own, similar = weigh_own(person, desk.hood), neighbors.similarities[near:end]
+            size = add_neighbors(neighbors.events, near, similar, own, desk.hood, desk.followers, size)
         sort_gains(desk.followers, size, desk.count_weights, last, count, desk)
         kept = find_repeats(person, decays.repeats, count, desk)
         popularity_moments(mix, count, desk)
-        group = group_of(users, user, person.count)
-        parts = _combine(users, user, mix[group : group + np.uint64(EXPERTS)], desk)
+        load_weights(mix, group_of(users, user, person.count), desk.weights)
+        parts = _combine(users, user, desk.weights, desk)
         at = _merge(parts, size, kept, desk, out_rows, out_gains, at)
         for n in range(kept):
             own_rows[own_at + n] = desk.repeats.rows[n]

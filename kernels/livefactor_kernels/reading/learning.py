@@ -11,6 +11,7 @@ import numpy as np
 from livefactor_kernels.numbers.random import MIX_DOMAIN, domain_key
 from livefactor_kernels.reading import (
     FOLDS,
+    GROUPS,
     MIX,
     POPULARITY,
     POPULARITY_MIN,
@@ -136,7 +137,7 @@ class Mixer:
         """Follows a record of factors. `popularity` and `bias` are those of all items."""
         if self._events:
             return
-        weights_of(self._mix, 0, has_start=True)[POPULARITY] = POPULARITY_MIN
+        weights_of(self._mix, GROUPS - 1)[POPULARITY] = POPULARITY_MIN
         weights_of(self._mix, 0)[:FOLDS] = WEIGHT_START
         rows, k = np.arange(len(bias), dtype=np.uint32), self._spec.k
         rows = rows[source.read(ITEMS, rows, ("start_events",))["start_events"] > 0]

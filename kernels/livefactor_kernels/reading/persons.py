@@ -15,7 +15,8 @@ from livefactor_kernels.pins import Pin
 from livefactor_kernels.reading import MIX, remembered
 from livefactor_kernels.reading.cpu_counts import CountReader
 from livefactor_kernels.reading.cpu_counts import Lists as ItemLists
-from livefactor_kernels.reading.cpu_readers import Histories, MixReader, followers_of, histories_of
+from livefactor_kernels.reading.cpu_people import Histories, histories_of
+from livefactor_kernels.reading.cpu_readers import MixReader, followers_of
 from livefactor_kernels.reading.remembered import distinct
 from livefactor_kernels.scoring.cpu_gains import Exclusions, Lists, with_gains
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
@@ -247,7 +248,8 @@ class PersonReader:
         for first, last in _chunks(histories.ends):
             starts = (column[first:last] if users.start_events.size else column for column in users[2:])
             part = Side(users.factors[first:last], users.bias[first:last], *starts)
-            found = self._mix_part(reader, source, part, histories.part(first, last), item_count)
+            block = user_rows[first:last], part, histories.part(first, last)
+            found = self._mix_part(reader, source, *block, item_count)
             followers += found[0]
             items += found[1]
         if own is not None:
@@ -273,11 +275,17 @@ class PersonReader:
             users.factors[is_mean, :k] = gram[k, :k] / gram[k, k]
 
     def _mix_part(
-        self, reader: MixReader, source: Source, users: Side, histories: Histories, item_count: int
+        self,
+        reader: MixReader,
+        source: Source,
+        user_rows: np.ndarray,
+        users: Side,
+        histories: Histories,
+        item_count: int,
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
         """Reads a few users, whose factors and biases are replaced (`MixReader.combine`)."""
         state, k = source.state(), self._spec.k
-        lists = source.read(ITEMS, reader.last_rows(histories), ItemLists._fields)
+        lists = source.read(ITEMS, histories.last_rows(reader.span), ItemLists._fields)
         followers = followers_of(lists)
         seen = source.read(ITEMS, followers.rows, ("seen_count",))["seen_count"]
         unobserved = np.float32(state[UNOBSERVED][0]) if UNOBSERVED in state else self._rates.unobserved
@@ -287,9 +295,9 @@ class PersonReader:
             gram = gram.copy()
             gram[USERS, k, k] = 0.0
         items = source.gather(ITEMS, histories.rows)[0]
-        return reader.combine(
-            users, items, histories, lists, followers, seen, gram, unobserved, state[MIX], item_count
-        )
+        neighbors = reader.neighbors.read(source, user_rows, histories)
+        parts = users, items, histories, lists, followers, seen, neighbors
+        return reader.combine(*parts, gram, unobserved, state[MIX], item_count)
 
     def _mix_reader(self) -> MixReader:
         reader: MixReader | None = getattr(self._memory, "mix", None)

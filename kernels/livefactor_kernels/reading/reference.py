@@ -18,6 +18,8 @@ from livefactor_kernels.reading import (
     EXPERTS,
     FOLDS,
     LEARNED_BLEND,
+    NEIGHBOR_WEIGHTS,
+    NEIGHBORS,
     OWN_MAX,
     POPULARITY,
     POPULARITY_MIN,
@@ -26,7 +28,9 @@ from livefactor_kernels.reading import (
     SQUARES,
     STEP_MAX,
     SUM,
+    kinds_of,
     recent_decay,
+    weights_of,
 )
 from livefactor_kernels.reading.reference_experts import Experts, Panel
 from livefactor_kernels.reading.remembered import Remembered, Source, distinct, remembered
@@ -46,7 +50,7 @@ class ReferenceArithmetic:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec, self._panel = spec, Panel(spec)
         self._rate = np.float64(np.float32(spec.mix.learning_rate))
-        self._recent_decay = recent_decay(spec)
+        self._recent_decay, self._kinds = recent_decay(spec), kinds_of(spec)
 
     def predicted(self, key: np.uint64, run: UpdateRun, shares: np.ndarray, items: np.ndarray) -> np.ndarray:
         """See `learning.Arithmetic.predicted`."""
@@ -85,9 +89,7 @@ class ReferenceArithmetic:
         events = self._remembered(update, event, source)
         known = Remembered(*(column[events.rows < len(bias)] for column in events))
         experts = self._panel.of(source, update.user_rows[event : event + 1], known, update.item_count)
-        candidates, odds = self._candidates(
-            key, update, event, row, known.rows, experts.counts[0].rows, len(bias)
-        )
+        candidates, odds = self._candidates(key, update, event, row, known.rows, experts.gaining(), len(bias))
         own = distinct(known.rows[-OWN_MAX:])
         own = own[own != row]
         z = self._standardised(experts, source, np.concatenate([candidates, own]).astype(np.uint32))
@@ -96,10 +98,13 @@ class ReferenceArithmetic:
             new = np.ascontiguousarray(z[:, : len(candidates)])
             unit = weights[POPULARITY] * experts.moments[POPULARITY].scale
             likely = step(weights, new, odds, _NEW_ITEM, self._rate, True)
-            if len(mix) > BLEND:
+            if self._kinds > 1:
                 recent = source.read(ITEMS, candidates.astype(np.uint32), ("popularity",))["popularity"]
                 step_blend(mix, recent[:, 1], likely, unit, self._rate)
         step(weights, z, np.append(odds, np.ones(len(own))), ~_NEW_ITEM, self._rate * REPEATS_RATE, False)
+        weights_of(mix, experts.group)[:] = weights[:NEIGHBORS]
+        if self._spec.mix.neighbors:
+            mix[NEIGHBOR_WEIGHTS + experts.group] = weights[NEIGHBORS]
 
     def _candidates(
         self,
@@ -108,11 +113,11 @@ class ReferenceArithmetic:
         event: int,
         row: int,
         own: np.ndarray,
-        followers: np.ndarray,
+        gaining: np.ndarray,
         items: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The candidates' rows int64[c] and odds float64[c], of the event's item first."""
-        near = np.setdiff1d(followers, own)
+        near = np.setdiff1d(gaining, own)
         near = np.concatenate([[row], near[near != row]]).astype(np.int64)
         is_further = np.ones(items, bool)
         is_further[near] = is_further[own] = False
@@ -133,6 +138,7 @@ class ReferenceArithmetic:
         for expert, gains in enumerate((*experts.counts, experts.repeats), COUNTS):
             scores[expert] = gains.at(rows)
         scores[POPULARITY] = bias
+        scores[NEIGHBORS] = experts.neighbors.at(rows)
         for expert, moment in enumerate(experts.moments):
             scores[expert] = (scores[expert] - moment.mean) * moment.scale
         return scores
@@ -180,7 +186,7 @@ class ReferenceArithmetic:
     def decay(self, popularity: np.ndarray, bias: np.ndarray, mix: np.ndarray) -> None:
         """See `learning.Arithmetic.decay`."""
         mix[SUM] = mix[SQUARES] = 0.0
-        if len(mix) > BLEND:
+        if self._kinds > 1:
             mix[BLEND] = np.float32(mix[LEARNED_BLEND])
         factors = np.array([DECAY, self._recent_decay])[: popularity.shape[1]]
         for row in range(len(bias)):

@@ -17,11 +17,19 @@ from livefactor_kernels.reading import (
     FOLDS,
     HALF_LIVES,
     MIX,
+    NEIGHBOR_DISTANCE,
+    NEIGHBOR_EVENTS,
+    NEIGHBOR_HALF_LIFE,
+    NEIGHBOR_SPAN,
+    NEIGHBOR_USERS,
+    NEIGHBOR_WEIGHTS,
+    NEIGHBORS,
     POPULARITY,
     REPEATS,
     SQUARES,
     SUM,
     Moments,
+    group_of,
     moments,
     weights_of,
 )
@@ -58,16 +66,23 @@ class Experts(NamedTuple):
     Attributes:
         folds: the folded-in rows, float32[FOLDS, k_padded].
         counts: gains of items for each of `COUNT_HALF_LIVES`. Their rows are the same.
-        repeats: gains of items.
+        repeats, neighbors: gains of items.
         moments: the moments of the experts' scores, by expert.
-        weights: the weights of the user's group, float64[EXPERTS]; a view of the state.
+        group: the user's group.
+        weights: the weights of the group, float64[EXPERTS].
     """
 
     folds: np.ndarray
     counts: list[Gains]
     repeats: Gains
+    neighbors: Gains
     moments: list[Moments]
+    group: int
     weights: np.ndarray
+
+    def gaining(self) -> np.ndarray:
+        """The rows of the items that gain from counts or from similar users."""
+        return distinct(np.concatenate([self.counts[0].rows, self.neighbors.rows]))
 
     def combined(self) -> tuple[np.ndarray, np.float32, Gains]:
         """The row float32[k_padded], the bias and the gains of the user, as scores use them."""
@@ -79,7 +94,8 @@ class Experts(NamedTuple):
             shift -= scaled[expert] / unit * self.moments[expert].mean
             if expert < FOLDS:
                 row += (scaled[expert] / unit) * self.folds[expert]
-        rows = distinct(np.concatenate([self.counts[0].rows, self.repeats.rows]))
+        parts = self.counts[0].rows, self.repeats.rows, self.neighbors.rows
+        rows = distinct(np.concatenate(parts))
         gains = np.zeros(len(rows))
         gains[np.searchsorted(rows, self.repeats.rows)] = (
             scaled[REPEATS] / unit
@@ -89,6 +105,9 @@ class Experts(NamedTuple):
         for expert, counts in enumerate(self.counts, COUNTS):
             follow += (scaled[expert] / unit) * counts.gains.astype(np.float64)
         gains[places] = follow
+        gains[np.searchsorted(rows, self.neighbors.rows)] += (
+            scaled[NEIGHBORS] / unit
+        ) * self.neighbors.gains.astype(np.float64)
         return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
 
 
@@ -112,14 +131,19 @@ class Panel:
         gram = state[GRAM].reshape(2, k + 1, k + 1)[ITEMS]
         folds = self._folds(source, user_row, events, state, items)
         counts, repeats = self._counts(source, events), self._repeats(events)
+        neighbors = (
+            similar_users(source, user_row, events, self._spec) if self._spec.mix.neighbors else NO_GAINS
+        )
         sums = [_row_sums(fold[:k], gram) for fold in folds]
         sums += [_sums(each.gains) for each in (*counts, repeats)]
-        sums.append((float(state[MIX][SUM]), float(state[MIX][SQUARES])))
+        sums += [(float(state[MIX][SUM]), float(state[MIX][SQUARES])), _sums(neighbors.gains)]
         count = max(float(gram[k, k]), 1.0)
         found = [moments(total, squares, count) for total, squares in sums]
         has_start = self._start(source, user_row) is not None
-        weights = weights_of(state[MIX], len(events.rows), has_start)
-        return Experts(folds, counts, repeats, found, weights)
+        group = group_of(len(events.rows), has_start)
+        similar = state[MIX][NEIGHBOR_WEIGHTS + group] if self._spec.mix.neighbors else 0.0
+        weights = np.append(weights_of(state[MIX], group), similar)
+        return Experts(folds, counts, repeats, neighbors, found, group, weights)
 
     def _start(self, source: Source, user_row: np.ndarray) -> tuple[np.ndarray, np.float32] | None:
         if not self._spec.solve.start_events:
@@ -196,3 +220,34 @@ def _sums(gains: np.ndarray) -> tuple[float, float]:
     """The sums of gains and of their squares, from left to right."""
     wide = np.append(0.0, gains.astype(np.float64))
     return float(np.cumsum(wide)[-1]), float(np.cumsum(wide * wide)[-1])
+
+
+def similar_users(source: Source, user_row: np.ndarray, events: Remembered, spec: ModelSpec) -> Gains:
+    """The gains of the last items of similar users."""
+    last = slice(-1, -NEIGHBOR_SPAN - 1, -1)
+    own, liked = np.ascontiguousarray(events.rows[last]), events.values[last] > 0
+    weights = events.weights[last] * decays(NEIGHBOR_HALF_LIFE)[: len(own)] * liked
+    taken, similar = source.recent(ITEMS, own, NEIGHBOR_USERS), dict[int, np.float32]()
+    for j, weight in enumerate(weights):
+        count = int(taken.counts[j])
+        others = taken.rows[j, :count][taken.values[j, :count] > 0]
+        # dict.fromkeys keeps the order.
+        for other in dict.fromkeys(others.tolist()) if weight > 0 else ():
+            if other != user_row[0]:
+                similar[other] = similar.get(other, np.float32(0.0)) + weight
+    # sorted keeps the order of equals.
+    neighbors = sorted(similar, key=lambda user: -similar[user])[: spec.mix.neighbors]
+    had = source.recent(USERS, np.array(neighbors, np.uint32), NEIGHBOR_EVENTS)
+    gains, shared = dict[int, np.float32](), set(own[weights > 0].tolist())
+    for user, rows, values, worth, count in zip(neighbors, *had, strict=True):
+        places = [place for place in range(int(count)) if values[place] > 0]
+        nearest = next((place for place in places if int(rows[place]) in shared), None)
+        first: dict[int, int] = {}
+        for place in places if nearest is not None else ():
+            first.setdefault(int(rows[place]), place)
+        for row, place in first.items():
+            assert nearest is not None
+            gain = (similar[user] * worth[place]) * decays(NEIGHBOR_DISTANCE)[abs(place - nearest)]
+            gains[row] = gains.get(row, np.float32(0.0)) + gain
+    rows = np.array(sorted(gains), np.uint32)
+    return Gains(rows, np.array([gains[row] for row in rows.tolist()], np.float32))

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS
+from livefactor_kernels.tables.recent import Recent
 
 
 def distinct(rows: np.ndarray) -> np.ndarray:
@@ -47,6 +48,10 @@ class Source(Protocol):
 
     def read(self, side: int, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """See `backend.Backend.read`."""
+        ...
+
+    def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
+        """See `backend.Backend.recent`."""
         ...
 
 

@@ -9,6 +9,7 @@ import mmap
 import numpy as np
 
 from livefactor_kernels.simd.arena import Arena
+from livefactor_kernels.simd.sparing import is_sparing
 
 # The number of Linux. Older Pythons have no name for it in the module mmap.
 _MAP_NORESERVE = 0x4000
@@ -30,15 +31,16 @@ def is_sharing() -> bool:
 def reserve(shape: tuple[int, ...], dtype: str | type | np.dtype, huge: bool = True) -> np.ndarray:
     """A zeroed, page-aligned array of `shape`. A page takes memory when it is first written.
 
-    It asks for huge pages, or for pages of 4 KiB if not `huge`.
+    It asks for huge pages, or for pages of 4 KiB if not `huge` or if the process is sparing.
     """
     count = math.prod(shape)
     size = max(1, count * np.dtype(dtype).itemsize)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Without transparent huge pages the array is slower, but usable.
+        is_huge = huge and not is_sparing()
         with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+            memory.madvise(mmap.MADV_HUGEPAGE if is_huge else mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 

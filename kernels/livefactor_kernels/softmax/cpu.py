@@ -7,12 +7,17 @@ second one sums the gradients of the negatives (`cpu_items.py`), while the first
 next chunk. Each steps half of the items of a micro-batch. They synchronise through words of memory
 on which they wait. A single thread does the same in the same order. So the number of threads
 changes no bit.
+
+If other work takes the processor from one of the two threads, the other one waits in vain: then two
+threads take many times as long as one. So `Sharing` chooses one thread while processors are busy.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -28,6 +33,7 @@ from livefactor_kernels.simd.atomics import load_acquire, store_release
 from livefactor_kernels.simd.gradients import CHUNK_EVENTS, Chains, reset
 from livefactor_kernels.simd.helper import Helper
 from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.simd.sparing import is_sparing
 from livefactor_kernels.simd.steps import ONE, WORD_BYTES, ZERO, row_bytes, word
 from livefactor_kernels.softmax.cpu_events import (
     Chunk,
@@ -56,6 +62,12 @@ SHARED_EVENTS = 512
 
 A single thread learns fewer events in less time than it takes to wake the other.
 """
+SHARED_BATCH = 128
+"""Minimum number of events of a micro-batch for two threads, since they meet in each of them."""
+UNDISTURBED = 0.8
+"""A thread that works on a record for less than this share of its time was interrupted."""
+ALONE_RECORDS, ALONE_RECORDS_MAX = 16, 4096
+"""Records that one thread learns after two threads were interrupted. They double each time."""
 _WORDS_OF_LINE = 8
 
 
@@ -268,6 +280,28 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Sharing:
+    """Whether two threads share the next record. It changes no bit."""
+
+    def __init__(self) -> None:
+        self._alone, self._next = 0, ALONE_RECORDS
+
+    def is_wise(self) -> bool:
+        """Whether two threads should share a record now."""
+        self._alone -= 1
+        return self._alone < 0
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Observes a thread that shares a record with another one."""
+        worked, began = time.thread_time(), time.perf_counter()
+        yield
+        if time.thread_time() - worked >= UNDISTURBED * (time.perf_counter() - began):
+            self._next = ALONE_RECORDS
+            return
+        self._alone, self._next = self._next, min(2 * self._next, ALONE_RECORDS_MAX)
+
+
 class Softmax(Stateless):
     """Learns from records."""
 
@@ -284,7 +318,8 @@ class Softmax(Stateless):
         self._kernel = softmax_kernel(spec.k_padded // LANES, Method.of(spec))
         is_in_batch = spec.softmax.proposal == Proposal.IN_BATCH
         self._sizes = Sizes(np.uint64(spec.micro_batch), np.uint64(spec.group_events), is_in_batch)
-        self._helper = Helper("softmax") if processors() > 1 else None
+        can_share = processors() > 1 and spec.micro_batch >= SHARED_BATCH and not is_sparing()
+        self._helper, self._sharing = Helper("softmax") if can_share else None, Sharing()
         empty = np.empty(0, np.uint32)
         nothing = Update(0, empty, empty, None, None, 0, 0)
         self.prepare([nothing])
@@ -314,11 +349,12 @@ class Softmax(Stateless):
             _NO_FLOATS if column is None else writable(column) for column in (update.values, update.weights)
         )
         record = Record(update.user_rows, update.item_rows, values, weights, self._shared)
-        if self._helper is None or update.user_rows.size < SHARED_EVENTS:
+        is_large = update.user_rows.size >= SHARED_EVENTS
+        if self._helper is None or not is_large or not self._sharing.is_wise():
             self._run(ALONE, record)
             return
         self._words.fill(0)
-        with self._helper.running(self._run, SECOND, record):
+        with self._helper.running(self._run, SECOND, record), self._sharing.observed():
             self._run(FIRST, record)
 
     def _run(self, role: np.uint64, record: Record) -> None:

@@ -24,6 +24,7 @@ from livefactor_kernels.spec.model import (
     MAX_REPLAY_PER_EVENT,
     MAX_REPLAY_SIZE,
     MAX_SHARED_NEGATIVES,
+    MAX_SIMILAR_USERS,
     MAX_WINDOW,
     MIN_WINDOW,
     RATE_STEPS_MAX,
@@ -151,6 +152,9 @@ def _check_mix(spec: ModelSpec) -> None:
     recent = spec.mix.recent_half_life
     is_given = recent == 0.0 or _is_half_life(recent, 0.1)
     _require(is_given, "mix.recent_half_life", "0.1..1e6, or 0", recent)
+    similar = spec.mix.neighbors
+    _require(0 <= similar <= MAX_SIMILAR_USERS, "mix.neighbors", f"0..{MAX_SIMILAR_USERS}", similar)
+    _require(not similar or recent > 0, "mix.recent_half_life", "above 0 with mix.neighbors", recent)
     if not rate:
         return
     _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with a mix", spec.loss)

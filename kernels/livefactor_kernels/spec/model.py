@@ -40,6 +40,7 @@ MAX_DIMENSION = 1024
 MAX_FEATURES = 1 << 20
 """Maximum number of distinct features of a side."""
 MAX_FEATURES_PER_ID = 64
+MAX_SIMILAR_USERS = 512
 MAX_REPLAY_SIZE = 1 << 20
 MIN_WINDOW, MAX_WINDOW = 16, 1 << 24
 RATE_STEPS_MAX = 24
@@ -239,10 +240,13 @@ class Mix:
         learning_rate: learning rate of the weights. With 0 there is no mix.
         recent_half_life: half-life of recent popularity, in events as multiples of the number of
             items. What it adds to popularity is learned. With 0 there is none.
+        neighbors: number of similar users whose last events score, up to `MAX_SIMILAR_USERS`. With
+            0 there are none.
     """
 
     learning_rate: float = 0.0
     recent_half_life: float = 0.0
+    neighbors: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import word
 from livefactor_kernels.spec.model import USERS, ModelSpec
 from livefactor_kernels.tables import NO_ROW, RINGS, ring_length
+from livefactor_kernels.tables.recent import Recent
 
 _TYPES = (np.uint32, np.float32, np.float32, np.uint32)
 GRANULE = 8
@@ -169,6 +170,12 @@ class Pages:
         """The rows of the last `most` events of each of `rows`, uint32[any]."""
         out = np.empty(len(rows) * most, np.uint32)
         return out[: int(_recent_kernel(self.fields, rows, np.uint64(most), out))]
+
+    def newest(self, rows: np.ndarray, seen: np.ndarray, most: int) -> Recent:
+        """The last `most` events of rows uint32[n] that had had `seen` uint32[n] events."""
+        found = Recent.of(len(rows), most)
+        _newest_kernel(self.fields, rows, seen, np.uint64(most), *found)
+        return found
 
 
 class Memory(NamedTuple):
@@ -329,6 +336,20 @@ def one_back(memory: Any, index: Any, place: Any) -> Any:
 
 
 @inlined
+def copy_newest(memory: Any, row: Any, line: Any, most: Any, found: Any) -> None:
+    """Copies the last `most` events of a row to line number `line` of a `Recent`."""
+    count = min(min(word(memory.seen, row), memory.length), most)
+    found.counts[line] = np.uint32(count)
+    if count > _0:
+        index, place = newest(memory, row)
+        for back in range(count):
+            found.rows[line, back] = np.uint32(word(memory.rows, index))
+            found.values[line, back] = _read_float(memory.values, index)
+            found.weights[line, back] = _read_float(memory.weights, index)
+            index, place = one_back(memory, index, place)
+
+
+@inlined
 def remembered_events(memory: Any, row: Any, room: Any) -> Any:
     """The remembered events of a row, end to end in the order of the places.
 
@@ -431,3 +452,29 @@ def _recent_kernel(fields: Any, rows: Any, most: Any, out: Any) -> Any:
             found += _1
             index, place = one_back(memory, index, place)
     return found
+
+
+@compiled
+def _newest_kernel(
+    fields: Any, rows: Any, seen: Any, most: Any, others: Any, values: Any, weights: Any, counts: Any
+) -> None:
+    # From the first page on, since the newest page may have changed since then.
+    memory = memory_of(fields)
+    for i in range(np.uint64(rows.size)):
+        total = np.uint64(seen[i])
+        held = min(total, memory.length)
+        wanted = min(held, most)
+        counts[i] = np.uint32(wanted)
+        if wanted == _0:
+            continue
+        last, page, place = (total - _1) % memory.length, _first_page(memory, np.uint64(rows[i])), _0
+        first = last + _1 - wanted if last + _1 >= wanted else _0
+        while place < held:
+            index, stop = page * _8 - place, min(place + _size(place), held)
+            for at in range(max(place, first), stop):
+                back = last - at if at <= last else last + memory.length - at
+                if back < wanted:
+                    others[i, back] = word(memory.rows, index + at)
+                    values[i, back] = _read_float(memory.values, index + at)
+                    weights[i, back] = _read_float(memory.weights, index + at)
+            place, page = stop, _page_after(memory, page)

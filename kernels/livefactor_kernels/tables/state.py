@@ -4,7 +4,7 @@
     features.*  the rows of features, their keys and progress (`solve/features/__init__.py`)
     gram      float64[2 (k + 1)^2]: Gram matrices of users and items (`solve/__init__.py`)
     mix       float64[35]: weights of experts, and sums of popularity (`reading/__init__.py`), and
-              float64[37] with the blend of recent popularity
+              float64[37] with the blend of recent popularity, float64[41] with similar users
     prior.*   the map of embeddings and its sums (`solve/prior/__init__.py`)
     rates     float64[5]: an adaptive learning rate (`sgd/adaptive.py`)
     replay.*  [replay.size] each: events for replay (`replay/__init__.py`)

@@ -32,7 +32,7 @@ ADDED_MAX = 8
 """Maximum number of challengers of a model that were added by hand."""
 
 WAIT_S = 60.0
-"""Seconds that a process waits for further events. Then it ends, to free its memory."""
+"""Seconds that a process waits for further events or CPU time. Then it ends, to free its memory."""
 
 RESTART_S, RESTART_S_MAX = 1.0, 600.0
 """Seconds until a process that died is started again. They double each time."""
@@ -409,9 +409,18 @@ class Challengers:
         return since_s > 0 and time.monotonic() - since_s > WAIT_S
 
     def _pause(self) -> None:
-        """Ends a process that waits for events. It starts again when its round can end."""
-        assert self._report is not None and self._notes.plan is not None
-        plan = replace(self._notes.plan, resume_at=self._report.round_end)
+        """Ends a process that waits for events. It starts again when its round can end.
+
+        If it waits for its allowance, it starts again when that is enough for the whole contest,
+        which begins again.
+        """
+        report, plan = self._report, self._notes.plan
+        assert report is not None and plan is not None
+        resume_at = report.round_end
+        if report.is_too_dear:
+            own_s = report.figures[0].event_s
+            resume_at = max(resume_at, schedule.affordable_at(plan, report, self._notes.spent_s, own_s))
+        plan = replace(plan, resume_at=resume_at)
         self._end_process()
         self._save(replace(self._notes, plan=plan))
 

@@ -117,7 +117,8 @@ class Report:
         round: the number of complete rounds.
         round_end: number of learned events at which the running round ends.
         cpu_s: CPU seconds so far.
-        is_waiting: whether it has learned all that it may.
+        is_waiting: whether it has learned all that it may, or may take no more CPU time.
+        is_too_dear: whether it waits, because it may take no more CPU time.
         over: whether the contest has ended.
         winner: the name of the challenger that won, or "".
         figures: of all contestants, the champion's first.
@@ -130,6 +131,7 @@ class Report:
     round_end: int = 0
     cpu_s: float = 0.0
     is_waiting: bool = False
+    is_too_dear: bool = False
     over: bool = False
     winner: str = ""
     figures: tuple[Figures, ...] = field(default_factory=tuple)

@@ -16,7 +16,10 @@ challengers that were added by hand is not limited.
 
 from __future__ import annotations
 
+from math import ceil
+
 from livefactor_server.challenging.contest import FIRST_ROUND_EVENTS, ROUNDS
+from livefactor_server.challenging.messages import Report
 from livefactor_server.challenging.notes import Notes, Plan
 
 WARM_UP = 1_000
@@ -36,6 +39,21 @@ def allowance(events: int) -> float:
     first events, which take longer.
     """
     return FIRST_SHARE * min(events, FIRST_EVENTS) + LATER_SHARE * max(0, events - FIRST_EVENTS)
+
+
+def affordable_at(plan: Plan, report: Report, spent_s: float, champion_s: float) -> int:
+    """The number of events of the log at which a contest that begins again can be completed.
+
+    Args:
+        plan: the contest.
+        report: how far it came, and what this cost.
+        spent_s: CPU seconds of all contests so far.
+        champion_s: CPU seconds in which the champion learns an event, above 0.
+    """
+    whole_s = report.cpu_s * (plan.judge_from + RECENT) / max(1, report.learned)
+    cost: float = (spent_s + whole_s) / champion_s
+    first = FIRST_SHARE * FIRST_EVENTS
+    return ceil(cost / FIRST_SHARE if cost <= first else FIRST_EVENTS + (cost - first) / LATER_SHARE)
 
 
 def next_plan(notes: Notes, events: int, automatic: bool, drifted: bool) -> Plan | None:

@@ -22,6 +22,7 @@ from typing import TextIO
 
 import numpy as np
 
+from livefactor_kernels.simd import sparing
 from livefactor_kernels.spec.model import Loss
 from livefactor_server.challenging import contestants, steps
 from livefactor_server.challenging.contest import Contest, Evidence, Standing
@@ -127,7 +128,7 @@ class Worker:
         self._check_memory()
         self._report()
         while not contest.over and self._is_too_dear():
-            self._report(at_once=True)
+            self._report(is_waiting=True, at_once=True)
             self._listen()
 
     def _release(self) -> None:
@@ -172,7 +173,8 @@ class Worker:
         report = Report(
             revision=self._revision, learned=self._learned, judged=self._judged, round=contest.round,
             round_end=contest.round_end, cpu_s=self._pace.cpu_s, is_waiting=is_waiting,
-            over=contest.over, winner="" if winner is None else winner.name, figures=figures,
+            is_too_dear=is_waiting and not contest.over and self._is_too_dear(), over=contest.over,
+            winner="" if winner is None else winner.name, figures=figures,
         )  # fmt: skip
         self._out.write(report.to_line())
         self._out.flush()
@@ -204,6 +206,7 @@ def _listen(orders: queue.SimpleQueue[Go]) -> None:
 def main() -> None:
     """Runs the contest of the task on standard input."""
     os.nice(NICE)
+    sparing.spare()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     task, orders = Task.from_line(sys.stdin.readline()), queue.SimpleQueue[Go]()
     sealing.use(Key(bytes.fromhex(task.key)) if task.key else None)

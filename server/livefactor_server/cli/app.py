@@ -26,7 +26,7 @@ from livefactor_server.cli.demo import command as demo  # noqa: F401
 from livefactor_server.cli import token  # noqa: F401
 from livefactor_server.cli.tune import command as tune  # noqa: F401
 from livefactor_server.cli.content import commands as embeddings  # noqa: F401
-from livefactor_server.cli.content import features  # noqa: F401
+from livefactor_server.cli.content import encode, features  # noqa: F401
 from livefactor_server.cli import similar  # noqa: F401
 from livefactor_server.cli.operations import backup, console, doctor, health  # noqa: F401
 from livefactor_server.cli.top import command as top  # noqa: F401

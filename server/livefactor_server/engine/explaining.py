@@ -28,6 +28,7 @@ from livefactor_kernels.reading import (
     EXPERTS,
     FOLDS,
     HALF_LIVES,
+    NEIGHBORS,
     POPULARITY,
     REPEATS,
 )
@@ -35,6 +36,7 @@ from livefactor_kernels.reading.persons import Events, PersonReader, Persons
 from livefactor_kernels.reading.reference_experts import Panel
 from livefactor_kernels.reading.remembered import Remembered
 from livefactor_kernels.scoring import cpu as scoring
+from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.model.state import ModelState
 
@@ -195,7 +197,7 @@ class Explainer:
             said[fold] = found.folds[fold].astype(np.float64) @ y
         for expert, gains in enumerate((*found.counts, found.repeats), COUNTS):
             said[expert] = gains.at(item)[0]
-        said[POPULARITY] = item_bias[0]
+        said[POPULARITY], said[NEIGHBORS] = item_bias[0], found.neighbors.at(item)[0]
         scaled = [weight * moment.scale for weight, moment in zip(found.weights, found.moments, strict=True)]
         unit = scaled[POPULARITY] or 1.0
         return tuple(
@@ -207,7 +209,7 @@ class Explainer:
                 float(found.weights[expert]),
                 float(scaled[expert] / unit * (said[expert] - found.moments[expert].mean)),
             )
-            for expert, name in enumerate(_expert_names())
+            for expert, name in enumerate(_expert_names(self._state.spec))
         )
 
     def _carriers(
@@ -243,11 +245,12 @@ def _without(events: Events, number: int) -> Events:
     return Events(rows, values, weights, repeats, ages, events.items, events.truncated)
 
 
-def _expert_names() -> tuple[str, ...]:
+def _expert_names(spec: ModelSpec) -> tuple[str, ...]:
     def named(name: str, half_life: float) -> str:
         return f"{name}, half-life {half_life:g} visits" if half_life else name
 
     names = [named("factors", each) for each in HALF_LIVES]
     names += [named("followers", each) for each in COUNT_HALF_LIVES]
-    assert (len(names), REPEATS + 1) == (REPEATS, POPULARITY)
-    return (*names, "repeats", "popularity")
+    assert (len(names), REPEATS + 1, POPULARITY + 1) == (REPEATS, POPULARITY, NEIGHBORS)
+    similar = ("similar users",) if spec.mix.neighbors else ()
+    return (*names, "repeats", "popularity", *similar)

@@ -16,8 +16,12 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from livefactor.wire.ids import ids_of_texts
+from livefactor.wire.limits import SHA256_BYTES
 
 PARQUET = (".parquet", ".pq")
+
+HASH_KEY = b"livefactor.encoder_hash"
+"""The key of the metadata of a parquet file that holds the hash of what made its vectors."""
 
 
 class VectorFileError(ValueError):
@@ -149,12 +153,33 @@ def read_texts(file: Path, item: str, columns: list[str], string_ids: bool) -> t
     return ids_of_texts(ids), texts
 
 
-def write_vectors(file: Path, ids: Any, vectors: np.ndarray) -> None:
+def write_vectors(file: Path, ids: Any, vectors: np.ndarray, encoder_hash: str = "") -> None:
     """Writes a parquet file with the columns item_id and embedding.
 
-    `ids` are n integers or strings, and `vectors` float32[n, d].
+    `ids` are n integers or strings, and `vectors` float32[n, d]. `encoder_hash` is the SHA-256 hash
+    of what made the vectors, in hex. `hash_of` reads it.
     """
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
     lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     kind = pa.string() if len(ids) and isinstance(ids[0], str) else pa.uint64()
-    parquet.write_table(pa.table({"item_id": pa.array(ids, kind), "embedding": lists}), file)
+    table = pa.table({"item_id": pa.array(ids, kind), "embedding": lists})
+    parquet.write_table(table.replace_schema_metadata({HASH_KEY: encoder_hash.encode()}), file)
+
+
+def hash_of(file: Path) -> bytes:
+    """The hash of what made the vectors of a file, empty if the file does not say.
+
+    Raises:
+        VectorFileError: the file says something else than a SHA-256 hash.
+        OSError: the file cannot be opened.
+    """
+    if file.suffix.lower() not in PARQUET:
+        return b""
+    told = (parquet.read_schema(file).metadata or {}).get(HASH_KEY, b"")
+    try:
+        found = bytes.fromhex(told.decode())
+        if len(found) in (0, SHA256_BYTES):
+            return found
+    except ValueError:
+        pass
+    raise VectorFileError(f"{HASH_KEY.decode()}: expected a SHA-256 hash in hex")

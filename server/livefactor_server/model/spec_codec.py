@@ -63,7 +63,7 @@ _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
     "history": ("paged",),
-    "mix": ("recent_half_life",),
+    "mix": ("recent_half_life", "neighbors"),
     "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
 }

@@ -19,6 +19,8 @@ from livefactor_kernels.reading import (
     GROUPS,
     LEARNED_BLEND,
     MIX,
+    NEIGHBOR_WEIGHTS,
+    NEIGHBORS,
     POPULARITY,
     POPULARITY_MIN,
     REPEATS,
@@ -30,7 +32,8 @@ from livefactor_kernels.reading import (
     predicted_share,
 )
 from livefactor_kernels.reading.cpu import CpuArithmetic
-from livefactor_kernels.reading.cpu_learning import Candidates, step_weights
+from livefactor_kernels.reading.cpu_learning import Candidates
+from livefactor_kernels.reading.cpu_steps import step_weights
 from livefactor_kernels.reading.persons import Events, PersonReader
 from livefactor_kernels.reading.reference import ReferenceArithmetic, step
 from livefactor_kernels.reading.reference_experts import Panel
@@ -58,9 +61,13 @@ def mix_spec(**changes: object) -> ModelSpec:
     return solve_spec(**{**fields, **changes})
 
 
+def similar_spec(**changes: object) -> ModelSpec:
+    return mix_spec(mix=Mix(0.2, 0.5, 10), **changes)
+
+
 def weights(model: CpuModel) -> np.ndarray:
-    """The weights float64[GROUPS, EXPERTS] of a model."""
-    return np.array(model.state()[MIX][: GROUPS * EXPERTS].reshape(GROUPS, EXPERTS))
+    """The weights float64[GROUPS, NEIGHBORS] of a model."""
+    return np.array(model.state()[MIX][: GROUPS * NEIGHBORS].reshape(GROUPS, NEIGHBORS))
 
 
 def learned(draw_items, spec: ModelSpec | None = None, records: int = 60) -> CpuModel:
@@ -122,7 +129,7 @@ def test_a_new_user_gets_what_is_popular() -> None:
 
 
 def test_top_k_is_exact() -> None:
-    model = learned(by_taste, records=20)
+    model = learned(by_taste, similar_spec(), records=20)
     count = model.published[ITEMS]
     rows, users = np.arange(count, dtype=np.uint32), np.array([0, 7, NO_ROW], np.uint32)
     with model.pin() as pin:
@@ -144,12 +151,12 @@ def test_top_k_is_exact() -> None:
 
 def test_scores_are_the_weighted_sum_of_standardised_experts() -> None:
     """The moments without a scan are those of all items."""
-    model = learned(by_taste, records=20)
+    model = learned(by_taste, similar_spec(), records=20)
     count = model.published[ITEMS]
     rows = np.arange(count, dtype=np.uint32)
     reader = PersonReader(model.spec)
     parts = []
-    for expert in (*range(REPEATS), POPULARITY):
+    for expert in (*range(REPEATS), POPULARITY, NEIGHBORS):
         alone = np.zeros((GROUPS, EXPERTS))
         alone[:, POPULARITY], alone[:, expert] = 1e-6, 1.0
         parts.append((expert, alone))
@@ -157,7 +164,8 @@ def test_scores_are_the_weighted_sum_of_standardised_experts() -> None:
         section = pin.state()[MIX]
         before = section.copy()
         for expert, alone in parts:
-            section[: GROUPS * EXPERTS] = alone.reshape(-1)
+            section[: GROUPS * NEIGHBORS] = alone[:, :NEIGHBORS].reshape(-1)
+            section[NEIGHBOR_WEIGHTS:] = alone[:, NEIGHBORS]
             person = reader.read(pin, np.array([3], np.uint32), count)
             factors, bias = pin.gather(ITEMS, rows)
             scores = factors.astype(np.float64) @ person.factors[0] + bias + person.bias[0]
@@ -246,8 +254,8 @@ def _log(count: float) -> float:
 
 def test_reads_are_those_of_the_reference() -> None:
     """Long and short histories, also ones that a full ring or a record without times makes old."""
-    for length, records in ((16, 40), (64, 20)):
-        spec = mix_spec(history=History(length, 32))
+    for length, records, spec_of in ((16, 40, similar_spec), (64, 20, similar_spec), (16, 40, mix_spec)):
+        spec = spec_of(history=History(length, 32))
         model = learned(by_taste, spec, records)
         users = np.append(np.arange(model.published[0], dtype=np.uint32), np.uint32(NO_ROW))
         count = model.published[ITEMS]
@@ -268,7 +276,7 @@ def test_reads_are_those_of_the_reference() -> None:
 
 def test_a_part_of_the_users_reads_what_all_of_them_read() -> None:
     """Users are read in blocks. No user's answer depends on the others in the block."""
-    model = learned(by_taste)
+    model = learned(by_taste, similar_spec())
     reader, count = PersonReader(model.spec), model.published[ITEMS]
     users = np.arange(model.published[0], dtype=np.uint32)
     with model.pin() as pin:
@@ -294,6 +302,8 @@ def test_few_events_of_a_long_stream_are_predicted() -> None:
     [
         ("mix.learning_rate", {"mix": Mix(1.5)}),
         ("mix.recent_half_life", {"mix": Mix(0.1, 0.01)}),
+        ("mix.recent_half_life", {"mix": Mix(0.1, 0.0, 5)}),
+        ("mix.neighbors", {"mix": Mix(0.1, 1.0, 513)}),
         ("loss", {"loss": Loss.BPR, "negatives": 1, "rule": Rule.SGD, "solve": Solve()}),
         ("history.half_life", {"history": History(16, 16, 1.5)}),
         ("counts.neighbors", {"counts": Counts()}),
@@ -326,3 +336,49 @@ def test_unobserved_pairs_weigh_by_the_density_of_the_data() -> None:
     assert model.state()["unobserved"][0] == np.float32(3.0 * 6 / 36)
     push(model, [1, 1], [2, 3])
     assert model.state()["unobserved"][0] == np.float32(3.0 * 8 / 36)
+
+
+def test_similar_users_say_what_comes_next() -> None:
+    """Users go through one of many lists, so users who share the last items know the next one."""
+    model, rng = CpuModel(mix_spec(mix=Mix(0.2, 1.0, 10))), np.random.default_rng(5)
+    lists = rng.permuted(np.tile(np.arange(200), (20, 1)), axis=1)[:, :6]
+    for record in range(60):
+        users = np.arange(20) + 20 * record
+        for place in range(6):
+            push(model, users.tolist(), lists[users % 20, place].tolist())
+    mix = model.state()[MIX]
+    assert mix[NEIGHBOR_WEIGHTS] == 0.0
+    assert mix[NEIGHBOR_WEIGHTS + 1 : NEIGHBOR_WEIGHTS + 3].max() > 2 * WEIGHT_START
+    reader, count = PersonReader(model.spec), model.published[ITEMS]
+    with model.pin() as pin:
+        rows = model.items.find(lists[3, :3].astype(np.uint64), count)
+        found = reader.read(pin, np.array([NO_ROW], np.uint32), count, [reader.events_of(rows)])
+        gains = found.gains(0, np.arange(count, dtype=np.uint32))
+        gains[rows] = 0.0
+    assert model.items.keys[np.argmax(gains)] == lists[3, 3]
+
+
+@pytest.mark.parametrize("length", [16, 128])
+def test_recent_events_are_those_of_the_revision(length: int) -> None:
+    """Also when later events take the places of those that a pin sees."""
+    spec = mix_spec(history=History(length, length), mix=Mix(0.2, 0.5, 10))
+    model, reference = CpuModel(spec), create_backend("reference", spec)
+    rng = np.random.default_rng(6)
+    for record in range(12):
+        users, items = rng.integers(0, 4, 30).tolist(), rng.integers(0, 5, 30).tolist()
+        values = rng.integers(0, 2, 30).astype(np.float32)
+        for each in (model, reference):
+            push(each, users, items, values=values)
+        rows = np.array([2, 0, NO_ROW, 3], np.uint32)
+        with model.pin() as pin, reference.pin() as plain:
+            expected = [plain.recent(side, rows, 9) for side in (0, 1)]
+            for side in (0, 1):
+                for one, other in zip(model.recent(side, rows, 9), expected[side], strict=True):
+                    assert one.tobytes() == other.tobytes()
+            if record % 3 == 0:
+                for each in (model, reference):
+                    push(each, users, items)
+            for side in (0, 1):
+                for one, other in zip(pin.recent(side, rows, 9), expected[side], strict=True):
+                    assert one.tobytes() == other.tobytes()
+    assert expected[0].counts.tolist() == [9, 9, 0, 9]

@@ -38,10 +38,17 @@ from specs import ADAGRAD, IN_BATCH, UNIFORM, grouped, push_lists, softmax_spec
 from synthetic import assert_same, copy_state, differences, push, unlike
 
 
+def always_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have two threads share every record."""
+    monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1)
+    monkeypatch.setattr(softmax_cpu, "SHARED_BATCH", 1)
+    monkeypatch.setattr(softmax_cpu, "UNDISTURBED", 0.0)
+
+
 @pytest.mark.skipif(processors() < 2, reason="one processor: no second thread")
 @pytest.mark.parametrize("spec", [spec for spec in SPECS.values() if spec.rule == Rule.SOFTMAX])
 def test_two_threads_learn_what_one_learns(spec, monkeypatch) -> None:
-    monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1)
+    always_share(monkeypatch)
     two, judge = CpuModel(spec), CpuModel(spec)
     rngs = [np.random.default_rng(5) for _ in range(2)]
     for turn in range(20):
@@ -52,9 +59,34 @@ def test_two_threads_learn_what_one_learns(spec, monkeypatch) -> None:
     assert differences(two, judge) == []
 
 
+def test_one_thread_learns_while_other_work_interrupts_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"thread_time": 0.0, "perf_counter": 0.0}
+    for name in seconds:
+        monkeypatch.setattr(softmax_cpu.time, name, lambda name=name: seconds[name])
+
+    def learn(sharing: softmax_cpu.Sharing, records: int, worked: float) -> list[bool]:
+        """Whether two threads share each record. They work for a part of the time."""
+        shared = []
+        for _ in range(records):
+            shared.append(sharing.is_wise())
+            if shared[-1]:
+                with sharing.observed():
+                    seconds["thread_time"] += worked
+                    seconds["perf_counter"] += 1.0
+        return shared
+
+    sharing = softmax_cpu.Sharing()
+    assert all(learn(sharing, 5, 1.0))
+    busy = learn(sharing, 10_000, 0.5)
+    # It tries again after 16, 32, 64 ... 4,096 records.
+    assert np.diff(np.flatnonzero(busy)).tolist() == [17, 33, 65, 129, 257, 513, 1025, 2049, 4097]
+    learn(sharing, 4096, 1.0)
+    assert all(learn(sharing, 5, 1.0)), "the processors are free"
+
+
 @pytest.mark.parametrize("role", [softmax_cpu.FIRST, softmax_cpu.SECOND])
 def test_a_thread_that_fails_does_not_leave_the_other_one_waiting(role, monkeypatch) -> None:
-    monkeypatch.setattr(softmax_cpu, "SHARED_EVENTS", 1)
+    always_share(monkeypatch)
     monkeypatch.setattr(softmax_cpu, "processors", lambda: 2)
     model = CpuModel(softmax_spec(UNIFORM, micro_batch=8))
     push(model, range(8), range(8))

@@ -205,6 +205,38 @@ def test_a_process_that_dies_is_started_again_after_a_rest(
     live.close()
 
 
+def test_a_contest_that_waits_for_its_allowance_ends_and_begins_again_when_it_has_it(
+    tmp_path: Path, challenge: Callable[..., Challengers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = rig(tmp_path, BAD)
+    push(live, *events(9_500))
+    # The champion learns 9,500 events in 1 ms, and may spend 3/4 of it on contests.
+    dear = Report(
+        learned=9_500, cpu_s=20.0, round_end=9_000, is_waiting=True, is_too_dear=True,
+        figures=(Figures("champion", "champion", event_s=1e-3 / 9_500),),
+    )  # fmt: skip
+    monkeypatch.setattr(InlineProcess, "go", lambda self, order: None)
+    monkeypatch.setattr(InlineProcess, "reports", lambda self: iter([dear]))
+    monkeypatch.setattr(challengers, "WAIT_S", 0.0)
+    some = challenge(live, good=GOOD)
+    work(some, 1)
+    assert some.listing().is_running
+    some.poll()
+    assert not some.listing().is_running and some.listing().spent_s == 20.0
+    plan = notes.load(tmp_path).plan
+    assert plan is not None and plan.resume_at > 1e8 and not some.wants_process()
+    live.close()
+
+
+def test_a_contest_begins_again_when_the_allowance_covers_it() -> None:
+    report = Report(learned=11_000, cpu_s=2.0)
+    for spent_s, champion_s in ((3.0, 1e-5), (0.0, 1e-3), (30.0, 1e-5)):
+        at = schedule.affordable_at(Plan(1_000), report, spent_s, champion_s)
+        # The whole contest has 33,000 events, and takes three times as long.
+        allowed_s = schedule.allowance(at) * champion_s
+        assert allowed_s == pytest.approx(spent_s + 6.0, rel=1e-3)
+
+
 def test_damaged_notes_begin_again(tmp_path: Path, challenge: Callable[..., Challengers]) -> None:
     live = rig(tmp_path, BAD)
     for text in ("{", '{"added": [{}]}', "[]"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import queue
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 
 from contests import BAD, GOOD, OTHER, entry, events, hold, learner, push, rig, task
 from engine_rig import state_root
+from livefactor_server.challenging import worker
 from livefactor_server.challenging.contestants import open_learner
+from livefactor_server.challenging.messages import Go, Report
 from livefactor_server.challenging.steps import STEP_EVENTS, Steps, judged_events
 from livefactor_server.log.following import Follower
 from livefactor_server.model import spec_codec
@@ -110,6 +114,25 @@ def test_contestants_may_hold_no_more_memory_than_the_setting(tmp_path: Path) ->
     made = task(tmp_path, entry("bad", BAD), entry("good", GOOD), memory=10_000)
     with pytest.raises(MemoryError, match="may hold 10000"):
         hold(made, live.engine.revision)
+    live.close()
+
+
+def test_a_contest_that_may_take_no_more_waits_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "ALLOWED_S_LEAST", 0.0)
+    live = rig(tmp_path, BAD)
+    push(live, *events(9_500))
+    made, last = task(tmp_path, entry("bad", BAD), entry("good", GOOD)), live.engine.revision
+    orders, out = queue.SimpleQueue[Go](), io.StringIO()
+    for allowed in (0.0, None):
+        orders.put(Go(last, allowed))
+    held = worker.Worker(made, orders, out)
+    assert held._follow()
+    first, *_ = reports = [Report.from_line(line) for line in out.getvalue().splitlines()]
+    assert [each.is_too_dear for each in reports].count(True) == 1
+    waited = next(each for each in reports if each.is_too_dear)
+    assert waited.is_waiting and waited.learned < 9_000 and waited.cpu_s > 0 and not first.over
     live.close()
 
 

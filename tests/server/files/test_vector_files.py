@@ -107,6 +107,7 @@ def test_the_encoder_takes_a_folder_in_batches(tmp_path: Path, monkeypatch: pyte
 def test_other_weights_than_the_known_ones_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(encoding, "MODEL_PACKAGE", "package_of_weights")
     with pytest.raises(EncoderError, match="default model is not installed"):
         Encoder()
     package = tmp_path / encoding.MODEL_PACKAGE

@@ -200,7 +200,7 @@ def test_the_sums_of_the_map_count_as_memory(server: livefactor.Local) -> None:
 def test_the_command_sends_files_of_vectors(server: livefactor.Local) -> None:
     rng = np.random.default_rng(3)
     accepted, rejected, revision = push_vectors(
-        ["film 1", "film 2"], rng.normal(size=(2, D)), server.target, "films", b""
+        ["film 1", "film 2"], rng.normal(size=(2, D)), b"", server.target, "films", b""
     )
     with server.models() as models:
         assert (accepted, rejected, revision) == (2, 0, models.describe("films").position.revision)

@@ -114,11 +114,12 @@ def test_the_experts_of_a_mix_add_up_to_the_score(place: Place) -> None:
     for item in (105, 110, 129):
         found = place.explain("auto", 7, item)
         assert [part.name for part in found.parts][::6] == ["factors", "repeats"]
-        assert len(found.parts) == 8
+        assert len(found.parts) == 9
         assert sum(part.amount for part in found.parts) == pytest.approx(float(found.score), abs=1e-4)
         for part in found.parts:
             assert part.weight >= 0 and np.isfinite(part.amount)
-    assert found.parts[-1].value == pytest.approx(float(found.item_bias))
+    assert found.parts[-2].value == pytest.approx(float(found.item_bias))
+    assert found.parts[-1].name == "similar users"
 
 
 def test_the_parts_of_a_gain(place: Place) -> None:
@@ -190,7 +191,7 @@ def test_the_command(place: Place) -> None:
     assert shown.exit_code == 0, shown.output
     fields = json.loads(shown.stdout)
     found = place.explain("auto", 7, 105)
-    assert same_bits(fields["score"], found.score) and len(fields["parts"]) == 8
+    assert same_bits(fields["score"], found.score) and len(fields["parts"]) == 9
     assert np.array_equal(np.array(fields["user_factors"], np.float32), found.user_factors)
     text = runner.invoke(command, asked)
     assert text.exit_code == 0 and f"score {found.score}" in text.stdout

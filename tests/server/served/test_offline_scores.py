@@ -10,7 +10,7 @@ import pytest
 
 import livefactor
 from livefactor.in_process import Local, local
-from livefactor.snapshots import mixing
+from livefactor.snapshots import mixing, neighbors
 from livefactor.snapshots import scores as offline
 from livefactor.v1 import models_pb2
 from livefactor_kernels import history, reading, solve
@@ -92,8 +92,9 @@ def test_a_loaded_snapshot_scores_as_the_server_does(server: Local, tmp_path: Pa
 def test_both_sides_have_the_same_constants() -> None:
     assert offline.KERNEL_SEMANTICS == spec_model.KERNEL_SEMANTICS
     assert offline.FOLD_SWEEPS == solve.FOLD_SWEEPS
-    names = [name for name in vars(mixing) if name.isupper()]
-    assert {name: getattr(mixing, name) for name in names} == {name: getattr(reading, name) for name in names}
+    for module in (mixing, neighbors):
+        mine = {name: each for name, each in vars(module).items() if name.isupper()}
+        assert mine == {name: getattr(reading, name) for name in mine}
     assert offline.DECAY_STEPS == history.DECAY_STEPS
     assert offline.RIDGE_MIN == solve.RIDGE_MIN
     for half_life in (0.0, 1.5, 8.0):

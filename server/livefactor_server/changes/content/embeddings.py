@@ -14,7 +14,7 @@ import numpy as np
 
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
-from livefactor.wire.limits import EMBEDDING_NUMBERS_MAX
+from livefactor.wire.limits import EMBEDDING_NUMBERS_MAX, SHA256_BYTES
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS
 from livefactor_server.changes.change import KeyedChange, Record, ReplayError, keys_of_side, require_rows
@@ -31,11 +31,13 @@ class EmbeddingsChange(KeyedChange):
     Attributes:
         ids: uint64[n].
         vectors: float16[n, dimension].
+        encoder_hash: the SHA-256 hash of what made the vectors, or empty.
     """
 
     ids: np.ndarray
     vectors: np.ndarray
     body: bytes
+    encoder_hash: bytes = b""
 
     kind: ClassVar[Kind] = Kind.EMBEDDINGS
     field: ClassVar[str] = wire.EMBEDDINGS
@@ -58,8 +60,8 @@ class EmbeddingsChange(KeyedChange):
 
         Raises:
             ColumnError: the message is malformed.
-            Refused: it has no rows or too many, a wrong side or dimension, or a number that float16
-                cannot hold.
+            Refused: it has no rows or too many, a wrong side or dimension, or a hash of a wrong
+                length, or a number that float16 cannot hold.
         """
         columns, dimension = wire.decode_embeddings(body), spec.embeddings.dimension
         if not dimension:
@@ -72,6 +74,10 @@ class EmbeddingsChange(KeyedChange):
         require_rows(len(columns), min(rows_max, EMBEDDING_NUMBERS_MAX // dimension))
         if columns.vectors.shape[1] != dimension:
             raise invalid(f"dimension: expected {dimension}, got {columns.vectors.shape[1]}")
+        if len(columns.encoder_hash) not in (0, SHA256_BYTES):
+            raise invalid(
+                f"encoder_hash: expected {SHA256_BYTES} bytes or none, got {len(columns.encoder_hash)}"
+            )
         change = cls._of(columns)
         bad = np.flatnonzero(~np.isfinite(change.vectors).all(axis=1))
         if bad.size:
@@ -87,12 +93,14 @@ class EmbeddingsChange(KeyedChange):
     @classmethod
     def _of(cls, columns: wire.EmbeddingColumns) -> EmbeddingsChange:
         with np.errstate(over="ignore"):
-            return cls(columns.ids, columns.vectors.astype(np.float16), columns.body)
+            vectors = columns.vectors.astype(np.float16)
+        return cls(columns.ids, vectors, columns.body, columns.encoder_hash)
 
     def without_rows(self, rows: np.ndarray | list[int]) -> EmbeddingsChange:
         """The vectors without those with these numbers."""
         ids, vectors = np.delete(self.ids, rows), np.delete(self.vectors, rows, axis=0)
-        return self.from_log(wire.encode_embeddings(updates_pb2.SIDE_ITEM, ids, vectors))
+        parts = updates_pb2.SIDE_ITEM, ids, vectors, self.encoder_hash
+        return self.from_log(wire.encode_embeddings(*parts))
 
     @classmethod
     def apply(cls, state: ModelState, records: Sequence[Record]) -> None:
@@ -113,5 +121,6 @@ class EmbeddingsChange(KeyedChange):
             state.backend.set_embeddings(rows, change.vectors, revision, placement.item_count)
 
     def describe(self) -> str:
-        """The dimension."""
-        return f"embeddings of items, dimension {self.vectors.shape[1]}"
+        """The dimension, and the hash of what made the vectors."""
+        made = f", by {self.encoder_hash.hex()}" if self.encoder_hash else ""
+        return f"embeddings of items, dimension {self.vectors.shape[1]}{made}"

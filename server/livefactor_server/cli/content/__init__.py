@@ -1,1 +1,1 @@
-"""`livefactor push-embeddings`, `encode` and `push-features`: what items and users are."""
+"""`push-embeddings`, `encode`, `adapt` and `push-features`: what items and users are."""

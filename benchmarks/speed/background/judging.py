@@ -1,11 +1,11 @@
 """The cost of judging: CPU time in process, and ingest of servers with and without a judge, in
 turns.
 
-`python -m benchmarks.speed.judging` uses batches of 8,192 and 512 events, ratings and clicks, and
-default settings. It prints the median events per second until the last ack. It also prints the
-minimum CPU seconds of the server, which are more reliable on a shared machine. For a record of
-8,192 events it prints the microseconds of CPU for judging and for applying it, as means over the
-later half.
+`python -m benchmarks.speed.background.judging` uses batches of 8,192 and 512 events, ratings and
+clicks, and default settings. It prints the median events per second until the last ack. It also
+prints the minimum CPU seconds of the server, which are more reliable on a shared machine. For a
+record of 8,192 events it prints the microseconds of CPU for judging and for applying it, as means
+over the later half.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Benchmarks of an adapted encoder, of adversarial training, and of forgetting."""

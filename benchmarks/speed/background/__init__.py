@@ -1,0 +1,1 @@
+"""What work beside the acknowledged updates costs: the judge, and challengers."""

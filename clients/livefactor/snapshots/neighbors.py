@@ -1,0 +1,90 @@
+"""The gains from similar users in NumPy, with the bits of the server.
+
+`livefactor_kernels.reading` explains who is similar, and the order of each sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from livefactor.snapshots.decays import decays
+from livefactor.snapshots.mixing import Gains
+from livefactor.snapshots.sections import Spec, remembered_offsets
+
+NEIGHBOR_SPAN, NEIGHBOR_USERS, NEIGHBOR_EVENTS = 8, 64, 32
+NEIGHBOR_HALF_LIFE, NEIGHBOR_DISTANCE = 1.5, 6.0
+
+
+class History(NamedTuple):
+    """Events: rows of the other side int64[n], values float32[n] and weights float32[n]."""
+
+    rows: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray
+
+
+class SimilarUsers:
+    """The similar users of a snapshot.
+
+    spec: of the model. tensors: every section by name.
+    """
+
+    def __init__(self, spec: Spec, tensors: Mapping[str, np.ndarray]) -> None:
+        self._spec, self._tensors = spec, tensors
+        self._offsets = {
+            side: remembered_offsets(spec, side, tensors[f"{side}.seen_count"]) for side in ("users", "items")
+        }
+
+    def gains(self, user: int, events: History) -> Gains:
+        """The gains for a user with these events, oldest first.
+
+        user: the user's row.
+        """
+        rows, values, weights = (column[::-1][:NEIGHBOR_SPAN] for column in events)
+        own = weights * decays(NEIGHBOR_HALF_LIFE)[: len(rows)] * (values > 0)
+        similar: dict[int, np.float32] = {}
+        for row, weight in zip(rows.tolist(), own, strict=True):
+            if weight > 0:
+                taken = self._newest("items", row, NEIGHBOR_USERS)
+                # dict.fromkeys keeps the order.
+                for other in dict.fromkeys(taken.rows[taken.values > 0].tolist()):
+                    if other != user:
+                        similar[other] = similar.get(other, np.float32(0.0)) + weight
+        shared, gains = rows[own > 0], dict[int, np.float32]()
+        # sorted keeps the order of equals.
+        for other in sorted(similar, key=lambda each: -similar[each])[: self._spec.mix.neighbors]:
+            self._add(self._newest("users", other, NEIGHBOR_EVENTS), similar[other], shared, gains)
+        found = np.array(sorted(gains), np.int64)
+        return Gains(found, np.array([gains[row] for row in found.tolist()], np.float32))
+
+    def _add(
+        self, had: History, similarity: np.float32, shared: np.ndarray, gains: dict[int, np.float32]
+    ) -> None:
+        """Adds what a neighbour had, newest first, to the gains by item row."""
+        liked = had.values > 0
+        places = np.flatnonzero(liked & np.isin(had.rows, shared))
+        if not places.size:
+            return
+        decay, added = decays(NEIGHBOR_DISTANCE), set[int]()
+        for place in np.flatnonzero(liked).tolist():
+            row = int(had.rows[place])
+            if row not in added:
+                added.add(row)
+                gain = (similarity * had.weights[place]) * decay[abs(place - int(places[0]))]
+                gains[row] = gains.get(row, np.float32(0.0)) + gain
+
+    def _newest(self, side: str, row: int, most: int) -> History:
+        """The last events of a row, newest first."""
+        seen = int(self._tensors[f"{side}.seen_count"][row])
+        length = self._spec.history.users if side == "users" else self._spec.history.items
+        places = np.arange(seen - 1, max(seen - min(length, most), 0) - 1, -1) % length
+        columns = (self._tensors[f"{side}.{name}"] for name in ("seen_rows", "seen_values", "seen_weights"))
+        if self._spec.history.paged:
+            places = places + int(self._offsets[side][row])
+            rows, values, weights = (column[places] for column in columns)
+        else:
+            rows, values, weights = (column[row, places] for column in columns)
+        return History(rows.astype(np.int64), values, weights)

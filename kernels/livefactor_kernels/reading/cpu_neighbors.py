@@ -1,0 +1,210 @@
+"""Similar users, in compiled code (semantics: `reading/__init__.py`).
+
+The functions are parts of the kernels of reads (`cpu_readers.py`) and of learning
+(`cpu_learning.py`). `neighborhoods.py` reads the users of a block.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from livefactor_kernels.history import decays
+from livefactor_kernels.numbers.lanes import bits_of
+from livefactor_kernels.numbers.parts import inlined, part
+from livefactor_kernels.reading import (
+    NEIGHBOR_DISTANCE,
+    NEIGHBOR_EVENTS,
+    NEIGHBOR_HALF_LIFE,
+    NEIGHBOR_SPAN,
+    NEIGHBOR_USERS,
+)
+from livefactor_kernels.reading.cpu_rows import Rows, sort_rows
+from livefactor_kernels.simd.steps import real, word
+from livefactor_kernels.spec.model import ModelSpec
+
+_0, _1, _32 = np.uint64(0), np.uint64(1), np.uint64(32)
+_SPAN = np.uint64(NEIGHBOR_SPAN)
+_GOLDEN, _ALL_BITS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFF)
+_F0 = np.float32(0.0)
+_FOUND_MAX = NEIGHBOR_SPAN * NEIGHBOR_USERS
+
+
+class Hood(NamedTuple):
+    """Working memory for the neighbours of one user. S is `mix.neighbors`.
+
+    Attributes:
+        own, weights: item rows and r_j of the user's last events, uint32 and float32[span].
+        table: hash map of users, uint32.
+        found, marks: rows of the users, and the j that last found them, uint32[users].
+        similar: s of the users, float32[users].
+        order: memory to sort them.
+        users, similarities: rows and s of the neighbours, uint32[S] and float32[S].
+        item_table: hash map of items, uint32.
+        item_marks: the neighbour that last had an item, uint32[items].
+        own_decay, decay: by the number of events, float32[any].
+    """
+
+    own: np.ndarray
+    weights: np.ndarray
+    table: np.ndarray
+    found: np.ndarray
+    marks: np.ndarray
+    similar: np.ndarray
+    order: Rows
+    users: np.ndarray
+    similarities: np.ndarray
+    item_table: np.ndarray
+    item_marks: np.ndarray
+    own_decay: np.ndarray
+    decay: np.ndarray
+
+    @staticmethod
+    def of(spec: ModelSpec, items: int) -> Hood:
+        """For the users of a model, with room for `items` items that gain."""
+        neighbors = spec.mix.neighbors
+        size = _FOUND_MAX if neighbors else 0
+        return Hood(
+            np.empty(NEIGHBOR_SPAN, np.uint32),
+            np.empty(NEIGHBOR_SPAN, np.float32),
+            empty_map(size),
+            np.empty(size, np.uint32),
+            np.empty(size, np.uint32),
+            np.empty(size, np.float32),
+            Rows.of(size, 1),
+            np.empty(neighbors, np.uint32),
+            np.empty(neighbors, np.float32),
+            empty_map(items if neighbors else 0),
+            np.empty(items if neighbors else 0, np.uint32),
+            decays(NEIGHBOR_HALF_LIFE),
+            decays(NEIGHBOR_DISTANCE),
+        )
+
+
+def gaining_items(spec: ModelSpec) -> int:
+    """The largest number of items that gain from counts or from similar users."""
+    followers = min(spec.counts.span, spec.history.users) * spec.counts.neighbors
+    return followers + spec.mix.neighbors * NEIGHBOR_EVENTS
+
+
+def empty_map(rows: int) -> np.ndarray:
+    """A hash map of up to `rows` rows: places uint32[n] of rows, plus 1; 0 if empty."""
+    return np.zeros(1 << max(2 * rows - 1, 1).bit_length(), np.uint32)
+
+
+@inlined
+def slot_of(table: Any, found: Any, row: Any) -> Any:
+    """The place in `table` that has `row` of `found`, or the empty place for it."""
+    last = np.uint64(table.size) - _1
+    at = ((np.uint64(row) * _GOLDEN) >> _32) & last
+    while table[at] != 0 and found[np.uint64(table[at]) - _1] != row:
+        at = (at + _1) & last
+    return at
+
+
+@inlined
+def weigh_own(person: Any, hood: Any) -> Any:
+    """Writes the user's last events to `hood`. Those left out weigh 0. Returns their number."""
+    last = min(person.count, _SPAN)
+    for j in range(last):
+        event = person.count - _1 - j
+        is_liked = real(person.values, event) > _F0
+        hood.own[j] = np.uint32(word(person.rows, event))
+        hood.weights[j] = real(person.weights, event) * hood.own_decay[j] if is_liked else _F0
+    return last
+
+
+@part
+def find_neighbors(user: Any, events: Any, first: Any, last: Any, hood: Any) -> Any:
+    """Writes the neighbours of the user of row `user` to `hood`. Returns their number.
+
+    Lines [first, first + last) of `events` (`tables.recent.Recent`) are those of the items of the
+    user's `last` last events.
+    """
+    table, found, similar, marks = hood.table, hood.found, hood.similar, hood.marks
+    size = _0
+    table[:] = np.uint32(0)
+    for j in range(last):
+        weight, line, mark = hood.weights[j], first + j, np.uint32(j + _1)
+        if weight <= _F0:
+            continue
+        for n in range(np.uint64(events.counts[line])):
+            other = events.rows[line, n]
+            if events.values[line, n] <= _F0 or np.uint64(other) == user:
+                continue
+            at = slot_of(table, found, other)
+            if table[at] == 0:
+                found[size], similar[size], marks[size] = other, _F0, np.uint32(0)
+                size += _1
+                table[at] = np.uint32(size)
+            slot = np.uint64(table[at]) - _1
+            if marks[slot] != mark:
+                marks[slot] = mark
+                similar[slot] += weight
+    # The bits of positive numbers have their order. The sort ascends and keeps the order of equals.
+    for n in range(size):
+        hood.order.loose_rows[n] = np.uint32(_ALL_BITS - bits_of(similar[n]))
+    sort_rows(hood.order, size)
+    kept = min(size, np.uint64(hood.users.size))
+    for n in range(kept):
+        slot = np.uint64(hood.order.order[n])
+        hood.users[n], hood.similarities[n] = found[slot], similar[slot]
+    return kept
+
+
+@inlined
+def _is_own(hood: Any, last: Any, row: Any) -> Any:
+    """Whether an item is that of one of the user's last events."""
+    found = False
+    for j in range(last):
+        found |= hood.own[j] == row and hood.weights[j] > _F0
+    return found
+
+
+@inlined
+def _nearest(hood: Any, last: Any, events: Any, line: Any, count: Any) -> Any:
+    """q, the first place of a line whose item is one of the user's. It is `count` without one."""
+    for place in range(count):
+        if events.values[line, place] > _F0 and _is_own(hood, last, events.rows[line, place]):
+            return place
+    return count
+
+
+@part
+def add_neighbors(
+    events: Any, first: Any, similarities: Any, last: Any, hood: Any, items: Any, size: Any
+) -> Any:
+    """Adds the gains from neighbours to the last lane of the loose gains of `items` (`Rows`).
+
+    Lines from `first` on of `events` are those of the neighbours, and `similarities` float32[n] are
+    their s. `size` items have a place, and others are appended. Returns the number of items.
+    """
+    table, marks, rows, gains = hood.item_table, hood.item_marks, items.loose_rows, items.loose
+    lane = np.uint64(gains.shape[1]) - _1
+    table[:] = np.uint32(0)
+    for n in range(size):
+        table[slot_of(table, rows, rows[n])] = np.uint32(n + _1)
+        marks[n] = np.uint32(0)
+    for n in range(np.uint64(similarities.size)):
+        line, mark = first + n, np.uint32(n + _1)
+        count = np.uint64(events.counts[line])
+        nearest = _nearest(hood, last, events, line, count)
+        if nearest == count:
+            continue
+        for place in range(count):
+            if events.values[line, place] <= _F0:
+                continue
+            at = slot_of(table, rows, events.rows[line, place])
+            if table[at] == 0:
+                rows[size], marks[size] = events.rows[line, place], np.uint32(0)
+                for kind in range(lane + _1):
+                    gains[size, kind] = _F0
+                size += _1
+                table[at] = np.uint32(size)
+            slot = np.uint64(table[at]) - _1
+            if marks[slot] != mark:
+                away = place - nearest if place > nearest else nearest - place
+                marks[slot] = mark
+                gains[slot, lane] += (similarities[n] * events.weights[line, place]) * hood.decay[away]
+    return size
