@@ -63,7 +63,7 @@ def test_vectors_and_bags_leave_what_was_learned_from_them() -> None:
     stream, rng = draw_stream(3, spec, [EVENTS, EVENTS, EVENTS]), np.random.default_rng(1)
     for each in (model, judge):
         learn(each, stream[:2])
-    users, items = model.published
+    items = model.published[ITEMS]
     vectors = rng.normal(size=(items, 4)).astype(np.float16)
     rows = np.arange(items, dtype=np.uint32)
     bags = Bags(np.arange(1, items + 1), np.arange(items, dtype=np.uint64) % 5, np.ones(items, np.float32))
