@@ -118,6 +118,11 @@ test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chrom
 	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; }
 	@CONSOLE_PICTURES=$(PICTURES) $(BIN)/python -m pytest -n 0 tests/server/console $(ARGS)
 
+.PHONY: test-brokers
+test-brokers: $(VENV)/.stamp-dev ## Ingests from real brokers: Debian's nats-server and redis-server, and librdkafka's mock of Kafka.
+	@command -v nats-server redis-server >/dev/null || { apt-get update -q && apt-get install -qy nats-server redis-server; }
+	@$(BIN)/python -m pytest -n 0 tests/clients/ingest tests/battle/test_ingest_kills.py -m 'not long' $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(VENV)/.stamp-dev ## Runs the tests that need a GPU; `pip install livefactor[cuda13]` (or cuda12) first.
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -22,6 +22,8 @@ from livefactor.errors import ColumnError, InvalidArgument
 from livefactor.position import Position
 from livefactor.results.answers import Recommendations, Scores
 from livefactor.wire.arrays import KEYS
+from livefactor.wire.bags import as_shared_bags
+from livefactor.wire.content import BagColumns, bag_columns
 from livefactor.wire.ids import HashTexts, Ids, as_keys, original_ids
 from livefactor.wire.keys import keys_of
 from livefactor.wire.limits import check_model
@@ -106,6 +108,8 @@ class Scorer(ScorerBase, BlockingClient):
         events: Any = None,
         query: Any = None,
         query_weight: float = 1.0,
+        context: Any = None,
+        context_weight: float = 1.0,
         min_position: Position | None = None,
         timeout: float | None = None,
         with_labels: bool = False,
@@ -117,6 +121,9 @@ class Scorer(ScorerBase, BlockingClient):
         not stored. One list for all users, or n lists; an empty list leaves the user's own history.
         query: the vector of a search query, one for all users or n; the item's score gets
         query_weight * (the cosine of the vector and the item's embedding) added.
+        context: what is known of the moment, such as {"hour:13": 1.0, "device:phone": 1.0} or
+        ["hour:13"], one bag for all users or n (`Producer.push`); context_weight times what the
+        model learned of these features is added to the scores.
         min_position: wait until this position is visible; an Ack's lets you read your own write.
         timeout: seconds. with_labels: also ask for the items' labels.
 
@@ -134,7 +141,12 @@ class Scorer(ScorerBase, BlockingClient):
             candidates=candidates,
             events=self._events(events, len(keys)),
             query=_query(query, len(keys)),
-            options={"with_labels": with_labels, "query_weight": query_weight},
+            context=_context(context, len(keys)),
+            options={
+                "with_labels": with_labels,
+                "query_weight": query_weight,
+                "context_weight": context_weight,
+            },
         )
         joined = yield from self._ask(request, timeout, min_position)
         originals = _original_lists(items, candidates.ids, candidates.offsets is not None)
@@ -157,6 +169,8 @@ class Scorer(ScorerBase, BlockingClient):
         events: Any = None,
         query: Any = None,
         query_weight: float = 1.0,
+        context: Any = None,
+        context_weight: float = 1.0,
         min_position: Position | None = None,
         timeout: float | None = None,
         with_labels: bool = True,
@@ -177,6 +191,7 @@ class Scorer(ScorerBase, BlockingClient):
             "exclude_seen": exclude_seen,
             "with_labels": with_labels,
             "query_weight": query_weight,
+            "context_weight": context_weight,
         }
         request = ScoreRequest(
             self.model,
@@ -185,6 +200,7 @@ class Scorer(ScorerBase, BlockingClient):
             exclude=None if exclude is None else _lists("exclude", exclude, len(keys), self._hash),
             events=self._events(events, len(keys)),
             query=_query(query, len(keys)),
+            context=_context(context, len(keys)),
             options=options,
         )
         joined = yield from self._ask(request, timeout, min_position)
@@ -225,6 +241,13 @@ def _query(query: Any, users: int) -> npt.NDArray[np.float32] | None:
     if vectors.ndim != 2 or len(vectors) not in (1, users):
         raise ColumnError(f"query: expected one vector, or {users} (users), got shape {vectors.shape}")
     return vectors
+
+
+def _context(context: Any, users: int) -> BagColumns | None:
+    """The bags of a call, 1 or one a user."""
+    if context is None:
+        return None
+    return bag_columns(as_shared_bags(context, users, "context", "users"))
 
 
 def _fields(joined: Joined, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.pins import Pin
+from livefactor_kernels.reading.context import Statistics
 from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.checks import check, check_cuda
@@ -201,6 +202,18 @@ class Backend(Protocol):
         """Takes the features of keys uint64[n] out of all bags of a side, and sets the revision.
 
         The caller holds the gate. Only a model with features (`spec.features`) has it.
+        """
+
+    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> None:
+        """Learns the context of events with item rows uint32[n], after their record is learned.
+
+        The caller holds the gate. Only a model with context (`spec.context`) has it.
+        """
+
+    def context(self, keys: np.ndarray) -> Statistics:
+        """What the model has learned of the features of context with keys uint64[m].
+
+        The caller holds the gate. Only a model with context (`spec.context`) has it.
         """
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:

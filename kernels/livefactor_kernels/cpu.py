@@ -10,6 +10,9 @@ import numpy as np
 from livefactor_kernels.history.cpu import Recorder
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cpu import Pin, PinBoard
+from livefactor_kernels.reading.context import Statistics
+from livefactor_kernels.reading.context.cpu import CpuArithmetic as ContextArithmetic
+from livefactor_kernels.reading.context.learning import Context
 from livefactor_kernels.reading.cpu import CpuArithmetic
 from livefactor_kernels.reading.learning import Mixer
 from livefactor_kernels.reading.remembered import distinct
@@ -94,10 +97,11 @@ class CpuModel:
         self._reservoir = Reservoir(spec) if spec.replay.size else None
         self._prior = self._prior_of(spec) if spec.embeddings.dimension else None
         self._features = self._features_of(spec) if spec.features.size else ()
+        self._context = Context(spec, ContextArithmetic(spec.k)) if spec.context.size else None
         self._rule = self._rule_of(spec)
         self._mixer = self._mixer_of(spec) if spec.mix.learning_rate else None
         further: list[Part] = [
-            part for part in (self._reservoir, self._mixer, self._prior) if part is not None
+            part for part in (self._reservoir, self._mixer, self._prior, self._context) if part is not None
         ]
         further += self._features
         self._parts: list[Part] = [self._mean, self._rule, *further]
@@ -320,6 +324,16 @@ class CpuModel:
         if side == ITEMS:
             self._follow_newcomers(rows, had_prior)
         self.advance(revision)
+
+    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> None:
+        """See `backend.Backend.learn_context`."""
+        assert self._context is not None
+        self._context.learn(self.gather(ITEMS, item_rows)[0][:, : self.spec.k], bags)
+
+    def context(self, keys: np.ndarray) -> Statistics:
+        """See `backend.Backend.context`."""
+        assert self._context is not None
+        return self._context.statistics(keys)
 
     def _follow_newcomers(self, rows: np.ndarray, had_prior: np.ndarray) -> None:
         if self._mixer is not None:

@@ -8,7 +8,13 @@ import sys
 from repository import ROOT, imports, modules, tool
 
 THIN = {"livefactor", "grpc", "google", "numpy"}
-EXTRAS = {"livefactor.federated.masking": {"cryptography"}}
+EXTRAS = {
+    "livefactor.federated.masking": {"cryptography"},
+    "livefactor.ingest.sources.kafka": {"confluent_kafka", "faststream"},
+    "livefactor.ingest.sources.nats": {"faststream", "nats"},
+    "livefactor.ingest.sources.redis": {"faststream", "redis"},
+    "livefactor.ingest.sources.webhook": {"starlette", "uvicorn"},
+}
 """Packages of an extra, by the only module that may import them."""
 
 

@@ -17,6 +17,7 @@ from livefactor.snapshots.sections import SIDES, parse_spec, row_sections, small
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
+    Context,
     Counts,
     Embeddings,
     FactorDtype,
@@ -67,6 +68,7 @@ PARTS: dict[str, dict[str, Any]] = {
     },
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
     "features": {"history": History(32, 16), "features": Features(32, 4)},
+    "context": {"context": Context(32)},
     "density": {"history": History(32, 16), "solve": Solve(unobserved_density=10.0)},
     "start": {"history": History(32, 16), "solve": Solve(0.5, start_events=8.0)},
     "adaptive": {"adaptive_rate": AdaptiveRate(64)},

@@ -19,10 +19,13 @@ import numpy.typing as npt
 from livefactor.calling.plans import Plan
 from livefactor.errors import ColumnError, DeadlineExceeded, InvalidArgument
 from livefactor.position import Position
+from livefactor.wire.content import BagColumns
 from livefactor.wire.limits import MESSAGE_BYTES_MAX, SCORE_ROWS_MAX, SCORE_USERS_MAX, check_most, is_over
 from livefactor.wire.scoring import ScoreColumns, decode_score_response, encode_score
 
 _FIELD_BYTES = 512
+_NAME_BYTES = 6
+"""Bytes of the tag and the length of a name, at most."""
 """Room for what is in a message beside its lists: tags, lengths, the model, a position."""
 
 Ask = Callable[[bytes, float], Plan[bytes]]
@@ -66,7 +69,8 @@ class ScoreRequest:
 
     users: uint64[n]; with the option `similar` they are the items. candidates: the items to score,
     or None. k: length of the lists, 0 with candidates. exclude, events: as in `Scorer.recommend`,
-    or None. query: a vector for all users float32[1, d], or one a user [n, d], or None. options:
+    or None. query: a vector for all users float32[1, d], or one a user [n, d], or None. context: a
+    bag for all users, or one a user, or None. options:
     the other arguments of `encode_score`. The constructor raises InvalidArgument,
     which names the limit, if one user alone exceeds it.
     """
@@ -78,6 +82,7 @@ class ScoreRequest:
     exclude: Lists | None = None
     events: Lists | None = None
     query: npt.NDArray[np.float32] | None = None
+    context: BagColumns | None = None
     options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -126,6 +131,8 @@ class ScoreRequest:
             fields["events"], fields["event_offsets"] = self.events.part(start, stop)
         if self.query is not None:
             fields["query"] = self.query if len(self.query) == 1 else self.query[start:stop]
+        if self.context is not None:
+            fields["context"] = self.context if len(self.context) == 1 else self.context.part(start, stop)
         return encode_score(self.model, self.users[start:stop], k=self.k, min_position=min_position, **fields)
 
     def _lists(self) -> list[Lists]:
@@ -133,7 +140,18 @@ class ScoreRequest:
 
     def _shared_bytes(self) -> int:
         shared = sum(8 * len(lists.ids) for lists in self._lists() if lists.offsets is None)
-        return _FIELD_BYTES + shared + (0 if self.query is None or len(self.query) > 1 else self.query.nbytes)
+        if self.query is not None and len(self.query) == 1:
+            shared += self.query.nbytes
+        if self.context is not None:
+            # Any part of the users may have all names.
+            shared += sum(len(name.encode()) + _NAME_BYTES for name in self.context.names)
+            shared += int(self._bytes_of_bags().sum()) if len(self.context) == 1 else 0
+        return _FIELD_BYTES + shared
+
+    def _bytes_of_bags(self) -> npt.NDArray[np.int64]:
+        """Bytes of each bag of the context: a count, and the index and the weight of a feature."""
+        assert self.context is not None
+        return 4 + 8 * self.context.counts.astype(np.int64)
 
     def _bytes_of_users(self) -> npt.NDArray[np.int64]:
         users = len(self.users)
@@ -141,6 +159,8 @@ class ScoreRequest:
             (lists.lengths(users) for lists in self._lists()), np.zeros(users, np.int64)
         )
         numbers = 0 if self.query is None or len(self.query) == 1 else self.query.shape[1]
+        if self.context is not None and len(self.context) > 1:
+            ids = ids + -(-self._bytes_of_bags() // 8)
         # An id has 8 bytes, and an offset or a number of a vector has 4.
         return 8 * (1 + ids) + 4 * (numbers + sum(lists.offsets is not None for lists in self._lists()))
 

@@ -154,7 +154,7 @@ class ProducerBase:
             batch = Batch(change)
             batch.share(receipt, start, rows)
             # The labels of new string ids go in front of what is said of them.
-            is_of_ids = change in (EMBEDDINGS, FEATURES, FACTORS, FACTOR_DELTAS)
+            is_of_ids = change in (INTERACTIONS, EMBEDDINGS, FEATURES, FACTORS, FACTOR_DELTAS)
             add = sender.add_events if is_of_ids else sender.delivery.add
             add(batch, [body])
             start += rows
@@ -203,9 +203,7 @@ class ProducerBase:
 
     def _pushed(self, rows: RowColumns, readers: dict[str, TextReader]) -> Receipt:
         sender = self._sender
-        for side, reader in readers.items():
-            if reader.new:
-                self._labels[side].take(reader)
+        self._take_labels(readers)
         receipt = Receipt(self._urge, sender.position)
         if len(rows.user_ids):
             pending = sender.pending
@@ -214,6 +212,11 @@ class ProducerBase:
             if pending is None or pending is not sender.pending:
                 sender.work.notify_all()
         return receipt
+
+    def _take_labels(self, readers: dict[str, TextReader]) -> None:
+        for side, reader in readers.items():
+            if reader.new:
+                self._labels[side].take(reader)
 
     def _take(self, rows: RowColumns, receipt: Receipt) -> None:
         sender, n, rows_max = self._sender, len(rows.user_ids), self.batch.rows_max(rows.row_bytes)

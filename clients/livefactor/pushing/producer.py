@@ -22,10 +22,11 @@ from livefactor.pushing.batching import Receipt
 from livefactor.pushing.delivery import WINDOW_BATCHES
 from livefactor.pushing.deltas import delta_body
 from livefactor.pushing.embeddings import as_factors, as_vectors, embedding_bodies, factor_bodies
-from livefactor.pushing.features import as_bags, feature_bodies
+from livefactor.pushing.features import context_bodies, feature_bodies, interactions_body
 from livefactor.pushing.labels import ITEMS, SIDES, USERS, label_cuts, read_ids
 from livefactor.pushing.rows import row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S
+from livefactor.wire.bags import as_bags, as_shared_bags
 from livefactor.wire.columns import (
     AVAILABILITY,
     DROPPED_FEATURES,
@@ -40,8 +41,6 @@ from livefactor.wire.columns import (
     encode_availability,
     encode_dropped_features,
     encode_labels,
-    interaction_parts,
-    join,
 )
 from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.limits import NOTE_BYTES_MAX, check_most
@@ -99,6 +98,7 @@ class Producer(ProducerBase):
         event_types: Any = None,
         times: Any = None,
         *,
+        context: Any = None,
         timeout: float | None = None,
     ) -> Plan[Receipt]:
         """Take n interactions, in the order in which they happened, and return a future of their
@@ -109,7 +109,11 @@ class Producer(ProducerBase):
         values, weights: numbers. event_types: 0..2**32-1. times: datetimes, datetime64, strings in
         ISO 8601, or whole seconds since 1970 UTC, in the years 1990..2099; 0 stands for an unknown
         time (wire/times.py). One value stands for all rows; None stands for the contract's default.
-        The arrays may be changed after the call. timeout: overrides the producer's.
+        The arrays may be changed after the call. context: what was known at the moment of each
+        event, such as the hour, the device or the words of a query: n bags as in `push_features`,
+        or one for all events. The model's spec has context (`Models.create("shop",
+        context={"size": 65536})`). Rows with context go out at once, in batches of their own.
+        timeout: overrides the producer's.
 
         Raises ColumnError or BufferFull, and takes no row of the push then. Raises ProducerClosed,
         or the error that ended this producer (such as ProducerFenced).
@@ -126,6 +130,13 @@ class Producer(ProducerBase):
             readers.get(ITEMS, self._hash),
         )
         n, sender, deadline = len(rows.user_ids), self._sender, None
+        if context is not None:
+            bodies = context_bodies(rows, as_shared_bags(context, n, "context", "user_ids"), self.batch)
+            return (
+                yield from self._taken_bodies(
+                    INTERACTIONS, bodies, timeout, partial(self._take_labels, readers)
+                )
+            )
         while True:
             with sender.lock:
                 if sender.reserve(n):
@@ -194,7 +205,7 @@ class Producer(ProducerBase):
         ids: n ids, as in `push`; they need no events yet. features: for each id a dict of names and
         weights, or a list of names such as "brand:acme"; or columns of n values, as a DataFrame or
         a dict: a number is the weight of the column's feature, and a text t of column c is the
-        feature "c:t" (`pushing.features`). They replace the id's features, and no features remove
+        feature "c:t" (`wire.bags`). They replace the id's features, and no features remove
         them. The model's spec has features (`Models.create("shop", features={"size": 65536})`).
         Raises the errors of `push_labels`, and ColumnError for a bad feature. The receipt raises
         InvalidArgument if the model has no features, or an id has more than `per_id` of the spec.
@@ -292,6 +303,7 @@ class Producer(ProducerBase):
         event_types: Any = None,
         times: Any = None,
         *,
+        context: Any = None,
         timeout: float = DEADLINE_S,
     ) -> Plan[bool]:
         """Whether the batch `sequence` had exactly these rows, which are given as in `push`.
@@ -307,7 +319,10 @@ class Producer(ProducerBase):
             raise ValueError(f"sequence: expected one {last}, got {sequence}")
         rows = row_columns(user_ids, item_ids, values, weights, event_types, times, self._hash, self._hash)
         stamp = Stamp(self.producer_id, delivery.epoch, sequence)
-        request = encode_apply(self.model, stamp, INTERACTIONS, join(interaction_parts(*rows)))
+        bags = None
+        if context is not None:
+            bags = as_shared_bags(context, len(rows.user_ids), "context", "user_ids")
+        request = encode_apply(self.model, stamp, INTERACTIONS, interactions_body(rows, bags))
         doing = f"producer {self.producer_id!r}: batch {sequence}"
         try:
             # Sending an applied batch again is a read.

@@ -64,6 +64,8 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
         require(min(progress) >= 0, "prior.progress", "holds a negative number")
         summed = int((described == 2).sum())
         require(progress[2] == summed, "prior.progress", "counts other items than items.described")
+    if "context.keys" in tensors:
+        _check_context(manifest, tensors, require)
     names = ["labels.user", "labels.item"]
     for side in ("user", "item") if "features.item.keys" in tensors else ():
         _check_features(manifest, tensors, side, require)
@@ -74,6 +76,18 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
         fits = _fits(offsets, len(keys), len(text))
         require(fits, f"{name}.offsets", "does not divide the text into one label for each id")
         require(_is_utf8(offsets, text), f"{name}.text", "is not UTF-8")
+
+
+def _check_context(
+    manifest: Manifest, tensors: dict[str, np.ndarray], require: Callable[[bool, str, str], None]
+) -> None:
+    """Checks the statistics of context."""
+    spec = parse_spec(manifest.spec)
+    count = len(tensors["context.keys"])
+    require(count <= spec.context.size, "context.keys", "has more features than the spec allows")
+    require(len(tensors["context.counts"]) == count, "context.counts", "does not have one for each feature")
+    is_whole = len(tensors["context.sums"]) == count * (spec.k + 1)
+    require(is_whole, "context.sums", "does not have a row for each feature")
 
 
 def _check_features(

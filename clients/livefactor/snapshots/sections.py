@@ -251,6 +251,10 @@ def _has_features(spec: Spec) -> bool:
     return spec.features.size > 0
 
 
+def _has_context(spec: Spec) -> bool:
+    return spec.context.size > 0
+
+
 def _mapped(spec: Spec) -> int:
     return (spec.embeddings.dimension + 1) * spec.k
 
@@ -270,6 +274,12 @@ def _mixed(spec: Spec) -> int:
 
 
 _BESIDE = (
+    # The context of events: the counts of its features, sums over items, the keys of the features
+    # in the order of their places, and the sums of each feature.
+    _Beside("context.counts", "F64", _any_length, _has_context, Content.AMOUNTS),
+    _Beside("context.gram", "F64", lambda spec: (spec.k + 1) ** 2, _has_context),
+    _Beside("context.keys", "U64", _any_length, _has_context, Content.DISTINCT),
+    _Beside("context.sums", "F64", _any_length, _has_context),
     # The number of accepted interactions.
     _Beside("events", "U64", lambda spec: 1),
     # The features of items and of users: their keys, in the order of their numbers from 1 on; their

@@ -354,7 +354,7 @@ class Similar(google.protobuf.message.Message):
     """True: items that are marked unavailable may be in the answers."""
     @property
     def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """At most 1,024. user_ids must be empty, and there must be no events and no query."""
+        """At most 1,024. user_ids must be empty, and there must be no events, no query and no context."""
 
     def __init__(
         self,
@@ -440,10 +440,14 @@ class ScoreRequest(google.protobuf.message.Message):
     WITH_LABELS_FIELD_NUMBER: builtins.int
     EVENTS_FIELD_NUMBER: builtins.int
     QUERY_FIELD_NUMBER: builtins.int
+    CONTEXT_FIELD_NUMBER: builtins.int
+    CONTEXT_WEIGHT_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     with_labels: builtins.bool
     """True: the answer holds the items' labels."""
+    context_weight: builtins.float
+    """Above 0 and at most 1e6. Absent: 1."""
     @property
     def min_position(self) -> livefactor.v1.updates_pb2.Position:
         """The server waits until this position is visible. Pass the position of an acknowledgement to
@@ -466,6 +470,13 @@ class ScoreRequest(google.protobuf.message.Message):
     def query(self) -> global___Query:
         """INVALID_ARGUMENT if the model has no embeddings."""
 
+    @property
+    def context(self) -> livefactor.v1.updates_pb2.Bags:
+        """The circumstances of this call: one bag for all users, or one a user. The sum of the rows of their
+        features, times context_weight, is added to the users' factors. Features that no event carried have
+        no effect. INVALID_ARGUMENT if the model has no context (ModelSpec.context).
+        """
+
     def __init__(
         self,
         *,
@@ -478,9 +489,14 @@ class ScoreRequest(google.protobuf.message.Message):
         with_labels: builtins.bool = ...,
         events: global___Events | None = ...,
         query: global___Query | None = ...,
+        context: livefactor.v1.updates_pb2.Bags | None = ...,
+        context_weight: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "query", b"query", "similar", b"similar", "target", b"target", "top_k", b"top_k"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["candidates", b"candidates", "events", b"events", "min_position", b"min_position", "model", b"model", "query", b"query", "similar", b"similar", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_context_weight", b"_context_weight", "candidates", b"candidates", "context", b"context", "context_weight", b"context_weight", "events", b"events", "min_position", b"min_position", "query", b"query", "similar", b"similar", "target", b"target", "top_k", b"top_k"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_context_weight", b"_context_weight", "candidates", b"candidates", "context", b"context", "context_weight", b"context_weight", "events", b"events", "min_position", b"min_position", "model", b"model", "query", b"query", "similar", b"similar", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_context_weight", b"_context_weight"]) -> typing.Literal["context_weight"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["target", b"target"]) -> typing.Literal["candidates", "top_k", "similar"] | None: ...
 
 global___ScoreRequest = ScoreRequest

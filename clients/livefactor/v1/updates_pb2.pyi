@@ -275,6 +275,7 @@ class Interactions(google.protobuf.message.Message):
     WEIGHTS_FIELD_NUMBER: builtins.int
     EVENT_TYPES_FIELD_NUMBER: builtins.int
     TIMES_US_FIELD_NUMBER: builtins.int
+    CONTEXT_FIELD_NUMBER: builtins.int
     @property
     def user_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -303,6 +304,12 @@ class Interactions(google.protobuf.message.Message):
         seconds; dates and ISO 8601 without a zone are UTC.
         """
 
+    @property
+    def context(self) -> global___Bags:
+        """The circumstances of each event: one bag an event, for a model with ModelSpec.context. Absent: no
+        event has any.
+        """
+
     def __init__(
         self,
         *,
@@ -312,10 +319,55 @@ class Interactions(google.protobuf.message.Message):
         weights: collections.abc.Iterable[builtins.float] | None = ...,
         event_types: collections.abc.Iterable[builtins.int] | None = ...,
         times_us: collections.abc.Iterable[builtins.int] | None = ...,
+        context: global___Bags | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["event_types", b"event_types", "item_ids", b"item_ids", "times_us", b"times_us", "user_ids", b"user_ids", "values", b"values", "weights", b"weights"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["context", b"context"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["context", b"context", "event_types", b"event_types", "item_ids", b"item_ids", "times_us", b"times_us", "user_ids", b"user_ids", "values", b"values", "weights", b"weights"]) -> None: ...
 
 global___Interactions = Interactions
+
+@typing.final
+class Bags(google.protobuf.message.Message):
+    """Bags of features, such as the circumstances of events or of Score calls: "hour:13", "device:phone" or
+    the words of a search query, each with a weight. A message is refused as a whole with INVALID_ARGUMENT
+    if lengths do not fit, if a bag has more than 64 features or one of them twice, if a weight is 0, NaN,
+    infinite or beyond 1000, if a name is empty or longer than 256 bytes, or if all bags together have more
+    than 65,536 features. The text names the bag.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
+    @property
+    def counts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The number of features of each bag."""
+
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The features that occur in the bags. They are UTF-8 texts."""
+
+    @property
+    def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """For each bag in turn, the index in `names` of each of its features."""
+
+    @property
+    def weights(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The weight of each of `features`. Empty: all weights are 1."""
+
+    def __init__(
+        self,
+        *,
+        counts: collections.abc.Iterable[builtins.int] | None = ...,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+        features: collections.abc.Iterable[builtins.int] | None = ...,
+        weights: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counts", b"counts", "features", b"features", "names", b"names", "weights", b"weights"]) -> None: ...
+
+global___Bags = Bags
 
 @typing.final
 class Labels(google.protobuf.message.Message):

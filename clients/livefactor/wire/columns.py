@@ -32,11 +32,14 @@ from livefactor.wire.arrays import (
     require_rows,
 )
 from livefactor.wire.content import (
+    BagColumns,
     EmbeddingColumns,
     FeatureColumns,
+    decode_bags,
     decode_dropped_features,
     decode_embeddings,
     decode_features,
+    encode_bags,
     encode_dropped_features,
     encode_embeddings,
     encode_features,
@@ -70,6 +73,7 @@ __all__ = [
     "INTERACTIONS",
     "LABELS",
     "AvailabilityColumns",
+    "BagColumns",
     "ColumnError",
     "Columns",
     "EmbeddingColumns",
@@ -142,7 +146,8 @@ _CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, DROPPED_FEA
 _CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, *_CHANGES)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()
-_COLUMN_TAGS = _tags(_COLUMN_NUMBERS.values())
+_CONTEXT = updates_pb2.Interactions.CONTEXT_FIELD_NUMBER
+_COLUMN_TAGS = _tags((*_COLUMN_NUMBERS.values(), _CONTEXT))
 _REQUEST_TAGS = _tags((_MODEL, _PRODUCER, *_CHANGE_NAMES))
 _LabelsTwin = twin_of(updates_pb2.Labels)
 _AvailabilityTwin = twin_of(updates_pb2.Availability)
@@ -155,7 +160,8 @@ class Columns:
     """A batch of n interactions.
 
     user_ids, item_ids: uint64[n]. values, weights: float32[n]. event_types: uint32[n]. times_us:
-    int64[n]. None stands for an empty column, which means its default. body: the bytes of the
+    int64[n]. None stands for an empty column, which means its default. context: a bag of features
+    for each row, or None. body: the bytes of the
     Interactions message, as they were received or in canonical form. Decoded arrays are read-only
     views of it.
     """
@@ -167,6 +173,7 @@ class Columns:
     event_types: npt.NDArray[np.uint32] | None
     times_us: npt.NDArray[np.int64] | None
     body: bytes
+    context: BagColumns | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -243,13 +250,14 @@ def interaction_parts(
     weights: Any = None,
     event_types: Any = None,
     times_us: Any = None,
+    context: BagColumns | None = None,
 ) -> list[Part]:
     """The Interactions message of n rows as parts for `join`.
 
     Arrays of the contract's dtypes are not copied. user_ids, item_ids: anything that
     `ids.as_keys` takes. values, weights: numbers. event_types: 0..2**32-1. times_us: int64
-    microseconds. None leaves a column empty. Raises ColumnError for unequal lengths or
-    wrong types.
+    microseconds. context: a bag for each row. None leaves a column empty. Raises ColumnError for
+    unequal lengths or wrong types.
     """
     users = as_keys("user_ids", user_ids)
     n = len(users)
@@ -267,6 +275,10 @@ def interaction_parts(
     for number, column in zip(_COLUMN_NUMBERS.values(), columns, strict=True):
         if column is not None and n:
             parts += (field_prefix(number, column.nbytes), column)
+    if context is not None and n:
+        require_rows("context", context.counts, n)
+        bags = encode_bags(context)
+        parts += (field_prefix(_CONTEXT, len(bags)), bags)
     return parts
 
 
@@ -277,12 +289,13 @@ def encode_interactions(
     weights: Any = None,
     event_types: Any = None,
     times_us: Any = None,
+    context: BagColumns | None = None,
 ) -> bytes:
     """The bytes of an Interactions message of n rows.
 
     `interaction_parts` explains arguments and errors.
     """
-    return join(interaction_parts(user_ids, item_ids, values, weights, event_types, times_us))
+    return join(interaction_parts(user_ids, item_ids, values, weights, event_types, times_us, context))
 
 
 def decode_interactions(body: bytes) -> Columns:
@@ -309,13 +322,21 @@ def decode_interactions(body: bytes) -> Columns:
             require_rows(name, column, len(users))
             others[name] = column
     values, weights, types, times = map(others.get, _OPTIONAL)
-    return Columns(users, items, values, weights, types, times, body)
+    context = None
+    if _CONTEXT in spans:
+        context = decode_bags(body[slice(*spans[_CONTEXT])])
+        require_rows("context", context.counts, len(users))
+    return Columns(users, items, values, weights, types, times, body, context)
 
 
 def select(columns: Columns, mask: npt.NDArray[np.bool_]) -> bytes:
     """The Interactions message with the rows where `mask` (bool[n]) is true, in order."""
-    rows = (None if column is None else column[mask] for column in columns.arrays)
-    return encode_interactions(*rows)
+    values, weights, types, times = (
+        None if column is None else column[mask] for column in columns.arrays[2:]
+    )
+    context = None if columns.context is None else columns.context.select(mask)
+    users, items = columns.user_ids[mask], columns.item_ids[mask]
+    return encode_interactions(users, items, values, weights, types, times, context)
 
 
 def encode_labels(side: int, ids: Ids, labels: Sequence[str]) -> bytes:

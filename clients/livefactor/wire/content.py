@@ -1,8 +1,8 @@
-"""The messages of vectors and of features of ids, in both directions."""
+"""The messages of vectors, of features of ids, and of bags of context, in both directions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,13 @@ from livefactor.errors import ColumnError
 from livefactor.v1 import updates_pb2
 from livefactor.wire.arrays import FLOATS, HALVES, KEYS, NUMBERS, require_rows
 from livefactor.wire.ids import Ids, as_keys
+from livefactor.wire.limits import FEATURES_OF_BATCH_MAX
 from livefactor.wire.twins import malformed, parse_body, twin_column, twin_of
 
 _EmbeddingsTwin = twin_of(updates_pb2.Embeddings)
 _FeaturesTwin = twin_of(updates_pb2.Features)
+_BagsTwin = twin_of(updates_pb2.Bags)
+_NAME_TAG = bytes([updates_pb2.Bags.NAMES_FIELD_NUMBER << 3 | 2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,76 @@ class FeatureColumns:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class BagColumns:
+    """n bags of features. The attributes are those of `FeatureColumns`."""
+
+    counts: npt.NDArray[np.uint32]
+    names: Sequence[str]
+    features: npt.NDArray[np.uint32]
+    weights: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def select(self, mask: npt.NDArray[np.bool_]) -> BagColumns:
+        """The bags where `mask` (bool[n]) is true, with the names that they have."""
+        kept = np.repeat(mask, self.counts)
+        used, features = np.unique(self.features[kept], return_inverse=True)
+        names = [self.names[at] for at in used.tolist()]
+        return BagColumns(self.counts[mask], names, features.astype(NUMBERS), self.weights[kept])
+
+    def part(self, start: int, stop: int) -> BagColumns:
+        """The bags [start, stop)."""
+        mask = np.zeros(len(self), np.bool_)
+        mask[start:stop] = True
+        return self.select(mask)
+
+
+def bag_columns(bags: Sequence[Mapping[str, float]]) -> BagColumns:
+    """The columns of bags, each a dict of names and weights."""
+    names: dict[str, int] = {}
+    features = [names.setdefault(name, len(names)) for bag in bags for name in bag]
+    weights = np.array([weight for bag in bags for weight in bag.values()], FLOATS)
+    counts = np.array([len(bag) for bag in bags], NUMBERS)
+    return BagColumns(counts, list(names), np.array(features, NUMBERS), weights)
+
+
+def encode_bags(bags: BagColumns) -> bytes:
+    """The bytes of a Bags message. Raises ColumnError for names that are not str."""
+    try:
+        message = _BagsTwin(counts=bags.counts.astype(NUMBERS, copy=False).tobytes(), names=bags.names)
+    except (TypeError, ValueError) as error:
+        raise ColumnError("names: expected str that can be encoded as UTF-8") from error
+    message.features = bags.features.astype(NUMBERS, copy=False).tobytes()
+    if (bags.weights != 1).any():
+        message.weights = bags.weights.astype(FLOATS, copy=False).tobytes()
+    return bytes(message.SerializeToString())
+
+
+def decode_bags(body: bytes) -> BagColumns:
+    """Read a Bags message. Raises ColumnError if the bytes do not parse or the sizes differ."""
+    # A name takes two bytes of a message at least, so names are counted before they are parsed.
+    if body.count(_NAME_TAG) > 2 * FEATURES_OF_BATCH_MAX + len(body) // 64:
+        raise ColumnError(f"names: at most {FEATURES_OF_BATCH_MAX} a batch, got many more")
+    twin, _ = parse_body(_BagsTwin, updates_pb2.Bags, body)
+    return BagColumns(twin_column(twin, "counts", NUMBERS), list(twin.names), *_features_of(twin))
+
+
+def _features_of(twin: Any) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
+    """The features and their weights of bags with counts. Raises ColumnError if sizes differ."""
+    counts = twin_column(twin, "counts", NUMBERS)
+    features, weights = twin_column(twin, "features", NUMBERS), twin_column(twin, "weights", FLOATS)
+    if int(counts.sum(dtype=np.uint64)) != len(features):
+        raise ColumnError(f"features has {len(features)} rows, expected the sum of counts")
+    if not len(weights):
+        weights = np.ones(len(features), np.float32)
+    require_rows("weights", weights, len(features), "features")
+    if len(features) and int(features.max()) >= len(twin.names):
+        raise ColumnError(f"features: expected indexes below {len(twin.names)} (names)")
+    return features, weights
 
 
 def encode_embeddings(side: int, ids: Ids, vectors: npt.NDArray[Any], encoder_hash: bytes = b"") -> bytes:
@@ -147,13 +220,5 @@ def decode_features(body: bytes) -> FeatureColumns:
     """Read a Features message. Raises ColumnError if the bytes do not parse or the sizes differ."""
     twin, body = parse_body(_FeaturesTwin, updates_pb2.Features, body)
     ids, counts = twin_column(twin, "ids", KEYS), twin_column(twin, "counts", NUMBERS)
-    features, weights = twin_column(twin, "features", NUMBERS), twin_column(twin, "weights", FLOATS)
     require_rows("counts", counts, len(ids), "ids")
-    if int(counts.sum(dtype=np.uint64)) != len(features):
-        raise ColumnError(f"features has {len(features)} rows, expected the sum of counts")
-    if not len(weights):
-        weights = np.ones(len(features), np.float32)
-    require_rows("weights", weights, len(features), "features")
-    if len(features) and int(features.max()) >= len(twin.names):
-        raise ColumnError(f"features: expected indexes below {len(twin.names)} (names)")
-    return FeatureColumns(twin.side, ids, counts, list(twin.names), features, weights, body)
+    return FeatureColumns(twin.side, ids, counts, list(twin.names), *_features_of(twin), body)

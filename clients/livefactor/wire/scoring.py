@@ -15,6 +15,7 @@ import numpy.typing as npt
 from livefactor.errors import ColumnError
 from livefactor.v1 import scoring_pb2
 from livefactor.wire.arrays import FLOATS, KEYS, NUMBERS, as_numbers
+from livefactor.wire.content import BagColumns, decode_bags, encode_bags
 from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.twins import parse_twin, twin_column, twin_of
 
@@ -37,7 +38,9 @@ class ScoreQuery:
     k, include_unavailable, exclude_seen: settings of a top-k list. event_ids: items that replace
     the users' histories, or None. event_offsets: uint32[n + 1] into event_ids; None if all users
     share one list. query: float32[m], a vector for all users or one a user end to end, or None.
-    query_weight: its weight. has_users: a request for similar items names users, which it must not.
+    query_weight: its weight. context: a bag of features for all users or one a user, or None.
+    context_weight: its weight. has_users: a request for similar items names users, which it must
+    not.
     """
 
     model: str
@@ -56,6 +59,8 @@ class ScoreQuery:
     query: npt.NDArray[np.float32] | None = None
     query_weight: float = 1.0
     has_users: bool = False
+    context: BagColumns | None = None
+    context_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,8 @@ def encode_score(
     event_offsets: Any = None,
     query: npt.NDArray[np.float32] | None = None,
     query_weight: float = 1.0,
+    context: BagColumns | None = None,
+    context_weight: float = 1.0,
     with_labels: bool = False,
     min_position: tuple[bytes, int] | None = None,
 ) -> bytes:
@@ -107,6 +114,7 @@ def encode_score(
     exclude_ids); None if all users share one list. events: ids that replace the users' histories,
     the oldest first. event_offsets: n + 1 numbers into events; None if all users share one list.
     query: the numbers of a vector for all users, or of one a user. query_weight: its weight.
+    context: one bag for all users, or one a user. context_weight: its weight.
     min_position: (lineage, revision). Raises ColumnError for ids or offsets of a wrong type.
     """
     ids = as_keys("user_ids", user_ids).tobytes()
@@ -126,6 +134,10 @@ def encode_score(
     if query is not None:
         request.query.vectors = query.astype(FLOATS, copy=False).tobytes()
         request.query.weight = query_weight
+    if context is not None:
+        request.context.ParseFromString(encode_bags(context))
+        request.context.SetInParent()
+        request.context_weight = context_weight
     bounds = b"" if offsets is None else as_numbers("offsets", offsets, len(offsets)).tobytes()
     if candidates is not None:
         request.candidates.SetInParent()
@@ -174,6 +186,8 @@ def decode_score(data: bytes) -> ScoreQuery:
         query=twin_column(twin.query, "vectors", FLOATS) if twin.HasField("query") else None,
         query_weight=twin.query.weight if twin.query.HasField("weight") else 1.0,
         has_users=target == "similar" and len(users) > 0,
+        context=decode_bags(twin.context.SerializeToString()) if twin.HasField("context") else None,
+        context_weight=twin.context_weight if twin.HasField("context_weight") else 1.0,
     )
 
 

@@ -53,6 +53,7 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_mix(spec)
     _check_embeddings(spec)
     _check_features(spec)
+    _check_context(spec)
     _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
@@ -82,6 +83,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("history.paged", spec.history.paged),
         ("embeddings.dimension", spec.embeddings.dimension),
         ("features.size", spec.features.size),
+        ("context.size", spec.context.size),
         ("merge.learning_rate", spec.merge.learning_rate),
     ):
         _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
@@ -184,6 +186,13 @@ def _check_features(spec: ModelSpec) -> None:
         _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with features", spec.loss)
         start = spec.solve.start_events
         _require(start == 0, "solve.start_events", "0 with features", start)
+
+
+def _check_context(spec: ModelSpec) -> None:
+    size = spec.context.size
+    _require(0 <= size <= MAX_FEATURES, "context.size", f"0..{MAX_FEATURES}", size)
+    if size:
+        _require(spec.loss != Loss.SQUARED, "loss", "another one than squared with context", spec.loss)
 
 
 def _check_auto(spec: ModelSpec) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a spec about what users and items are: embeddings and features."""
+"""The parts of a spec about what users, items and events are: embeddings, features and context."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ class Features:
 
     size: int = 0
     per_id: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Features of events and of calls for scores (`reading/context/__init__.py`).
+
+    Attributes:
+        size: most distinct features, up to `MAX_FEATURES`. With 0 there is no context.
+    """
+
+    size: int = 0

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 
 from livefactor_kernels.spec.admission import Admission
+from livefactor_kernels.spec.content import Context as Context
 from livefactor_kernels.spec.content import Embeddings as Embeddings
 from livefactor_kernels.spec.content import Features as Features
 
@@ -406,6 +407,7 @@ class ModelSpec:
         mix: a mix of experts, with rule SOLVE and implicit loss.
         embeddings: vectors of items, with rule SOLVE and implicit loss.
         features: bags of features, with rule SOLVE and implicit loss.
+        context: features of events, with any loss but SQUARED.
         auto: what the model finds out about its events, with any loss but SQUARED.
         solve, softmax: parameters of these rules.
         replay: replay, with any rule.
@@ -437,6 +439,7 @@ class ModelSpec:
     mix: Mix = field(default_factory=Mix)
     embeddings: Embeddings = field(default_factory=Embeddings)
     features: Features = field(default_factory=Features)
+    context: Context = field(default_factory=Context)
     auto: Auto = field(default_factory=Auto)
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)

@@ -1,6 +1,7 @@
 """The state of a model beside its rows. A part of the model declares and restores each section.
 
     mean      int64[2]: fixed-point sum and number of the values so far (`GlobalMean`)
+    context.*  sums about features of events (`reading/context/__init__.py`)
     features.*  the rows of features, their keys and progress (`solve/features/__init__.py`)
     gram      float64[2 (k + 1)^2]: Gram matrices of users and items (`solve/__init__.py`)
     mix       float64[35]: weights of experts, and sums of popularity (`reading/__init__.py`), and

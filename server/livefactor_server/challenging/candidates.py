@@ -44,6 +44,7 @@ def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
     """The spec with the champion's seed and event types, unless it has its own, and its limits.
 
     A spec with the same loss takes the champion's vectors, features and factors, too.
+    Every loss but SQUARED takes its context.
     It accepts no larger values, weights and tables than the champion, and no fewer values if the
     champion accepts ratings and learns their signs. So a switch does not change what the model
     accepts, and another switch can undo it.
@@ -56,6 +57,7 @@ def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
     if spec.loss == champion.loss == Loss.IMPLICIT:
         embeddings, features = champion.embeddings, champion.features
         solve = replace(solve, start_events=champion.solve.start_events)
+    context = spec.context if spec.loss == Loss.SQUARED else champion.context
     if champion.auto.ratings_events and spec.loss != Loss.SQUARED:
         auto, limits["value_abs_max"] = champion.auto, champion.limits.value_abs_max
     return check(
@@ -66,6 +68,7 @@ def in_place_of(spec: ModelSpec, champion: ModelSpec) -> ModelSpec:
             auto=auto,
             embeddings=embeddings,
             features=features,
+            context=context,
             admission=champion.admission,
             solve=solve,
             limits=replace(spec.limits, **limits),

@@ -50,6 +50,8 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
         return False
     if old.features.size > new.features.size:
         return False
+    if old.context.size > 0 and not new.context.size:
+        return False
     if old.solve.start_events and misfit(new, old.k):
         return False
     if old.merge.learning_rate and not _merges_alike(new, old):

@@ -1,11 +1,12 @@
 """Interactions: events from which the model learns.
 
-The columns are user and item, and optionally value, weight, type and time.
+The columns are user and item, and optionally value, weight, type, time, and a bag of context. Only
+a model with context (`ModelSpec.context`) learns the bags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,8 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.columns import Columns
 from livefactor_kernels.spec.model import Loss, ModelSpec
-from livefactor_server.changes.change import KeyedChange, Record, require_rows
+from livefactor_server.changes.change import KeyedChange, Placement, Record, require_rows
+from livefactor_server.changes.content.bags import check_context, context_bags
 from livefactor_server.changes.events import join, learn
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.changes.short_updates import Range, ShortUpdate
@@ -72,6 +74,8 @@ class InteractionsChange(KeyedChange):
         """
         columns = wire.decode_interactions(body)
         require_rows(len(columns), min(rows_max, WORK_MAX // spec.work_of_event))
+        if columns.context is not None:
+            check_context(columns.context, spec)
         change = cls(columns, columns.body)
         reasons = change._reasons(spec)
         if reasons is None:
@@ -94,6 +98,8 @@ class InteractionsChange(KeyedChange):
 
     def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
         """See `WireChange.rows_outside`."""
+        if self.columns.context is not None:
+            check_context(self.columns.context, spec)
         reasons = self._reasons(spec) if self.rows else None
         if reasons is None:
             return []
@@ -124,18 +130,41 @@ class InteractionsChange(KeyedChange):
 
         The bits are those of one call per record.
         """
-        columns, placements = [], []
-        for _, change, placement in records:
-            assert isinstance(change, InteractionsChange) and placement is not None
-            columns.append(change.columns)
-            placements.append(placement)
-        learn(state, records[0].header.revision, *join(columns, placements))
+        for run in _runs(records) if state.spec.context.size else (records,):
+            columns, placements = [], []
+            for _, change, placement in run:
+                assert isinstance(change, InteractionsChange) and placement is not None
+                columns.append(change.columns)
+                placements.append(placement)
+            learn(state, run[0].header.revision, *join(columns, placements))
+            if state.spec.context.size and columns[-1].context is not None:
+                _learn_context(state, columns[-1], placements[-1])
 
     def describe(self) -> str:
         """The optional columns that the events have."""
-        names = ("values", "weights", "event_types", "times_us")
+        names = ("values", "weights", "event_types", "times_us", "context")
         present = [name for name in names if getattr(self.columns, name) is not None]
         return " ".join(["events", *(["with", ", ".join(present)] if present else [])])
+
+
+def _runs(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """The records in runs that end with a record that has context."""
+    start = 0
+    for stop, (_, change, _) in enumerate(records, 1):
+        assert isinstance(change, InteractionsChange)
+        if change.columns.context is not None or stop == len(records):
+            yield records[start:stop]
+            start = stop
+
+
+def _learn_context(state: ModelState, columns: Columns, placement: Placement) -> None:
+    """Learns the context of the events of a record that are learned and have a value above 0."""
+    assert columns.context is not None
+    values, _ = state.meanings.applied(len(columns), columns.event_types, columns.values, columns.weights)
+    counts = np.ones(len(columns), bool) if values is None else values > 0
+    if placement.learned is not None:
+        counts &= placement.learned
+    state.backend.learn_context(placement.item_rows[counts], context_bags(columns.context.select(counts)))
 
 
 def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:

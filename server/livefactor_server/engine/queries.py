@@ -1,20 +1,29 @@
-"""The part of a score that a search query gives: weight * cosine(query, embedding of the item).
+"""What a call adds to scores: a search query, and context.
 
-An item without an embedding gets 0. Each dot product has the fixed order of sums of scores, so an
-item's part does not depend on what else a call asks for.
+A query gives an item weight * cosine(query, embedding of the item). An item without an embedding
+gets 0. Each dot product has the fixed order of sums of scores, so an item's part does not depend on
+what else a call asks for. Context moves the factors of the users (`reading/context/__init__.py`).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from livefactor.wire.scoring import ScoreQuery
 from livefactor_kernels.backend import Pin
+from livefactor_kernels.reading.context import Statistics
+from livefactor_kernels.reading.context.learning import factors_of
 from livefactor_kernels.reading.persons import Persons
 from livefactor_kernels.scoring import cpu as scoring
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables import ITEMS
+from livefactor_server.changes.content.bags import check_context, context_bags
 from livefactor_server.engine.similar import BLOCK_ROWS, Best, joined
+from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
 
 WEIGHT_MAX = 1e6
@@ -81,6 +90,55 @@ class QueryPart:
                 is_left = ~np.isin(rows, excluded)
                 found.add(rows[is_left], scores[is_left])
         return joined(best)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What is added to the factors of users.
+
+    Attributes:
+        bags: one for all users, or one a user. None adds nothing.
+        statistics: of the features of the bags.
+        weight: multiplies what the bags say.
+    """
+
+    bags: Bags | None = None
+    statistics: Statistics | None = None
+    weight: float = 1.0
+
+    @cached_property
+    def _factors(self) -> np.ndarray:
+        assert self.bags is not None and self.statistics is not None
+        return np.asarray(np.float32(self.weight) * factors_of(self.statistics, self.bags))
+
+    def added(self, factors: np.ndarray, users: slice) -> np.ndarray:
+        """The factors float32[n, k padded] of these users of the call with their context."""
+        if self.bags is None:
+            return factors
+        own = self._factors if len(self._factors) == 1 else self._factors[users]
+        shifted = factors.copy()
+        shifted[:, : own.shape[1]] += own
+        return shifted
+
+
+def shift_of(state: ModelState, query: ScoreQuery) -> Shift:
+    """What the context of a query adds at the present revision. The caller holds the gate.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if the model has no context, or the context is not valid.
+    """
+    columns, users = query.context, len(query.user_ids)
+    if columns is None:
+        return Shift()
+    if len(columns) not in (1, users):
+        raise invalid(f"context: expected 1 bag, or one for each of {users} users, got {len(columns)}")
+    check_context(columns, state.spec)
+    if not 0.0 < query.context_weight <= WEIGHT_MAX:
+        raise invalid(
+            f"context_weight: expected above 0 and at most {WEIGHT_MAX:g}, got {query.context_weight}"
+        )
+    bags = context_bags(columns)
+    return Shift(bags, state.backend.context(bags.keys), query.context_weight)
 
 
 def _units(vectors: np.ndarray) -> np.ndarray:

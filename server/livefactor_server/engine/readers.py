@@ -25,7 +25,7 @@ from livefactor_kernels.reading.persons import Events, PersonReader, with_rows
 from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.engine.queries import QueryPart
+from livefactor_server.engine.queries import QueryPart, Shift, shift_of
 from livefactor_server.engine.short_reads import ShortReader
 from livefactor_server.engine.similar import similar
 from livefactor_server.model.availability import rows_of
@@ -166,6 +166,7 @@ class Reader:
         is_small = query.target == "candidates" and len(query.user_ids) * len(query.item_ids) <= AT_ONCE_MAX
         is_plain = not query.with_labels and query.event_ids is None and query.query is None
         # A fold-in takes milliseconds.
+        is_plain = is_plain and query.context is None
         if not is_small or not is_plain or self._persons is not None or self._engine.torn:
             return None
         try:
@@ -180,6 +181,8 @@ class Reader:
         backend = self._state.backend
         if self._persons is not None:
             return self._personal_candidates(self._persons, query, allowance)
+        if query.context is not None:
+            return self._listed(query, self._pinned_scores(query))
         found = backend.try_score(query.user_ids, query.item_ids, query.offsets)
         if found is None and len(query.user_ids) + len(query.item_ids) <= GATE_ROWS_MAX:
             with self._engine.gate.reading():
@@ -205,12 +208,13 @@ class Reader:
         backend = self._state.backend
         with self._engine.gate.reading():
             pin = backend.pin()
-            revision = self._state.revision
+            revision, shift = self._state.revision, shift_of(self._state, query)
         with pin:
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
             item_rows = backend.items.find(query.item_ids, pin.counts[ITEMS])
-            users, items = pin.gather(USERS, user_rows), pin.gather(ITEMS, item_rows)
-        scores = _score_lists(pin.mean, users, items, query.offsets)
+            (factors, bias), items = pin.gather(USERS, user_rows), pin.gather(ITEMS, item_rows)
+        factors = shift.added(factors, slice(None))
+        scores = _score_lists(pin.mean, (factors, bias), items, query.offsets)
         return Candidates(revision, scores, user_rows != NO_ROW, item_rows != NO_ROW)
 
     def _personal_candidates(
@@ -222,7 +226,7 @@ class Reader:
         backend = self._state.backend
         with self._engine.gate.reading():
             pin = backend.pin()
-            revision = self._state.revision
+            revision, shift = self._state.revision, shift_of(self._state, query)
         shared = np.array([0, len(query.item_ids)], np.uint32)
         lists = []
         with pin:
@@ -235,6 +239,7 @@ class Reader:
             for users in _blocks(len(user_rows), len(query.item_ids), allowance):
                 events = own[users] if own is not None else None
                 read = persons.read(pin, user_rows[users], pin.counts[ITEMS], events)
+                read = replace(read, factors=shift.added(read.factors, users))
                 for user in range(len(read.bias)):
                     at = users.start + user
                     start, stop = shared if query.offsets is None else query.offsets[at : at + 2]
@@ -278,13 +283,14 @@ class Reader:
         with self._engine.gate.reading():
             pin = backend.pin()
             revision, marks = self._state.revision, self._state.marks.bits()
+            shift = shift_of(self._state, query)
         with pin:
             check_pairs(len(query.user_ids), pin.counts[ITEMS], allowance.pairs_max)
             user_rows = backend.users.find(query.user_ids, pin.counts[USERS])
             exclusions = self._exclusions(query, pin, marks)
             events, part = self._own_events(query, pin), self._query_part(query)
             lists = [
-                self._best(query, pin, users, user_rows[users], exclusions, events, part)
+                self._best(query, pin, users, user_rows[users], exclusions, events, part, shift)
                 for users in _blocks(len(user_rows), pin.counts[ITEMS], allowance)
             ]
         rows = np.concatenate([each.rows for each in lists])
@@ -317,16 +323,18 @@ class Reader:
     def _best(
         self, query: ScoreQuery, pin: Pin, users: slice, user_rows: np.ndarray,
         exclusions: tuple[np.ndarray, np.ndarray, np.ndarray], events: list[Events | None] | None,
-        part: QueryPart | None,
+        part: QueryPart | None, shift: Shift,
     ) -> _Best:  # fmt: skip
         common, own, ends = exclusions
         ends = ends[users.start : users.stop + 1]
         own, own_offsets = own[ends[0] : ends[-1]], ends - ends[0]
         if self._persons is None:
             factors, bias = pin.gather(USERS, user_rows)
+            factors = shift.added(factors, users)
             return _Best(*pin.top_k(factors, bias, query.k, common, own, own_offsets), _NO_FLAGS)
         own_events = events[users] if events is not None else None
         read = self._persons.read(pin, user_rows, pin.counts[ITEMS], own_events)
+        read = replace(read, factors=shift.added(read.factors, users))
         truncated = _NO_FLAGS
         if query.exclude_seen:
             own, own_offsets = read.exclusions(own, own_offsets)

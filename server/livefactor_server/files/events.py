@@ -20,22 +20,26 @@ import pyarrow.compute as pc
 
 from livefactor.errors import ColumnError
 from livefactor.wire.arrays import as_floats, as_numbers, first_true
+from livefactor.wire.bags import bags_of_columns
 from livefactor.wire.ids import as_keys
 from livefactor.wire.keys import keys_of
 from livefactor.wire.times import UNITS, as_times
 from livefactor_server.files.delimited import Delimited, are_integers
+from livefactor_server.files.features import divided
 from livefactor_server.files.parquet import Parquet
 from livefactor_server.files.sources import EventFileError, Source
 
 __all__ = ["Batches", "EventFileError", "Events", "Rows", "open_file"]
 
 IDS = ("user_ids", "item_ids")
+CONTEXT = "context:"
+"""A field that begins so has the texts of a column of context, whose name follows."""
 _FLOAT_TEXT = re.compile(r"\d+\.0*")
 _UNIT_REMEDY = "--time-unit {unit}"
 
 Column = Any
-"""Ids: uint64[n] of integers, or an Arrow array of n strings. Times: datetime64[us][n]. Others: a
-NumPy array of n values of the contract's dtype.
+"""Ids: uint64[n] of integers, or an Arrow array of n strings. Times: datetime64[us][n]. Context: an
+Arrow array of n strings. Others: a NumPy array of n values of the contract's dtype.
 """
 
 
@@ -45,7 +49,8 @@ class Rows:
 
     Attributes:
         first: the number of the first one in the file, from 0.
-        columns: n values for each field (user_ids, item_ids, values, weights, event_types, times).
+        columns: n values for each field (user_ids, item_ids, values, weights, event_types, times),
+            and for columns of context (`CONTEXT`).
     """
 
     first: int
@@ -57,6 +62,20 @@ class Rows:
     def slice(self, start: int, stop: int) -> Rows:
         """Views of the events start..stop."""
         return Rows(self.first + start, {name: column[start:stop] for name, column in self.columns.items()})
+
+    def pushed(self, separator: str = "") -> dict[str, Any]:
+        """The arguments of `Producer.push`. `separator` divides the texts of context."""
+        columns = {field: column for field, column in self.columns.items() if not field.startswith(CONTEXT)}
+        texts = {
+            field.removeprefix(CONTEXT): column.to_pylist()
+            for field, column in self.columns.items()
+            if field.startswith(CONTEXT)
+        }
+        if not texts:
+            return columns
+        if separator:
+            texts = {name: [divided(text, separator) for text in column] for name, column in texts.items()}
+        return columns | {"context": bags_of_columns(texts)}
 
     def keys(self, field: str, secret: bytes = b"") -> np.ndarray:
         """The 64-bit keys of a field of ids, uint64[n]."""
@@ -174,6 +193,8 @@ class Events:
 
     def _converted(self, field: str, array: pa.Array, first: int) -> Column:
         try:
+            if field.startswith(CONTEXT):
+                return pc.fill_null(array.cast(pa.string()), "")
             if isinstance(self._reader, Delimited):
                 return self._from_text(field, array)
             return self._from_types(field, array)

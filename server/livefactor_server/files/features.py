@@ -52,7 +52,7 @@ def read_features(
     for name in texts:
         columns[name] = [None if each is None else str(each) for each in columns[name]]
     if separator:
-        columns = {name: [_divided(each, separator) for each in column] for name, column in columns.items()}
+        columns = {name: [divided(each, separator) for each in column] for name, column in columns.items()}
     return ids, columns
 
 
@@ -63,7 +63,8 @@ def _of_csv(file: Path, texts: list[str]) -> pa.Table:
     )
 
 
-def _divided(value: Any, separator: str) -> Any:
+def divided(value: Any, separator: str) -> Any:
+    """The distinct parts of a text. Another value stays as it is."""
     if not isinstance(value, str):
         return value
     # A text that occurs twice is one feature.

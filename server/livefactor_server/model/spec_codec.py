@@ -21,6 +21,7 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
     Auto,
+    Context,
     Counts,
     Embeddings,
     EventType,
@@ -79,6 +80,7 @@ _PARTS: dict[str, Any] = {
     "mix": Mix,
     "embeddings": Embeddings,
     "features": Features,
+    "context": Context,
     "auto": Auto,
     "regularization": Regularization,
     "replay": Replay,

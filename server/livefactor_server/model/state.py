@@ -28,6 +28,11 @@ def feature_row_bytes(k: int) -> int:
     return 100 + 8 * k
 
 
+def context_row_bytes(k: int) -> int:
+    """Memory of the place of a feature of context, which is reserved for all of them."""
+    return 100 + 8 * (k + 2)
+
+
 class Meanings:
     """What values, weights and types of events mean under a spec, for whole columns."""
 
@@ -141,6 +146,8 @@ class ModelState:
             parts["features"] = sum(
                 names.nbytes + len(names) * feature_row_bytes(self.spec.k) for names in self.features
             )
+        if self.spec.context.size:
+            parts["context"] = self.spec.context.size * context_row_bytes(self.spec.k)
         return parts
 
     @property

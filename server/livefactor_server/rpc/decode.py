@@ -109,9 +109,9 @@ def score_query(raw: bytes, users_max: int, rows_max: int) -> ScoreQuery:
             raise invalid(over("k", rows_max // users, query.k, f"for {users} {asked}"))
         if len(query.item_ids) > rows_max:
             raise invalid(over("exclude_ids", rows_max, len(query.item_ids), "ids a call"))
-    given = query.has_users or query.event_ids is not None or query.query is not None
-    if query.target == "similar" and given:
-        raise invalid("similar: the request must have no user_ids, no events and no query")
+    given = any(each is not None for each in (query.event_ids, query.query, query.context))
+    if query.target == "similar" and (given or query.has_users):
+        raise invalid("similar: the request must have no user_ids, no events, no query and no context")
     if query.offsets is not None:
         _check_offsets("offsets", query.offsets, users, len(query.item_ids))
     if query.event_ids is not None:

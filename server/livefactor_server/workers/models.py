@@ -21,7 +21,7 @@ from livefactor_server.workers.messages import ModelEntry
 
 _FIELDS = (
     "model", "min_lineage", "min_revision", "user_ids", "target", "item_ids", "offsets", "k",
-    "include_unavailable", "query_weight",
+    "include_unavailable", "query_weight", "context_weight",
 )  # fmt: skip
 """What workers know of a query for candidates, and what means nothing in one."""
 

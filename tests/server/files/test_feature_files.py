@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from livefactor.pushing.features import bags_of_columns
+from livefactor.wire.bags import bags_of_columns
 from livefactor_server.files.features import FeatureFileError, read_features
 
 CSV = "item_id,genres,zip,price,stock\n7,Action|Comedy,012,0.5,true\n8,,,,false\n9,Drama|Drama,34,2,true\n"

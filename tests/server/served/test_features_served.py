@@ -121,13 +121,13 @@ def test_bad_features_are_refused_as_a_whole_with_their_row(server: livefactor.L
         ({"weights": [1.0, float("nan")]}, "weights: row 1, feature 'b': expected a number"),
         ({"weights": [float("inf"), 0.0]}, "weights: row 0, feature 'a' and 1 further weights"),
         ({"names": ["a", "a"]}, "names: two names are equal"),
-        ({"names": ["a", "b", "c"]}, "names: no id has name 2"),
+        ({"names": ["a", "b", "c"]}, "names: no bag has name 2"),
         ({"names": ["a", ""]}, "names: name 1: expected 1..256 bytes, got 0"),
         ({"names": ["a" * 257, "b"]}, "names: name 0: expected 1..256 bytes, got 257"),
         ({"counts": [2, 0], "features": [0, 0], "names": ["a"]}, "features: row 0 has 'a' twice"),
         (
             {"counts": [0, 4], "features": [0, 1, 2, 3], "names": list("abcd")},
-            "features: row 1: at most 3 features an id, got 4",
+            "features: row 1: at most 3 features a bag, got 4",
         ),
         ({"ids": [], "counts": [], "features": [], "names": []}, "batch: it has no rows"),
     ):
@@ -151,7 +151,7 @@ def test_the_producer_names_the_row_of_a_bad_feature(server: livefactor.Local) -
                 producer.push_features("item", [1, 2], bags)
         with pytest.raises(ValueError, match="side: expected 'user' or 'item'"):
             producer.push_features("shop", [1], [["a"]])
-        with pytest.raises(InvalidArgument, match="row 0: at most 3 features an id, got 4"):
+        with pytest.raises(InvalidArgument, match="row 0: at most 3 features a bag, got 4"):
             producer.push_features("item", "film 1", list("abcd")).result()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.keys import keys_of
-from livefactor.wire.limits import FEATURE_NAME_BYTES_MAX, FEATURE_WEIGHT_MAX, FEATURES_OF_BATCH_MAX, over
+from livefactor.wire.limits import FEATURE_NAME_BYTES_MAX, FEATURES_OF_BATCH_MAX
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import USERS
@@ -29,6 +29,7 @@ from livefactor_server.changes.change import (
     keys_of_side,
     require_rows,
 )
+from livefactor_server.changes.content.bags import check_bags, check_names
 from livefactor_server.changes.labels import SIDES
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
@@ -91,7 +92,7 @@ class FeaturesChange(KeyedChange):
             raise invalid("side: expected SIDE_USER or SIDE_ITEM")
         change = cls._of(columns)
         change.rows_outside(spec)
-        _check_names(columns, change.name_keys)
+        check_names("features", columns, change.name_keys)
         return change, NO_REJECTS
 
     @classmethod
@@ -106,7 +107,7 @@ class FeaturesChange(KeyedChange):
     def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
         """See `WireChange.rows_outside`. It rejects no row."""
         require_features(spec)
-        _check_bags(self.columns, spec.features.per_id)
+        check_bags("features", self.columns, spec.features.per_id)
         return []
 
     def without_rows(self, rows: np.ndarray | list[int]) -> FeaturesChange:
@@ -260,55 +261,3 @@ def require_features(spec: ModelSpec) -> None:
     """
     if not spec.features.size:
         raise invalid("features: this model has no features (spec: features.size)")
-
-
-def _check_bags(columns: wire.FeatureColumns, per_id: int) -> None:
-    """Checks the bags of a message.
-
-    Raises:
-        Refused: INVALID_ARGUMENT with the first bad row.
-    """
-    if len(columns.features) > FEATURES_OF_BATCH_MAX:
-        raise invalid(over("features", FEATURES_OF_BATCH_MAX, len(columns.features), "features a batch"))
-    long = np.flatnonzero(columns.counts > per_id)
-    if long.size:
-        got = columns.counts[long[0]]
-        raise invalid(f"features: row {long[0]}: at most {per_id} features an id, got {got}")
-    rows = np.repeat(np.arange(len(columns)), columns.counts)
-    weights = columns.weights
-    bad = np.flatnonzero(~(np.abs(weights) <= FEATURE_WEIGHT_MAX) | (weights == 0))
-    if bad.size:
-        name, more = columns.names[columns.features[bad[0]]], bad.size - 1
-        others = f" and {more} further weights" if more else ""
-        raise invalid(
-            f"weights: row {rows[bad[0]]}, feature {name!r}{others}: expected a number other than 0 of at "
-            f"most {FEATURE_WEIGHT_MAX:g}, got {weights[bad[0]]:g}"
-        )
-
-
-def _check_names(columns: wire.FeatureColumns, keys: np.ndarray) -> None:
-    """Checks the names of a message and their keys, and that no bag has one of them twice.
-
-    Raises:
-        Refused: INVALID_ARGUMENT.
-    """
-    sizes = np.array([len(name.encode()) for name in columns.names], np.int64)
-    bad = np.flatnonzero((sizes < 1) | (sizes > FEATURE_NAME_BYTES_MAX))
-    if bad.size:
-        raise invalid(
-            f"names: name {bad[0]}: expected 1..{FEATURE_NAME_BYTES_MAX} bytes, got {sizes[bad[0]]}"
-        )
-    # Two names with one key would make a bag that has a feature twice.
-    if len(set(keys.tolist())) != len(keys):
-        raise invalid("names: two names are equal, or have the same key")
-    unused = np.flatnonzero(np.bincount(columns.features, minlength=len(keys)) == 0)
-    if unused.size:
-        raise invalid(f"names: no id has name {unused[0]}")
-    rows = np.repeat(np.arange(len(columns)), columns.counts)
-    order = np.lexsort((columns.features, rows))
-    again = np.flatnonzero(
-        (np.diff(rows[order]) == 0) & (np.diff(columns.features[order].astype(np.int64)) == 0)
-    )
-    if again.size:
-        at = order[again[0] + 1]
-        raise invalid(f"features: row {rows[at]} has {columns.names[columns.features[at]]!r} twice")

@@ -51,6 +51,13 @@ def push(
     time: Annotated[
         str, typer.Option(help="Column of times: ISO 8601, timestamps, or integers since 1970.")
     ] = "",
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of context, such as the hour or the query. Repeat the option for more."),
+    ] = None,
+    separator: Annotated[
+        str, typer.Option(help="Divides a field of context into several features, such as ' ' for queries.")
+    ] = "",
     time_unit: Annotated[
         str, typer.Option(help="Unit of times that are integers: s, ms, us or ns since 1970.")
     ] = "s",
@@ -81,9 +88,11 @@ def push(
     file that was changed in what was pushed already is refused. The exit code is 0 if every event
     was accepted.
     """
+    from livefactor_server.files.events import CONTEXT
+
     names = {
         "user_ids": user, "item_ids": item, "values": value, "weights": weight, "event_types": event_type,
-        "times": time,
+        "times": time, **{CONTEXT + column: column for column in context or ()},
     }  # fmt: skip
     from livefactor_server.cli.push.transfer import Push
 
@@ -94,6 +103,7 @@ def push(
         time_unit,
         secret.encode(),
         batch,
+        separator,
     )
     _run(one, check, {"target": target, "producer": producer, "model": model, "labels": labels}, as_json)
     _report(one, as_json)

@@ -14,6 +14,7 @@ from typing import Any
 from rich.progress import TextColumn, TimeElapsedColumn
 
 from livefactor.pushing.batching import BatchSettings, Receipt
+from livefactor.pushing.features import is_one_batch
 from livefactor.pushing.producer import Producer
 from livefactor_server.cli.base import console, progress, rate
 from livefactor_server.files.events import Batches, EventFileError, Events, Rows, open_file
@@ -50,7 +51,9 @@ class Push:
         time_unit: str,
         secret: bytes,
         batch: int,
+        separator: str = "",
     ) -> None:
+        self._separator = separator
         self.file, self._secret, self._batch = file, secret, batch
         self._options = (names, string_ids, time_unit)
         self._events: Events | None = None
@@ -119,7 +122,7 @@ class Push:
             for sentence in self.ids:
                 console(err=True).print(sentence, soft_wrap=True, markup=False, highlight=False)
             digest = Digest(self._secret)
-            self.skipped = self.row = _skip_applied(sender, batches, digest)
+            self.skipped = self.row = _skip_applied(sender, batches, digest, self._separator)
             self._send_rest(sender, batches, digest)
             self.revision = sender.flush().revision
 
@@ -164,7 +167,12 @@ class Push:
                     self._collect(0)
                     sender.keep(Mark(sequence, rows.first, len(rows), self._batch, digest.value()).encode())
                     since_mark = 0
-                self._receipts.append((rows, sender.push(**rows.columns)))
+                given = rows.pushed(self._separator)
+                if "context" in given and not is_one_batch(given["context"], sender.batch):
+                    raise EventFileError(
+                        f"{self._batch} events with their context are too large for a batch: take a smaller --batch"
+                    )
+                self._receipts.append((rows, sender.push(**given)))
                 digest.add(rows)
                 since_mark, sequence = since_mark + 1, sequence + 1
                 self._collect(RECEIPTS_MAX)
@@ -217,7 +225,7 @@ class Push:
         }
 
 
-def _skip_applied(sender: Producer, batches: Batches, digest: Digest) -> int:
+def _skip_applied(sender: Producer, batches: Batches, digest: Digest, separator: str) -> int:
     """Takes the rows that earlier runs have pushed, and returns their number.
 
     Raises EventFileError if the file does not begin with what they pushed.
@@ -245,7 +253,7 @@ def _skip_applied(sender: Producer, batches: Batches, digest: Digest) -> int:
     for sequence in range(mark.sequence, last + 1):
         size = mark.rows if sequence == mark.sequence else mark.batch
         rows = batches.take(size)
-        if rows is None or len(rows) < size or not sender.has_applied(sequence, **rows.columns):
+        if rows is None or len(rows) < size or not sender.has_applied(sequence, **rows.pushed(separator)):
             raise _changed(sender, row + size)
         digest.add(rows)
         row += size

@@ -46,6 +46,11 @@ def recommend(
     exclude_seen: Annotated[
         bool, typer.Option("--exclude-seen", help="Leave out what the users have had (spec: history).")
     ] = False,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="Feature of this moment, such as hour:13. Repeat the option for more."),
+    ] = None,
+    context_weight: Annotated[float, typer.Option(help="Multiplies what the context adds.")] = 1.0,
     string_ids: StringIds = False,
     secret: Secret = "",
     model: Model = "default",
@@ -65,6 +70,8 @@ def recommend(
     read = list if string_ids else ids_of_texts
     ids: list[Any] = _users_of(users_file, user, string_ids) if users_file is not None else read(users or [])
     options: dict[str, Any] = {"exclude": read(exclude) if exclude else None, "exclude_seen": exclude_seen}
+    if context:
+        options |= {"context": context, "context_weight": context_weight}
     with Scorer(target, model=model, secret=secret.encode()) as scorer:
         if out is not None:
             _write_lists(scorer, ids, out, k, options, as_json)

@@ -1,0 +1,1 @@
+"""Figures about what users, items and events carry beside their ids."""

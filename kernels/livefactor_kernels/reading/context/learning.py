@@ -1,0 +1,130 @@
+"""Keeps the statistics of context, and makes the rows of features of them.
+
+The semantics are in `reading/context/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from livefactor_kernels.reading.context import (
+    COUNT_MIN,
+    COUNTS,
+    FACTOR_MAX,
+    GRAM,
+    HALVED_EVENTS,
+    KEYS,
+    PRIOR_EVENTS,
+    SUMS,
+    Statistics,
+)
+from livefactor_kernels.solve.features import Bags
+from livefactor_kernels.solve.prior.cpu import livefactor_regress_kernel
+from livefactor_kernels.spec.model import ModelSpec
+
+
+class Arithmetic(Protocol):
+    """The parts of the semantics that a backend computes (`reference.py`, `cpu.py`)."""
+
+    def add_items(self, gram: np.ndarray, rows: np.ndarray) -> None:
+        """Adds e e' to A for each row float64[n, k + 1], in order."""
+        ...
+
+    def add_features(
+        self, sums: np.ndarray, counts: np.ndarray, rows: np.ndarray, ends: np.ndarray, places: np.ndarray,
+        weights: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Adds w e to the sums and |w| to the counts of the features of rows float64[n, k + 1].
+
+        The features of row i end before ends[i], int64[n]. They have places int64[m], -1 for one
+        that is not learned, and weights float64[m].
+        """
+        ...
+
+
+class Context:
+    """The context of a model. A part of a model (`tables.state.Part`)."""
+
+    def __init__(self, spec: ModelSpec, arithmetic: Arithmetic) -> None:
+        """No features. The memory for all of them is reserved."""
+        self._arithmetic, width = arithmetic, spec.k + 1
+        self._gram = np.zeros((width, width))
+        self._sums, self._counts = np.zeros((spec.context.size, width)), np.zeros(spec.context.size)
+        self._places: dict[int, int] = {}
+
+    def sections(self) -> dict[str, np.ndarray]:
+        """See `tables.state.Part.sections`."""
+        count = len(self._places)
+        keys = np.fromiter(self._places, np.uint64, count)
+        arrays = {COUNTS: self._counts[:count], GRAM: self._gram, KEYS: keys, SUMS: self._sums[:count]}
+        return {name: array.reshape(-1) for name, array in arrays.items()}
+
+    def load(self, sections: Mapping[str, np.ndarray]) -> None:
+        """See `tables.state.Part.load`."""
+        keys = sections[KEYS]
+        self._places = {key: place for place, key in enumerate(keys.tolist())}
+        self._gram[:] = sections[GRAM].reshape(self._gram.shape)
+        self._counts[: len(keys)] = sections[COUNTS]
+        self._sums[: len(keys)] = sections[SUMS].reshape(len(keys), -1)
+
+    def learn(self, items: np.ndarray, bags: Bags) -> None:
+        """Takes the events of a record, whose items have the rows float32[n, k] and these bags."""
+        if self._gram[-1, -1] >= HALVED_EVENTS:
+            self._halve()
+        told = np.flatnonzero(np.diff(bags.ends, prepend=0))
+        rows = np.ones((len(told), len(self._gram)))
+        rows[:, :-1] = items[told]
+        self._arithmetic.add_items(self._gram, rows)
+        places = np.fromiter(map(self._placed, bags.keys.tolist()), np.int64, len(bags.keys))
+        self._arithmetic.add_features(
+            self._sums, self._counts, rows, bags.ends[told], places, bags.weights.astype(np.float64)
+        )
+
+    def _placed(self, key: int) -> int:
+        place = self._places.get(key, -1)
+        if place < 0 and len(self._places) < len(self._counts):
+            place = self._places[key] = len(self._places)
+        return place
+
+    def _halve(self) -> None:
+        for array in (self._gram, self._sums, self._counts):
+            array *= 0.5
+        count = len(self._places)
+        kept = np.flatnonzero(self._counts[:count] >= COUNT_MIN)
+        for array in (self._sums, self._counts):
+            array[: kept.size] = array[kept]
+            array[kept.size : count] = 0.0
+        keys = list(self._places)
+        self._places = {keys[old]: new for new, old in enumerate(kept.tolist())}
+
+    def statistics(self, keys: np.ndarray) -> Statistics:
+        """A copy of what is known of the features of keys uint64[m]."""
+        found = [self._places.get(key, -1) for key in keys.tolist()]
+        known = sorted({place for place in found if place >= 0})
+        at = {place: number for number, place in enumerate(known)}
+        places = np.array([at.get(place, -1) for place in found], np.int64)
+        return Statistics(self._gram.copy(), places, self._sums[known], self._counts[known])
+
+
+def factors_of(statistics: Statistics, bags: Bags) -> np.ndarray:
+    """q for each of n bags, float32[n, k].
+
+    `statistics` are those of `bags.keys`, in their order.
+    """
+    gram, places, sums, counts = statistics
+    q = np.zeros((len(bags.ends), len(gram) - 1))
+    # Without events, or if all items have the row 0, there is nothing to solve.
+    if len(sums) and np.trace(gram[:-1, :-1]) > 0:
+        rows = np.ascontiguousarray(sums.T)
+        livefactor_regress_kernel(gram.copy(), rows)
+        rows = gram[-1, -1] / (counts + PRIOR_EVENTS) * rows[:-1]
+        start = 0
+        for bag, end in enumerate(bags.ends.tolist()):
+            for at in range(start, end):
+                if places[at] >= 0:
+                    q[bag] += float(bags.weights[at]) * rows[:, places[at]]
+            start = end
+    return np.clip(q, -FACTOR_MAX, FACTOR_MAX).astype(np.float32)
