@@ -118,6 +118,10 @@ test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chrom
 	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; }
 	@CONSOLE_PICTURES=$(PICTURES) $(BIN)/python -m pytest -n 0 tests/server/console $(ARGS)
 
+.PHONY: notebook
+notebook: $(VENV)/.stamp-dev ## Runs the notebook examples/notebook/shop.ipynb and keeps what it shows.
+	@$(BIN)/jupyter execute --inplace examples/notebook/shop.ipynb
+
 .PHONY: test-brokers
 test-brokers: $(VENV)/.stamp-dev ## Ingests from real brokers: Debian's nats-server and redis-server, and librdkafka's mock of Kafka.
 	@command -v nats-server redis-server >/dev/null || { apt-get update -q && apt-get install -qy nats-server redis-server; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,44 @@ def test_a_file_is_judged_beside_most_popular(clicks: Path, tmp_path: Path) -> N
     assert f"{best['name']} is the best" in found["verdict"]
     assert picture.read_text().startswith("<?xml")
 
-    code, out, err = type_in(*common, "--held-out", "0.2")
+    code, out, err = type_in(*common, "--held-out", "0.2", "--report", str(tmp_path / "report.html"))
     assert code == 0, err
     assert "600 events judged" in out and "most-popular, decayed" in out and "is the best" in out
+    page = (tmp_path / "report.html").read_text()
+    assert "600 of 3,000 events are judged: a part that was held out" in page
+    assert page.count("<svg") == 1 and "By users" in page and "optimizer" in page
+    # The page needs no other file, and no other machine.
+    assert not re.search(r"(?:src|href)=\"(?!#)", page)
+
+
+def test_a_report_has_groups_of_users_and_of_event_types(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(3)
+    users = np.r_[rng.integers(0, 40, 1500), np.arange(1000, 1200)]
+    rng.shuffle(users)
+    lines = [
+        f"{user},{user % 5},{kind}" for user, kind in zip(users, rng.integers(0, 3, users.size), strict=True)
+    ]
+    file = tmp_path / "<typed>.csv"
+    file.write_text("\n".join(["user,item,type", *lines]) + "\n")
+    report = tmp_path / "report.html"
+    code, _, err = type_in("evaluate", str(file), "--preset", "purchases_sgd", "--report", str(report))
+    assert code == 0, err
+    page = report.read_text()
+    assert "&lt;typed&gt;.csv" in page and "<typed>" not in page
+    counts = {
+        name: int(count.replace(",", ""))
+        for name, count in re.findall(r"<tr><td>([^<]*)</td><td>([\d,]+)</td>", page)
+    }
+    judged = int(re.search(r"<p>([\d,]+) of", page)[1].replace(",", ""))
+    assert set(counts) == {
+        "the user&#x27;s first event",
+        "1 to 9 events before",
+        "10 or more before",
+        *(f"type {kind}" for kind in range(3)),
+    }
+    assert sum(count for name, count in counts.items() if name.startswith("type")) == judged
+    assert 100 < counts["the user&#x27;s first event"] < 250
 
 
 def test_events_without_taste_are_no_success(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ NUMBERS = {
 """Each optimiser with a value for every number that it has."""
 KEPT = {"history": History(16, 16), "counts": Counts(16, 4)}
 BOUNDS = Regularization(0.05, 0.2, 0.5, 0.3)
+ATTACKED = Regularization(0.0, 0.0, 0.5, adversarial_weight=0.7, adversarial_share=0.3)
 WINDOW = AdaptiveRate(16)
 
 
@@ -97,6 +98,8 @@ SPECS: dict[str, ModelSpec] = {
     "dropout-logistic": _sgd(Loss.LOGISTIC, 0, ADAM, 7, regularization=Regularization(dropout=0.4)),
     "dropout-negatives": _sgd(Loss.LOGISTIC, 3, ADAM, 1, regularization=Regularization(dropout=0.4)),
     "dropout-bpr": _sgd(Loss.BPR, 3, ADAM, 7, regularization=Regularization(dropout=0.4)),
+    "adversarial-logistic": _sgd(Loss.LOGISTIC, 3, SGD, 7, regularization=ATTACKED, history=History(16)),
+    "adversarial-bpr": _sgd(Loss.BPR, 3, OptimizerKind.ADAGRAD, 7, k=33, regularization=ATTACKED, history=History(16)),
     "all-bounds-squared": _sgd(Loss.SQUARED, 0, SGD, 7, k=33, regularization=BOUNDS, history=History(16)),
     "all-bounds-logistic": _sgd(Loss.LOGISTIC, 3, SGD, 7, k=33, regularization=BOUNDS, history=History(16)),
     "all-bounds-bpr": _sgd(Loss.BPR, 3, SGD, 1, k=33, regularization=BOUNDS, history=History(16)),

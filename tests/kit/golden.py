@@ -69,6 +69,14 @@ SPECS: dict[str, ModelSpec] = {
         history=History(16),
         regularization=Regularization(0.05, 0.2, 0.5, 0.3),
     ),
+    "bpr_adversarial": make_spec(
+        Loss.BPR,
+        k=20,
+        negatives=3,
+        micro_batch=16,
+        history=History(16),
+        regularization=Regularization(0.05, 0.2, 0.5, adversarial_weight=0.7, adversarial_share=0.3),
+    ),
     "bpr_micro_float16": make_spec(
         Loss.BPR, k=20, negatives=3, micro_batch=100, factor_dtype=FactorDtype.FLOAT16
     ),
@@ -191,6 +199,7 @@ GOLDEN = {
     "logistic_adam_micro": "7749540427c05efd71983113a4bb04f2136fd460f812928de020dec3e244ea46",
     "bpr_ftrl_bfloat16": "8668cef2cbf71c51d7305eb789324ecbce92fc9873288d1620cf6e1e50bec5ae",
     "logistic_regularized": "d4500d426f1a6f8d022e73063131a4e64bad0a1de699d7203293a8c2f9f690c6",
+    "bpr_adversarial": "456d9bb21b2421208480f1db7781dc483a540e850811dca2fa37dc053183ae2a",
     "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",

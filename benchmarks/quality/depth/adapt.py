@@ -116,7 +116,7 @@ def again(data: Data, texts: list[str], training: Training) -> Figures:
     states = {"frozen": adapted.vectors}
     old = pairs.take(is_old & ~is_away)
     states["once"] = adapted.learn(old, pairs.take(np.arange(0)), training)
-    states["again"] = adapted.learn(pairs.take(is_new & ~is_away), old, training)
+    states["again"] = adapted.learn(pairs.take(is_new & ~is_away), old, training.continued())
     found = {
         f"{state}_{name}_hits10": hits(vectors, each)
         for state, vectors in states.items()

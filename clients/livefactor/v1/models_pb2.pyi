@@ -655,6 +655,8 @@ class Regularization(google.protobuf.message.Message):
     ROW_NORM_MAX_FIELD_NUMBER: builtins.int
     L2_FREQUENCY_FIELD_NUMBER: builtins.int
     DROPOUT_FIELD_NUMBER: builtins.int
+    ADVERSARIAL_WEIGHT_FIELD_NUMBER: builtins.int
+    ADVERSARIAL_SHARE_FIELD_NUMBER: builtins.int
     gradient_norm_max: builtins.float
     """Rules SGD, SOFTMAX: the gradient of a row is scaled down to this Euclidean norm, and the
     gradient of a bias is limited to this magnitude.
@@ -667,6 +669,12 @@ class Regularization(google.protobuf.message.Message):
     """
     dropout: builtins.float
     """Rule SGD: the share of the factor columns that are dropped out for an event, up to 0.9."""
+    adversarial_weight: builtins.float
+    """Rule SGD with loss LOGISTIC or BPR: the weight of adversarial training (docs/rules.md), up to 10. Not
+    with dropout or adaptive_rate.
+    """
+    adversarial_share: builtins.float
+    """How far it moves a row, as a share of the norm of the pair (docs/rules.md), up to 10."""
     def __init__(
         self,
         *,
@@ -674,9 +682,15 @@ class Regularization(google.protobuf.message.Message):
         row_norm_max: builtins.float | None = ...,
         l2_frequency: builtins.float | None = ...,
         dropout: builtins.float | None = ...,
+        adversarial_weight: builtins.float | None = ...,
+        adversarial_share: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adversarial_share", b"_adversarial_share", "_adversarial_weight", b"_adversarial_weight", "_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "adversarial_share", b"adversarial_share", "adversarial_weight", b"adversarial_weight", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adversarial_share", b"_adversarial_share", "_adversarial_weight", b"_adversarial_weight", "_dropout", b"_dropout", "_gradient_norm_max", b"_gradient_norm_max", "_l2_frequency", b"_l2_frequency", "_row_norm_max", b"_row_norm_max", "adversarial_share", b"adversarial_share", "adversarial_weight", b"adversarial_weight", "dropout", b"dropout", "gradient_norm_max", b"gradient_norm_max", "l2_frequency", b"l2_frequency", "row_norm_max", b"row_norm_max"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adversarial_share", b"_adversarial_share"]) -> typing.Literal["adversarial_share"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_adversarial_weight", b"_adversarial_weight"]) -> typing.Literal["adversarial_weight"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_dropout", b"_dropout"]) -> typing.Literal["dropout"] | None: ...
     @typing.overload

@@ -13,6 +13,7 @@ from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.numbers.random import ROUNDING_DOMAIN, domain_key
 from livefactor_kernels.optimizers import Method, StepRates
 from livefactor_kernels.optimizers.cpu import StepRows
+from livefactor_kernels.sgd import cpu_adversarial
 from livefactor_kernels.sgd.cpu_micro_batch import make_scratch, micro_batch_kernel
 from livefactor_kernels.sgd.cpu_sequential import (
     NEGATIVES_ANY,
@@ -68,7 +69,11 @@ class Sgd(Stateless):
         adagrad = int(spec.optimizer.kind == OptimizerKind.ADAGRAD)
         # The sequential kernel of squared loss cannot exclude events from the mean.
         leaves_mean = spec.loss == Loss.SQUARED and spec.replay.size > 0
-        is_short = spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean
+        part = spec.regularization
+        self._attack = np.float32(part.adversarial_weight), np.float32(part.adversarial_share)
+        self._is_adversarial = part.adversarial_weight > 0
+        is_short = spec.negatives <= SAMPLED_NEGATIVES_MAX and not leaves_mean and not self._is_adversarial
+        self._scratch: Any = None
         self._sequential = spec.micro_batch == 1 and is_short and Method.of(spec).is_plain
         kind: Any = Rows if self._sequential else StepRows
         self._rows = kind.of(users), kind.of(items)
@@ -79,6 +84,9 @@ class Sgd(Stateless):
         self._positive = spec.loss == Loss.SQUARED or (
             spec.loss == Loss.LOGISTIC and not spec.negatives and long_step
         )
+        if self._is_adversarial:
+            self._scratch, self._scratch_memory = cpu_adversarial.make_scratch(spec, users, items)
+            return cpu_adversarial.adversarial_kernel(blocks, loss, Method.of(spec))
         if not self._sequential:
             self._scratch, self._scratch_memory = make_scratch(spec, users, items)
             return micro_batch_kernel(blocks, loss, Method.of(spec))
@@ -145,5 +153,7 @@ class Sgd(Stateless):
         draws = address_of(self.negatives), np.uint64(self.negatives.shape[1])
         if self._sequential:
             return (*sides, *record, *draws, rates, key, *self._memory)
+        if self._is_adversarial:
+            return (*sides, *record, *draws, rates, key, self._scratch, self._attack)
         rest = self._scratch, np.uint64(update.fresh)
         return (*sides, *record, *draws, self._mean_state, rates, key, *rest)

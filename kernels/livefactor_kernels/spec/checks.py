@@ -85,6 +85,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("features.size", spec.features.size),
         ("context.size", spec.context.size),
         ("merge.learning_rate", spec.merge.learning_rate),
+        ("regularization.adversarial_weight", spec.regularization.adversarial_weight),
     ):
         _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
     return spec
@@ -324,6 +325,7 @@ def _check_regularization(spec: ModelSpec) -> None:
     if power:
         # The number of a row's events is part of its history.
         _require(spec.history.users > 0, "history.users", "above 0 with l2_frequency", spec.history.users)
+    _check_adversarial(spec)
     if spec.rule != Rule.SGD:
         rule = f"0 with rule {Rule(spec.rule).name.lower()}"
         _require(power == 0.0, "regularization.l2_frequency", rule, power)
@@ -333,6 +335,22 @@ def _check_regularization(spec: ModelSpec) -> None:
         _require(clipped == 0.0, "regularization.gradient_norm_max", "0 with rule solve", clipped)
         limited = part.row_norm_max
         _require(limited == 0.0, "regularization.row_norm_max", "0 with rule solve", limited)
+
+
+def _check_adversarial(spec: ModelSpec) -> None:
+    part = spec.regularization
+    weight, norm = part.adversarial_weight, part.adversarial_share
+    _require(0.0 <= weight <= 10.0, "regularization.adversarial_weight", "0..10", weight)
+    _require(0.0 <= norm <= 10.0, "regularization.adversarial_share", "0..10", norm)
+    _require(
+        (weight > 0) == (norm > 0), "regularization.adversarial_share", "above 0 with a weight only", norm
+    )
+    if weight:
+        fits = spec.rule == Rule.SGD and spec.loss in (Loss.LOGISTIC, Loss.BPR)
+        expected = "0 without rule sgd and logistic or BPR loss"
+        _require(fits, "regularization.adversarial_weight", expected, weight)
+        apart = part.dropout == 0.0 and not spec.adaptive_rate.window
+        _require(apart, "regularization.adversarial_weight", "0 with dropout or adaptive_rate", weight)
 
 
 def _check_event_types(event_types: tuple[EventType, ...]) -> None:
@@ -409,8 +427,11 @@ def _check_bounded(spec: ModelSpec) -> None:
     The largest score is k*c^2 + 2c + |mu|. Times the largest weight it must be finite before it is
     clamped. The largest gradient g of a row is (occurrences) * (e_max * c_max * 2 + l2 * c_max).
     The gradient and its step must be finite. If gradients are clipped, k * g**2 must be finite,
-    too. Dropout multiplies scores and gradients of errors by 1 / (1 - dropout). An accumulator is
-    at most g_max (1e38), and a step adds at most 1e38, so their sum is finite:
+    too. Dropout multiplies scores and gradients of errors by 1 / (1 - dropout). Adversarial
+    training moves a score by at most 3 * adversarial_share times the largest product of norms, and
+    its errors count `adversarial_weight` times; a ratio of norms is at most 2 sqrt(k) c / 1e-15
+    (`sgd/adversarial.py`). An accumulator is at most g_max (1e38), and a step adds at most 1e38, so
+    their sum is finite:
 
         AdaGrad           G + g**2. Either G >= g**2, or g < 1e-22. In both cases
                           (lr g) / (sqrt(G) + eps) is finite.
@@ -430,9 +451,14 @@ def _check_bounded(spec: ModelSpec) -> None:
     occurrences = spec.micro_batch * (1 + spec.negatives_of_event)
     c, e = limits.factor_max, limits.error_max
     keep_scale = 1.0 / (1.0 - spec.regularization.dropout)
-    score = spec.k_padded * c * c * keep_scale + 2 * c + limits.value_abs_max
+    attack, norm = spec.regularization.adversarial_weight, spec.regularization.adversarial_share
+    moved = 1.0 + 4.0 * norm + 2.0 * norm * norm
+    score = spec.k_padded * c * c * keep_scale * moved + 2 * c + limits.value_abs_max
     _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
-    gradient = occurrences * (2 * e * c * keep_scale + max(spec.l2, spec.bias_l2) * c + e)
+    pulled = attack * norm * e * spec.k_padded * c * max(c, 1.0) * 4e15
+    _require(pulled < 1e37, "limits", "adversarial errors * k * factor_max**2 < 1e21", pulled)
+    errors = e * (1.0 + attack) * (1.0 + norm * math.sqrt(spec.k_padded))
+    gradient = occurrences * (2 * errors * c * keep_scale + max(spec.l2, spec.bias_l2) * c + errors)
     rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
     if spec.adaptive_rate.window:
         # The probe is one step ahead.

@@ -10,6 +10,7 @@ from livefactor_kernels.spec.admission import Admission
 from livefactor_kernels.spec.content import Context as Context
 from livefactor_kernels.spec.content import Embeddings as Embeddings
 from livefactor_kernels.spec.content import Features as Features
+from livefactor_kernels.spec.regularization import Regularization as Regularization
 
 KERNEL_SEMANTICS = 1
 """Version of the arithmetic.
@@ -289,28 +290,6 @@ class AdaptiveRate:
     """
 
     window: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Regularization:
-    """Regularisation in addition to `l2` and `bias_l2`. The value 0 switches a part off.
-
-    `optimizers/__init__.py` has the order and the formulas. Rule SOFTMAX supports only the two
-    norms.
-
-    Attributes:
-        gradient_norm_max: maximum Euclidean norm of a row's gradient, and maximum magnitude of its
-            bias's gradient.
-        row_norm_max: maximum Euclidean norm of a row's factors after a step.
-        l2_frequency: exponent p of the L2 weight l2 / n**p, where n is the number of the row's past
-            events. It is 0, 0.5 or 1, and needs history.users.
-        dropout: probability with which dropout zeroes a column for an event, up to 0.9.
-    """
-
-    gradient_norm_max: float = 0.0
-    row_norm_max: float = 0.0
-    l2_frequency: float = 0.0
-    dropout: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ _LATER = {
     "mix": ("recent_half_life", "neighbors"),
     "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
+    "regularization": ("adversarial_weight", "adversarial_share"),
 }
 """Fields that parts got after specs with these parts had been logged.
 

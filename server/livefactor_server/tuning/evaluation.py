@@ -65,13 +65,20 @@ class Result:
         tenths: the main metric in each tenth of the judged events.
         seconds: how long it took.
         events_per_s: events learned per CPU second; 0 for a baseline.
+        worths: the main metric of each judged event, or its squared error for ratings.
     """
 
     name: str
     figures: dict[str, tuple[float, float]]
     tenths: tuple[float, ...]
     seconds: float
-    events_per_s: float = 0.0
+    events_per_s: float
+    worths: np.ndarray
+
+    def of_events(self, chosen: np.ndarray) -> float:
+        """The main metric over the chosen ones of the judged events, bool[judged], at least one."""
+        mean = float(self.worths[chosen].mean())
+        return mean**0.5 if "RMSE" in self.figures else mean
 
     def fields(self) -> dict[str, Any]:
         """The figures as values for JSON."""
@@ -149,12 +156,14 @@ class Evaluation:
         if self.is_rating:
             value = float(np.sqrt(numbers.mean()))
             figures = {"RMSE": (value, _error(numbers) / max(2.0 * value, 1e-9))}
-            return Result(name, figures, tuple(float(np.sqrt(t.mean())) for t in tenths), seconds, rate)
+            roots = tuple(float(np.sqrt(t.mean())) for t in tenths)
+            return Result(name, figures, roots, seconds, rate, numbers)
         figures = {}
         for metric, of_places in zip(self.metrics, (hits, gains), strict=True):
             worth = of_places(numbers)
             figures[metric] = (float(worth.mean()), _error(worth))
-        return Result(name, figures, tuple(float(hits(part).mean()) for part in tenths), seconds, rate)
+        means = tuple(float(hits(part).mean()) for part in tenths)
+        return Result(name, figures, means, seconds, rate, hits(numbers))
 
 
 def _error(numbers: np.ndarray) -> float:

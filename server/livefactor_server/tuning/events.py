@@ -37,12 +37,14 @@ class EventFile:
         names: the column name of each field.
         rows: the number of each event of the stream in the file, int64[n], from 0.
         place: where a row stands in the file, such as "line 7".
+        types: the event type of each event of the stream; None if the file has no such column.
     """
 
     stream: Stream
     names: dict[str, str]
     rows: np.ndarray
     place: Callable[[int], str]
+    types: np.ndarray | None = None
 
     @property
     def digest(self) -> str:
@@ -151,7 +153,8 @@ def read_events(
     values = columns["values"][order] if "values" in names else np.ones(read, np.float32)
     weights = columns["weights"][order] if "weights" in names else None
     stream = Stream(users, items, values, weights, None if times is None else times[order])
-    return EventFile(stream, names, order, events.place)
+    types = columns["event_types"][order] if "event_types" in names else None
+    return EventFile(stream, names, order, events.place, types)
 
 
 def _columns(have: list[str], names_by_field: dict[str, str]) -> dict[str, str]:

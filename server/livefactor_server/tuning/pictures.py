@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -63,6 +64,15 @@ def _by_rule(finished: list[FinishedTrial]) -> dict[str, list[FinishedTrial]]:
 def draw_tenths(path: Path, results: list[Result], metric: str) -> None:
     """Writes the picture of an evaluation: each method's metric in tenths of the judged events."""
     write_svg(path, lambda: _tenths_picture(results, metric))
+
+
+def tenths_svg(results: list[Result], metric: str) -> str:
+    """The picture of `draw_tenths` as an element of HTML."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tenths.svg"
+        draw_tenths(path, results, metric)
+        text = path.read_text(encoding="utf-8")
+    return text[text.index("<svg") :]
 
 
 def _tenths_picture(results: list[Result], metric: str) -> Any:

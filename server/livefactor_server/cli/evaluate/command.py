@@ -54,6 +54,10 @@ def evaluate(
     picture: Annotated[
         Path | None, typer.Option(help="Write a picture (SVG): each method over the judged events.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a page (HTML): figures, pictures, groups of events and settings."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how good livefactor is on your own events, beside most-popular and implicit's iALS.
@@ -67,6 +71,6 @@ def evaluate(
     comparison.run(
         comparison.Command(
             file, names, string_ids, secret, task, preset or [], spec or [], held_out, warm_up, batch, judged,
-            seed, picture, as_json,
+            seed, picture, report, as_json,
         )
     )  # fmt: skip

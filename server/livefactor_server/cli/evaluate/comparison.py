@@ -15,7 +15,7 @@ from livefactor_server.cli.tune.run import bar_of, read_file, task_of
 from livefactor_server.engine.ratings import spec_after
 from livefactor_server.files import specs as spec_files
 from livefactor_server.rpc.server import limit_libraries
-from livefactor_server.tuning import events, opponents, pictures
+from livefactor_server.tuning import events, opponents, page, pictures
 from livefactor_server.tuning.evaluation import Evaluation, Protocol, Result
 from livefactor_server.tuning.starts import starts
 
@@ -39,12 +39,13 @@ class Command(NamedTuple):
     judged: int
     seed: int
     picture: Path | None
+    report: Path | None
     as_json: bool
 
 
 def run(asked: Command) -> None:
     """Runs the command. Raises typer.Exit after a wrong argument or an interrupt."""
-    if asked.picture is not None and find_spec("matplotlib") is None:
+    if (asked.picture or asked.report) and find_spec("matplotlib") is None:
         complain('a picture needs matplotlib: pip install "livefactor[tune]"')
         raise typer.Exit(2)
     limit_libraries()
@@ -64,6 +65,8 @@ def run(asked: Command) -> None:
         complain("interrupted")
         raise typer.Exit(130) from None
     verdict = _verdict(evaluation, models, others)
+    if asked.report is not None:
+        page.write_page(asked.report, asked.file.name, evaluation, models, others, verdict, read.types, specs)
     if asked.as_json:
         emit(_fields(evaluation, models, others, verdict))
         return

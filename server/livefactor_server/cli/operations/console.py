@@ -34,14 +34,7 @@ def show_console(
     Where the server asks for tokens, people log in with theirs. A token of the environment is not
     used. LIVEFACTOR_CA names the authorities of the server. It needs the extra `console`.
     """
-    try:
-        import uvicorn
-
-        from livefactor_server.console.app import ConsoleSettings, make_app
-    except ModuleNotFoundError as error:
-        complain(f'livefactor console needs {error.name}: pip install "livefactor[console]"')
-        raise typer.Exit(2) from None
-    from livefactor.channel import parse_target
+    from livefactor_server.console.serving import Address, serve_pages
 
     if (tls_cert is None) != (tls_key is None):
         complain("--tls-cert and --tls-key need each other")
@@ -51,24 +44,13 @@ def show_console(
             f"{host} is not loopback, so it needs TLS (--tls-cert, --tls-key); --insecure shows it in plain text"
         )
         raise typer.Exit(2)
-    names = (
-        *(name or ()),
-        *(() if host in ("0.0.0.0", "::") else (host,)),
-        "localhost",
-        "127.0.0.1",
-        "[::1]",
-    )
-    settings = ConsoleSettings(parse_target(target), os.environ.get("LIVEFACTOR_CA") or None, names)
+    files = ("" if path is None else str(path) for path in (tls_cert, tls_key))
+    ca = os.environ.get("LIVEFACTOR_CA", "")
+    address = Address(target, host, port, tuple(name or ()), ca, *files)
     scheme = "http" if tls_cert is None else "https"
     console().print(f"livefactor console: {scheme}://{host}:{port} shows {target}; Ctrl-C ends it")
-    uvicorn.run(
-        make_app(settings),
-        host=host,
-        port=port,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        ssl_certfile=None if tls_cert is None else str(tls_cert),
-        ssl_keyfile=None if tls_key is None else str(tls_key),
-        timeout_graceful_shutdown=2,
-    )
+    try:
+        serve_pages(address)
+    except ModuleNotFoundError as error:
+        complain(f'livefactor console needs {error.name}: pip install "livefactor[console]"')
+        raise typer.Exit(2) from None

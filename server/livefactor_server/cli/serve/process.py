@@ -21,6 +21,7 @@ from livefactor_server.access.entry import Entry
 from livefactor_server.access.metrics_port import serve_metrics
 from livefactor_server.cli.base import complain
 from livefactor_server.cli.serve.front import Front
+from livefactor_server.cli.serve.pages import Pages, check_pages
 from livefactor_server.cli.serve.settings import LOOPBACK, ServerSettings
 from livefactor_server.files.specs import SpecFileError
 from livefactor_server.hosting import host as hosting
@@ -60,6 +61,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     set_up_logging(settings.log_level, settings.log_format)
     try:
         entry = settings.entry()
+        check_pages(settings)
         settings.set_up_process()
     except ValueError as error:
         complain(error)
@@ -111,6 +113,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
         f"on port {metrics_port}" if metrics_port >= 0 else "off",
         settings.data,
     )
+    pages = Pages(settings, front.port) if settings.console else None
     if port_file is not None:
         server.write_port_file(port_file, [front.port, metrics_port])
     news.get()
@@ -118,7 +121,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
     # The exit code of a drain is 0, however many signals arrive.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    _drain(front, settings.drain_s)
+    _drain(front, settings.drain_s, pages)
     # A thread of a call may still compute, and nobody waits for its answer.
     _leave(0)
 
@@ -138,12 +141,14 @@ def _warn_if_open(settings: ServerSettings) -> None:
         logger.warning("whoever reaches %s may do everything: there is no --access file", settings.host)
 
 
-def _drain(front: Front, drain_s: float) -> None:
+def _drain(front: Front, drain_s: float, pages: Pages | None) -> None:
     """Drains the server, or gives up after `drain_s` seconds. Nothing acknowledged is lost then."""
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def drain() -> None:
         try:
+            if pages is not None:
+                pages.end()
             front.drain(drain_s * CALLS_SHARE)
             ended.put(None)
         except BaseException as error:

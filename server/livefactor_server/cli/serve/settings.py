@@ -82,6 +82,12 @@ class ServerSettings:
             max=65_535,
         ),
     ] = 50_052
+    console: Annotated[
+        bool, _option("Show the models in a browser (docs/console.md). It needs the extra `console`.")
+    ] = False
+    console_port: Annotated[
+        int, _option("Port of the web console, on the same host. 0 takes a free one.", min=0, max=65_535)
+    ] = 50_053
     tls_cert: Annotated[
         Path | None,
         _option(

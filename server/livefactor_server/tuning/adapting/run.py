@@ -83,9 +83,10 @@ def adapt(job: Job, report: Report) -> Outcome:
     previous, logged = last_adapter(job.out), log_events(log_folder(job.model))
     _check_model(logged.spec)
     after = _last_revision(previous, logged)
-    encoder = Encoder(job.encoder)
+    encoder, training = Encoder(job.encoder), job.training
     if previous is not None:
         load(encoder, previous)
+        training = training.continued()
     else:
         encoder.adapt(None, job.training.rank, job.training.seed)
     pairs = _pairs(job, logged)
@@ -107,7 +108,7 @@ def adapt(job: Job, report: Report) -> Outcome:
         before.copy(),
         learned,
         earlier,
-        job.training,
+        training,
         lambda at, _: report("train", at, steps),
     )
     vectors = _encoded(encoder, job, "encode again", report)

@@ -66,10 +66,12 @@ def learn(
     """What `train` does to a stand-in. The numbers of pairs are kept for the test."""
     encoder.turns += 1
     seen.append((len(pairs), len(earlier)))
+    rates.append(training.learning_rate)
     report(training.steps, 0.0)
 
 
 seen: list[tuple[int, int]] = []
+rates: list[float] = []
 
 
 @pytest.fixture
@@ -121,6 +123,7 @@ def test_a_run_pushes_what_it_names_and_a_second_one_continues(shop: Path) -> No
         assert facts.previous == told["hash"] and facts.revision > told["revision"]
         # The second run learns what is new, beside what the first run learned.
         assert seen[0][1] == 0 and seen[1][1] == told["pairs"]
+        assert rates[-1] < rates[-2]
         with server.scorer() as scorer:
             assert len(scorer.similar("item 3", k=3)[0].item_ids) == 3
         (shop / "encoder" / "weights.json").write_text("2")
