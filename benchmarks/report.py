@@ -88,6 +88,11 @@ KERNELS = [
     Row(
         "kernel_solve_embeddings_512_events_per_s", "`clicks`, records of 512 events, items with 384 numbers"
     ),
+    Row(
+        "kernel_solve_features_512_events_per_s",
+        "`clicks`, records of 512 events, users and items with 5 features each",
+    ),
+    Row("kernel_solve_context_512_events_per_s", "`clicks`, records of 512 events with 5 features each"),
     Row("kernel_solve_auto_512_events_per_s", "`auto`, records of 512 events"),
     Row("kernel_solve_auto_64_events_per_s", "`auto`, records of 64 events"),
     Row("kernel_solve_auto_1_events_per_s", "`auto`, records of one event"),

@@ -20,8 +20,11 @@ from benchmarks.speed.plain_kernels import plain_fast, plain_strict
 from benchmarks.speed.streams import ITEMS, KEY_STEP, USERS, K, zipf_stream
 from livefactor_kernels.backend import Update, state_sections
 from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import (
+    Context,
     Embeddings,
+    Features,
     History,
     Limits,
     Loss,
@@ -39,6 +42,8 @@ from livefactor_kernels.update import UpdateRun
 RATE, BIAS_RATE, L2, BIAS_L2 = 0.01, 0.01, 0.02, 0.005
 DIMENSION = 384
 """Numbers of an item's vector, as MiniLM has them."""
+FEATURES, FEATURES_PER_ID = 1000, 5
+"""Distinct features of a side, and those of a bag."""
 RUN_EVENTS = 4096
 """Events of a run of small records."""
 _LIMITS = Limits(users_max=USERS, items_max=ITEMS, value_abs_max=1.0)
@@ -168,7 +173,8 @@ def measure_softmax(events: int = 200_000, rounds: int = 3) -> dict[str, float]:
 
 def measure_solve(events: int = 20_000, rounds: int = 3) -> dict[str, float]:
     """Events per second of rule SOLVE with the presets `clicks` and `auto`, by size of the records,
-    and of `clicks` whose items have vectors.
+    and of `clicks` whose items have vectors, whose users and items have features, or whose events
+    have context.
 
     Records of one event come in runs, as in a replay. Each turn learns the events anew.
     """
@@ -181,6 +187,11 @@ def measure_solve(events: int = 20_000, rounds: int = 3) -> dict[str, float]:
     described = preset("clicks", limits=_LIMITS, embeddings=Embeddings(DIMENSION))
     models["kernel_solve_embeddings_512_events_per_s"] = data.model(described), 512
     _describe(models["kernel_solve_embeddings_512_events_per_s"][0])
+    featured = preset("clicks", limits=_LIMITS, features=Features(FEATURES, FEATURES_PER_ID))
+    models["kernel_solve_features_512_events_per_s"] = data.model(featured), 512
+    _tell(models["kernel_solve_features_512_events_per_s"][0])
+    told = preset("clicks", limits=_LIMITS, context=Context(FEATURES))
+    models["kernel_solve_context_512_events_per_s"] = data.model(told), 512
     candidates: dict[str, Callable[[int], None]] = {
         name: (lambda turn, model=model, size=size: _in_records(data, model, size))  # type: ignore[misc]
         for name, (model, size) in models.items()
@@ -194,9 +205,28 @@ def _describe(model: CpuModel) -> None:
     model.set_embeddings(np.arange(ITEMS, dtype=np.uint32), vectors, model.revision + 1, ITEMS)
 
 
+def _bags(count: int) -> Bags:
+    """Bags of `FEATURES_PER_ID` different features."""
+    rng = np.random.default_rng(2)
+    keys = np.sort(rng.integers(0, FEATURES // FEATURES_PER_ID, (count, FEATURES_PER_ID)), axis=1)
+    keys += np.arange(FEATURES_PER_ID) * (FEATURES // FEATURES_PER_ID)
+    ends = np.arange(1, count + 1) * FEATURES_PER_ID
+    return Bags(ends, keys.reshape(-1).astype(np.uint64), np.ones(keys.size, np.float32))
+
+
+def _tell(model: CpuModel) -> None:
+    """Gives all users and items features."""
+    for side, count in enumerate((USERS, ITEMS)):
+        rows = np.arange(count, dtype=np.uint32)
+        model.set_features(side, rows, _bags(count), model.revision + 1, count)
+
+
 def _in_records(data: _Events, model: CpuModel, size: int) -> None:
     """Learns all events in runs of records of `size` events."""
     rows = model.users.find(data.user_keys, USERS), model.items.find(data.item_keys, ITEMS)
+    if model.spec.context.size:
+        _with_context(rows, model, size)
+        return
     for start in range(0, len(rows[0]), RUN_EVENTS):
         users, items = (column[start : start + RUN_EVENTS] for column in rows)
         ends = np.minimum(np.arange(size, len(users) + size, size), len(users))
@@ -204,6 +234,18 @@ def _in_records(data: _Events, model: CpuModel, size: int) -> None:
         first = model.revision + 1
         joined = Update(first + len(ends) - 1, users, items, None, None, USERS, ITEMS)
         model.apply_all(UpdateRun(joined, first, ends, *counts))
+
+
+def _with_context(rows: tuple[np.ndarray, np.ndarray], model: CpuModel, size: int) -> None:
+    bags = _bags(size)
+    for start in range(0, len(rows[0]), size):
+        users, items = (column[start : start + size] for column in rows)
+        model.apply(Update(model.revision + 1, users, items, None, None, USERS, ITEMS))
+        count = len(items)
+        told = Bags(
+            bags.ends[:count], bags.keys[: bags.ends[count - 1]], bags.weights[: bags.ends[count - 1]]
+        )
+        model.learn_context(items, told)
 
 
 def measure_optimizers(events: int = 200_000, rounds: int = 3) -> dict[str, float]:

@@ -4,7 +4,8 @@
 
 A shop's customers search for a word. The engine finds up to 200 items whose descriptions match.
 livefactor ranks these for the customer, with the query's vector in the same call. The customer
-clicks on an item, and the click flows back as an event. The README explains the output.
+clicks on an item, and the click flows back as an event with the words of the query. The README
+explains the output.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import livefactor
 from livefactor_server.files.words import WordSpace, words_of
 
 CANDIDATES, SHOWN, WORDS = 200, 10, 1
-QUERY_WEIGHT = 4.0
+QUERY_WEIGHT, CONTEXT_WEIGHT = 4.0, 1.0
+MODEL = "search"
+LISTS = ("by the engine", "re-ranked", "re-ranked with the words of clicks")
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -41,6 +44,11 @@ def query_for(description: str, texts_with: dict[str, int]) -> list[str]:
 def place_of(item: int, ranked: list[int]) -> int:
     """The place of an item in a list, from 0, or the length of the list."""
     return ranked.index(item) if item in ranked else len(ranked)
+
+
+def best(found: list[int], scores: np.ndarray) -> list[int]:
+    """The candidates in the order of their scores."""
+    return [found[number] for number in np.argsort(-scores, kind="stable")]
 
 
 def main() -> None:
@@ -63,43 +71,55 @@ def main() -> None:
         for row in rows_of("events.csv.gz")
         if row["stock_code"] in place
     ][-chosen.purchases - 4 * chosen.searches :]
-    before, later = events[: chosen.purchases], events[chosen.purchases :: 4]
+    before, visits = events[: chosen.purchases], events[chosen.purchases :: 4]
 
     space = WordSpace(texts, 64)
     with (
         ENGINES[chosen.engine](texts) as engine,
-        livefactor.local("auto") as server,
-        server.producer("shop") as producer,
-        server.scorer() as scorer,
+        livefactor.local(None) as server,
+        server.models() as models,
     ):
-        producer.push_embeddings(codes, space.vectors(texts)).result()
-        users, bought = (np.array(column) for column in zip(*before, strict=True))
-        producer.push(users, codes[bought]).result()
+        models.create(MODEL, "auto", context={"size": 4096})
+        with server.producer("shop", model=MODEL) as producer, server.scorer(model=MODEL) as scorer:
+            producer.push_embeddings(codes, space.vectors(texts)).result()
+            users, bought = (np.array(column) for column in zip(*before, strict=True))
+            producer.push(users, codes[bought]).result()
 
-        known, engine_places, our_places, seconds = set(users.tolist()), [], [], []
-        for customer, item in later[: chosen.searches]:
-            words = query_for(texts[item], texts_with)
-            vector = space.vectors([" ".join(words)])[0]
-            found = engine.search(words, CANDIDATES)
-            if customer not in known or item not in found or not vector.any():
-                continue
-            started = time.perf_counter()
-            answer = scorer.score(customer, codes[found], query=vector, query_weight=QUERY_WEIGHT)[0]
-            seconds.append(time.perf_counter() - started)
-            ranked = [found[number] for number in np.argsort(-answer.scores, kind="stable")]
-            engine_places.append(place_of(item, found))
-            our_places.append(place_of(item, ranked))
-            # The click flows back, so that the next list knows it.
-            producer.push(customer, codes[item])
-        producer.flush()
+            known, seconds = set(users.tolist()), []
+            places: dict[str, list[int]] = {name: [] for name in LISTS}
+            for customer, item in visits[: chosen.searches]:
+                words = query_for(texts[item], texts_with)
+                vector = space.vectors([" ".join(words)])[0]
+                found = engine.search(words, CANDIDATES)
+                if customer not in known or item not in found or not vector.any():
+                    continue
+                asked = {"query": vector, "query_weight": QUERY_WEIGHT}
+                plain = scorer.score(customer, codes[found], **asked)[0]
+                started = time.perf_counter()
+                context = {"context": words, "context_weight": CONTEXT_WEIGHT}
+                full = scorer.score(customer, codes[found], **asked, **context)[0]
+                seconds.append(time.perf_counter() - started)
+                for name, ranked in zip(
+                    LISTS, (found, best(found, plain.scores), best(found, full.scores)), strict=True
+                ):
+                    places[name].append(place_of(item, ranked))
+                # The click flows back with the words, so that the next list knows it.
+                producer.push(customer, codes[item], context=words).result()
 
-    print(
-        f"{len(our_places)} searches, in which {chosen.engine} found the item among {CANDIDATES} candidates"
-    )
-    for name, places in (("by the engine", engine_places), ("re-ranked", our_places)):
-        recall = np.mean(np.array(places) < SHOWN)
-        print(f"the clicked item is among the first {SHOWN}, {name}: {recall:.3f}")
+    print(f"{len(seconds)} searches, in which {chosen.engine} found the item among {CANDIDATES} candidates")
+    report(places)
     print(f"one Score call takes {np.median(seconds) * 1e3:.1f} ms (median)")
+
+
+def report(places: dict[str, list[int]]) -> None:
+    """Prints how often the clicked item is among the first items of each list."""
+    for name, found_at in places.items():
+        whole, later = (
+            np.mean(np.array(part) < SHOWN) for part in (found_at, found_at[len(found_at) // 2 :])
+        )
+        print(
+            f"the clicked item is among the first {SHOWN}, {name}: {whole:.3f}, in the later half {later:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -15,11 +15,15 @@ import pytest
 
 from livefactor_kernels.backend import Backend, BackendUnavailable, Update, choose_backend, is_on_cuda
 from livefactor_kernels.device.warp import SIMULATED
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
+    Context,
     Counts,
+    Embeddings,
     FactorDtype,
+    Features,
     History,
     Limits,
     Loss,
@@ -32,6 +36,7 @@ from livefactor_kernels.spec.model import (
     Rule,
     Solve,
 )
+from livefactor_kernels.tables import ITEMS, USERS
 from specs import ADAGRAD, IN_BATCH, POPULARITY, UNIFORM, grouped, softmax_spec, solve_spec
 from synthetic import LOSSES, make_spec
 
@@ -144,6 +149,18 @@ SPECS: dict[str, ModelSpec] = {
     "solve-replay": solve_spec(micro_batch=8, replay=Replay(24, 0.75)),
     "solve-replay-B1": solve_spec(micro_batch=1, replay=Replay(24, 2.5), counts=Counts()),
     "solve-replay-squared": solve_spec(Loss.SQUARED, micro_batch=7, replay=Replay(500, 1.0)),
+    "solve-embeddings": solve_spec(embeddings=Embeddings(5, 2.0)),
+    "solve-features-B1": solve_spec(micro_batch=1, counts=Counts(), features=Features(24, 3), embeddings=Embeddings(0, 2.0)),
+    "solve-content-mix": solve_spec(
+        history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5), embeddings=Embeddings(5, 2.0),
+        features=Features(24, 3), context=Context(12),
+    ),
+    "solve-content-replay": solve_spec(
+        micro_batch=8, replay=Replay(24, 0.75), embeddings=Embeddings(5, 2.0), features=Features(24, 3),
+        context=Context(12),
+    ),
+    "context-bpr-bfloat16": _sgd(Loss.BPR, 3, ADAGRAD, 7, factor_dtype=BFLOAT16, context=Context(12)),
+    "context-softmax": softmax_spec(context=Context(12)),
     "softmax-uniform": softmax_spec(UNIFORM),
     "softmax-uniform-B1": softmax_spec(UNIFORM, k=16, negatives=16, micro_batch=1),
     "softmax-uniform-wide": softmax_spec(UNIFORM, ADAGRAD, k=64, negatives=64, micro_batch=100),
@@ -243,13 +260,17 @@ def with_extreme_numbers(spec: ModelSpec) -> ModelSpec:
 
 @dataclass
 class Record:
-    """The columns of one record. Users and items are given by key."""
+    """The columns of one record. Users and items are given by key.
+
+    `seed` draws what a spec with embeddings, features or context learns after it. None: nothing.
+    """
 
     users: np.ndarray
     items: np.ndarray
     values: np.ndarray | None
     weights: np.ndarray | None
     times: np.ndarray | None
+    seed: int | None = None
 
     def placed(self, model: Backend, revision: int) -> Update:
         """Return the update for a model. The call allocates rows for the keys."""
@@ -285,7 +306,37 @@ def draw_record(
         None if values is None else values.astype(np.float32),
         None if weights is None else weights.astype(np.float32),
         times,
+        int(rng.integers(1 << 32)) if has_content(spec) and rng.random() < 0.6 else None,
     )
+
+
+def has_content(spec: ModelSpec) -> bool:
+    """Whether models learn something beside events."""
+    return bool(spec.embeddings.dimension or spec.features.size or spec.context.size)
+
+
+def tell(model: Backend, record: Record) -> None:
+    """Give ids, of which some are new, vectors and bags, and the record's events context."""
+    rng, spec = np.random.default_rng(record.seed), model.spec
+    if spec.context.size:
+        rows = model.items.find(record.items, model.published[ITEMS])
+        model.learn_context(rows, draw_bags(rng, len(rows), 3))
+    if spec.embeddings.dimension:
+        rows = model.items.allocate(rng.integers(0, 30, 6).astype(np.uint64))
+        vectors = rng.normal(size=(6, spec.embeddings.dimension)) * (rng.random((6, 1)) < 0.8)
+        model.set_embeddings(rows, vectors.astype(np.float16), model.revision + 1, model.items.allocated)
+    for side, table in ((USERS, model.users), (ITEMS, model.items)) if spec.features.size else ():
+        rows = table.allocate(rng.integers(0, 30, 6).astype(np.uint64))
+        bags = draw_bags(rng, 6, spec.features.per_id)
+        model.set_features(side, rows, bags, model.revision + 1, table.allocated)
+
+
+def draw_bags(rng: np.random.Generator, n: int, per_id: int) -> Bags:
+    """Draw n bags with up to `per_id` of 20 features."""
+    sizes = rng.integers(0, per_id + 1, n)
+    keys = [rng.choice(20, int(size), replace=False) for size in sizes]
+    weights = rng.normal(size=int(sizes.sum())).astype(np.float32)
+    return Bags(np.cumsum(sizes), np.concatenate([*keys, []]).astype(np.uint64), weights)
 
 
 def draw_stream(seed: int, spec: ModelSpec, sizes: Sequence[int]) -> list[Record]:
@@ -295,7 +346,12 @@ def draw_stream(seed: int, spec: ModelSpec, sizes: Sequence[int]) -> list[Record
 
 
 def learn(model: Backend, records: Sequence[Record], at_once: int = 1) -> None:
-    """Apply the records in calls of `at_once` records."""
-    for start in range(0, len(records), at_once):
-        part = records[start : start + at_once]
-        model.apply_all([record.placed(model, model.revision + 1 + n) for n, record in enumerate(part)])
+    """Apply the records in calls of `at_once` records, or fewer up to one that tells more."""
+    part: list[Update] = []
+    for record in records:
+        part.append(record.placed(model, model.revision + 1 + len(part)))
+        if record.seed is not None or len(part) == at_once or record is records[-1]:
+            model.apply_all(part)
+            part = []
+        if record.seed is not None:
+            tell(model, record)

@@ -38,6 +38,7 @@ class EventFile:
         rows: the number of each event of the stream in the file, int64[n], from 0.
         place: where a row stands in the file, such as "line 7".
         types: the event type of each event of the stream; None if the file has no such column.
+        texts: the distinct ids of each field that are strings; None if they were not asked for.
     """
 
     stream: Stream
@@ -45,6 +46,7 @@ class EventFile:
     rows: np.ndarray
     place: Callable[[int], str]
     types: np.ndarray | None = None
+    texts: dict[str, list[str]] | None = None
 
     @property
     def digest(self) -> str:
@@ -113,6 +115,7 @@ def read_events(
     secret: bytes = b"",
     on_events: Callable[[int, int], None] = lambda read, total: None,
     on_kinds: Callable[[str], None] = lambda sentence: None,
+    with_texts: bool = False,
 ) -> EventFile:
     """Reads a csv or parquet file, which may be compressed.
 
@@ -124,6 +127,7 @@ def read_events(
         secret: the key of the hash of ids that are strings.
         on_events: called with (events read, all events or 0).
         on_kinds: called with a sentence about what a column of ids holds.
+        with_texts: keep the distinct ids that are strings.
 
     A time column orders the events with a stable sort. Without one, the order of the file is used.
 
@@ -135,8 +139,11 @@ def read_events(
     names = _columns(opened.columns, names_by_field)
     events = Events(opened, names, string_ids, on_kinds=on_kinds)
     parts: list[dict[str, np.ndarray]] = []
-    read = 0
+    read, texts = 0, {name: dict[str, None]() for name in REQUIRED}
     for rows in events:
+        for name in REQUIRED if with_texts else ():
+            if not isinstance(rows.columns[name], np.ndarray):
+                texts[name] |= dict.fromkeys(rows.columns[name].unique().to_pylist())
         part = {
             field: rows.keys(field, secret) if field in REQUIRED else rows.columns[field] for field in names
         }
@@ -154,7 +161,8 @@ def read_events(
     weights = columns["weights"][order] if "weights" in names else None
     stream = Stream(users, items, values, weights, None if times is None else times[order])
     types = columns["event_types"][order] if "event_types" in names else None
-    return EventFile(stream, names, order, events.place, types)
+    kept = {name: list(found) for name, found in texts.items()} if with_texts else None
+    return EventFile(stream, names, order, events.place, types, kept)
 
 
 def _columns(have: list[str], names_by_field: dict[str, str]) -> dict[str, str]:

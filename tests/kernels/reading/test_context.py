@@ -16,7 +16,7 @@ from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import Context, FactorDtype, Loss, ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS
 from specs import softmax_spec, solve_spec
-from synthetic import assert_same, make_spec, push, restore
+from synthetic import assert_same, differences, make_spec, push, restore
 
 CONTEXT = Context(12)
 SPECS = {
@@ -91,6 +91,9 @@ def test_context_without_events_says_nothing() -> None:
     model.learn_context(np.array([0], np.uint32), bags_of([{}]))
     assert not model.state()[SUMS].size
     np.testing.assert_array_equal(model.state()[GRAM], before)
+    again = ReferenceModel(model.spec)
+    restore(again, model, 1)
+    assert not differences(again, model)
 
 
 def test_squared_loss_and_cuda_have_no_context() -> None:

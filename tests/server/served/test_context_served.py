@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click.testing
 import grpc
@@ -60,7 +61,7 @@ def created(server: livefactor.Local, model: str, **fields: object) -> None:
         models.create(model, **{**SPEC, **fields})
 
 
-def even_share(answer: livefactor.Recommendation) -> float:
+def even_share(answer: Any) -> float:
     return float(np.mean([int(name.split()[1]) % 2 == 0 for name in answer.item_ids.tolist()]))
 
 

@@ -162,6 +162,7 @@ def test_the_command_factorises_a_file_of_events(server: livefactor.Local, tmp_p
     shown = command(server, str(tmp_path / "events.csv"), "--svd", "4", "-m", "lsi")
     assert shown.exit_code == 0, shown.output
     with server.scorer(model="lsi") as scorer:
+        assert all(name.startswith("i") for name in scorer.recommend("u2", k=3)[0].labels)
         even, odd = scorer.score(["u2", "u3"], [f"i{item}" for item in range(20)])
     assert even.scores[::2].mean() > even.scores[1::2].mean() + 0.2
     assert odd.scores[1::2].mean() > odd.scores[::2].mean() + 0.2

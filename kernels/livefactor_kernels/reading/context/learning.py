@@ -68,7 +68,7 @@ class Context:
         self._places = {key: place for place, key in enumerate(keys.tolist())}
         self._gram[:] = sections[GRAM].reshape(self._gram.shape)
         self._counts[: len(keys)] = sections[COUNTS]
-        self._sums[: len(keys)] = sections[SUMS].reshape(len(keys), -1)
+        self._sums[: len(keys)] = sections[SUMS].reshape(-1, len(self._gram))
 
     def learn(self, items: np.ndarray, bags: Bags) -> None:
         """Takes the events of a record, whose items have the rows float32[n, k] and these bags."""

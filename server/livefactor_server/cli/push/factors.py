@@ -9,6 +9,7 @@ from livefactor.pushing.producer import Producer
 from livefactor_server.files.factors import SideFactors, without_biases
 
 PRODUCER = "import"
+SIDE_FIELDS = {"user": "user_ids", "item": "item_ids"}
 
 
 class HasEvents(ValueError):
@@ -25,8 +26,10 @@ class Imported(NamedTuple):
     revision: int
 
 
-def push_factors(parts: dict[str, SideFactors], target: str, model: str, secret: bytes) -> Imported:
-    """Sends all factors.
+def push_factors(
+    parts: dict[str, SideFactors], target: str, model: str, secret: bytes, texts: dict[str, list[str]]
+) -> Imported:
+    """Sends all factors, and the texts of ids that come as keys, by `SIDE_FIELDS`, as labels.
 
     Raises HasEvents, ColumnError, and the errors of `Producer` and `Models`.
     """
@@ -43,6 +46,8 @@ def push_factors(parts: dict[str, SideFactors], target: str, model: str, secret:
     with Producer(target, PRODUCER, model=model, secret=secret, on_reject=lambda rejects: None) as producer:
         for side, part in parts.items():
             ack = producer.push_factors(side, part.ids, part.factors, part.biases).result()
+            if labels := texts.get(SIDE_FIELDS[side]):
+                producer.push_labels(side, labels, labels)
             accepted[side], rejected = ack.accepted, rejected + ack.rejected_count
             revision = ack.position.revision
     dimension = next(iter(parts.values())).factors.shape[1]

@@ -58,15 +58,16 @@ def import_factors(
     from livefactor_server.files.vectors import VectorFileError
     from livefactor_server.tuning.events import read_events
 
-    key = secret.encode()
+    key, texts = secret.encode(), dict[str, list[str]]()
     try:
         if svd:
             names = {"user_ids": user, "item_ids": item, "values": value}
-            events = read_events(file, names, string_ids, key).stream
-            parts = svd_factors(events.user_keys, events.item_keys, events.values, svd)
+            events = read_events(file, names, string_ids, key, with_texts=not key)
+            stream, texts = events.stream, events.texts or {}
+            parts = svd_factors(stream.user_keys, stream.item_keys, stream.values, svd)
         else:
             parts = read_factors(file, {"user": user_ids, "item": item_ids}, string_ids)
-        done = push_factors(parts, target, model, key)
+        done = push_factors(parts, target, model, key, texts)
     except (VectorFileError, EventFileError, ColumnError, InvalidArgument, HasEvents, OSError) as error:
         complain(f"{file}: {error}")
         raise typer.Exit(2) from None
