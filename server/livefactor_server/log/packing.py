@@ -182,6 +182,8 @@ def pack_group(
 def can_grow(group: PackedGroup, entries: Sequence[Entry], size_max: int) -> bool:
     """Whether `group` can take the entries and have at most `size_max` bytes with its padding."""
     size, numbers = group.size + GROUP_ALIGN, set(group.numbers)
+    if any(entry.erasure for entry in entries):
+        return False
     for entry in entries:
         key = entry.producer, entry.epoch
         size += HEAD_BYTES + len(entry.rejects)

@@ -121,8 +121,9 @@ class StreamWriter:
             size = self._make_room(group, opens)
             start = self.end.end
         self._write_and_sync(group, start, size)
-        # It can grow if it lies in the last block.
-        self._open = group if start >= self.end.base and self.end.content else None
+        # It can grow if it lies in the last block. The erasures of a group stand behind all heads.
+        may_grow = start >= self.end.base and self.end.content
+        self._open = group if may_grow and not any(entry.erasure for entry in entries) else None
         self._open_at = start
         return hashes, None if grown is not None else (len(self.segments) - 1, start)
 
