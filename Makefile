@@ -95,6 +95,13 @@ pictures: $(VENV)/.stamp-dev ## Draws the README's pictures from a run of the de
 tune: $(VENV)/.stamp-dev ## Runs the worked example of `livefactor tune`; writes its table and picture in docs/guides/tune.md.
 	@$(BIN)/python -m benchmarks.tuned
 
+.PHONY: wheel
+wheel: $(VENV)/.stamp-dev ## Builds dist/*.whl with kernels that are compiled for every x86-64-v3 processor; takes minutes.
+	@rm -rf build/wheel dist/*.whl && mkdir -p build/wheel dist
+	@tar -c --exclude __pycache__ pyproject.toml README.md LICENSE clients kernels server | tar -x -C build/wheel
+	@PYTHONPATH=build/wheel/clients:build/wheel/kernels:build/wheel/server $(BIN)/livefactor warmup --baseline $(ARGS)
+	@cd build/wheel && $(abspath $(BIN))/hatchling build -t wheel -d $(abspath dist)
+
 ## Testing it.
 
 .PHONY: test

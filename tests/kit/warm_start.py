@@ -22,9 +22,7 @@ import signal
 import sys
 
 from livefactor.__main__ import main
-from livefactor_kernels.backend import create_backend
 from livefactor_kernels.spec.presets import preset
-from livefactor_server.engine import short_reads
 from livefactor_server.hosting import kernels
 from livefactor_server.judging import drift
 
@@ -43,8 +41,7 @@ def import_all() -> None:
     for step in (kernels.LOG, *kernels.shared()):
         step.run()
     for name in ("clicks_sgd", "purchases_sgd"):
-        create_backend("cpu", preset(name, k=8))
-        short_reads.compile_kernels(preset(name))
+        kernels.prepare(preset(name, k=8), "cpu")
 
 
 def become_server(order: dict[str, list[str]]) -> int:

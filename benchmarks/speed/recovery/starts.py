@@ -6,7 +6,10 @@ takes time to load Python, and to replay what follows the newest snapshot. The k
 snapshots so that this replay stays short.
 
 First start: `livefactor serve` starts on an empty folder, and no kernels were compiled before. CPU
-time counts until the server is ready for calls.
+time, also that of processes that compile, counts until the server is ready for calls. Then 50
+events are sent, and the first list of best items is asked for. `python -m
+benchmarks.speed.recovery.starts first` measures only this. After `make wheel` it measures the
+kernels of the wheel with `PYTHONPATH=build/wheel/clients:build/wheel/kernels:build/wheel/server`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+
+import livefactor
 from benchmarks.speed.streams import zipf_stream
 from livefactor.wire.columns import encode_interactions
 
@@ -67,10 +74,21 @@ def grow(folder: Path, preset: str, records: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def start(folder: Path, preset: str, caches: Path | None = None) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of `livefactor serve` from its start until it is ready.
+class Started(NamedTuple):
+    """A start until the server was ready, and the first list of best items after 50 events.
 
-    `caches` is the folder of compiled kernels. None means the usual one.
+    `cpu_s` includes processes of the server that have ended.
+    """
+
+    wall_s: float
+    cpu_s: float
+    top_k_s: float = 0.0
+
+
+def start(folder: Path, preset: str, caches: Path | None = None) -> Started:
+    """Starts `livefactor serve` and ends it.
+
+    `caches` is the folder of compiled kernels. None means the usual one, and no events are sent.
     """
     ready = folder / "ready"
     ready.unlink(missing_ok=True)
@@ -90,10 +108,23 @@ def start(folder: Path, preset: str, caches: Path | None = None) -> tuple[float,
             time.sleep(POLL_S)
         wall = time.perf_counter() - began
         fields = Path(f"/proc/{server.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return wall, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        # User and system time of the process, and of its children that have ended.
+        cpu = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        port = ready.read_text(encoding="utf-8").split()[0]
+        return Started(wall, cpu, 0.0 if caches is None else _first_list(f"127.0.0.1:{port}"))
     finally:
         server.kill()
         server.wait()
+
+
+def _first_list(target: str) -> float:
+    ids = np.arange(1, 51, dtype=np.uint64)
+    with livefactor.Producer(target, "benchmark") as producer:
+        producer.push(ids % 7 + 1, ids).result()
+    with livefactor.Scorer(target) as scorer:
+        began = time.perf_counter()
+        scorer.recommend([1], k=10)
+        return time.perf_counter() - began
 
 
 def replayed_records(folder: Path) -> int:
@@ -119,15 +150,22 @@ def measure(share: float = 1.0) -> dict[str, float]:
             if code != -signal.SIGKILL:
                 raise RuntimeError(f"the log was not written (exit code {code})")
             figures[f"restart_{preset}_replayed_records"] = replayed_records(folder)
-            wall, cpu = start(folder, preset)
-            figures[f"restart_{preset}_wall_s"] = wall
-            figures[f"restart_{preset}_cpu_s"] = cpu
+            started = start(folder, preset)
+            figures[f"restart_{preset}_wall_s"] = started.wall_s
+            figures[f"restart_{preset}_cpu_s"] = started.cpu_s
+    return figures | measure_first()
+
+
+def measure_first() -> dict[str, float]:
+    """The figures of first starts."""
+    figures: dict[str, float] = {}
     for preset in FIRST_STARTS:
         with tempfile.TemporaryDirectory(prefix="livefactor-bench-") as made:
             folder, caches = Path(made, "data"), Path(made, "caches")
             folder.mkdir()
             caches.mkdir()
-            figures[f"first_start_{preset}_cpu_s"] = start(folder, preset, caches)[1]
+            started = start(folder, preset, caches)
+            figures |= {f"first_start_{preset}_{name}": value for name, value in started._asdict().items()}
     return figures
 
 
@@ -135,4 +173,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 4:
         grow(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
     else:
-        print(json.dumps(measure(), indent=1))
+        print(json.dumps(measure_first() if sys.argv[1:] == ["first"] else measure(), indent=1))

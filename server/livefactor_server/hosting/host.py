@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -32,10 +32,10 @@ from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.challenging.challengers import Challengers, Subject
 from livefactor_server.challenging.contests import Contests
 from livefactor_server.challenging.sharing import Sharing
-from livefactor_server.engine import promotion, short_reads
+from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
-from livefactor_server.hosting import earlier, identity, kernels
+from livefactor_server.hosting import compiling, earlier, identity, kernels
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.faults import Fault, Faults
 from livefactor_server.hosting.folders import Folders
@@ -131,8 +131,9 @@ class Hosted:
         a challenger (`replay.challenger_store`).
         """
         engine = self.engine
-        short_reads.compile_kernels(spec)
-        start = partial(replay.start_of, self.folder, engine.log, engine.state.backend_name)
+        backend = engine.state.backend_name
+        kernels.prepare(spec, backend)
+        start = partial(replay.start_of, self.folder, engine.log, backend)
         return engine.promote(spec, start, progress)
 
     def stop(self, take_last: bool) -> None:
@@ -166,6 +167,7 @@ class Hosting:
         self._folders = Folders(data)
         self._lock_file = _hold(data / "lock")
         self._contests = Contests(self._challengers)
+        self._compiler: compiling.Helper | None = None
 
     def open_all(self, progress: Progress | None = None, on_step: kernels.StepReport | None = None) -> None:
         """Opens every model in the folder. One that cannot be opened gets a fault.
@@ -177,20 +179,18 @@ class Hosting:
         self._folders.clean()
         there = self._folders.names()
         spec, name = self._settings.default_spec, self._settings.default_preset
-        steps = [
-            *([kernels.LOG] if there else []),
-            *kernels.shared(),
-            *(kernels.Step(f"model {each}", partial(self._keep, each, progress)) for each in there),
-        ]
-        if not there and (spec or name):
-            made = spec or preset(name)
-            steps.append(kernels.Step(f"model {DEFAULT_MODEL}", partial(self._create, DEFAULT_MODEL, made)))
-        for number, step in enumerate(steps, 1):
-            if on_step is not None:
-                on_step(step.name, number, len(steps))
-            step.run()
-        if on_step is not None:
-            on_step("", len(steps), len(steps))
+        made = None if there or not (spec or name) else spec or preset(name)
+        models = {each: self._folders.path(each) for each in there}
+        plan = kernels.plan_of_start(self._settings.engine.backend, models, made)
+        try:
+            compiling.compile_missing(plan, on_step)
+        except Exception:
+            # The model that is the cause gets a fault when it is opened.
+            logger.exception("kernels could not be compiled ahead")
+        for each in there:
+            self._keep(each, progress)
+        if made is not None:
+            self._create(DEFAULT_MODEL, made)
         default = self._models.get(DEFAULT_MODEL)
         if default and spec and default.engine.state.spec != spec:
             logger.warning(
@@ -198,9 +198,7 @@ class Hosting:
                 DEFAULT_MODEL,
             )
         self._open_for_calls = True
-        if not there:
-            # The next start will read a log. Then it finds the kernels on disk.
-            threading.Thread(target=kernels.LOG.run, name="kernels").start()
+        self._compiler = compiling.compile_later(replace(plan, log=True))
         if self._settings.auto_cpu_share > 0:
             self._contests.start()
 
@@ -240,7 +238,7 @@ class Hosting:
         except BaseException:
             log.close()
             raise
-        short_reads.compile_kernels(state.spec)
+        kernels.prepare(state.spec, self._settings.engine.backend)
         engine.start()
         # The first report comes after kernels were compiled and the snapshot was loaded.
         keeper = Keeper(engine, store, self._settings.keeper, times[-1] - times[0])
@@ -478,6 +476,8 @@ class Hosting:
         """Finishes accepted batches, takes last snapshots and closes all models. Idempotent."""
         self.finish_updates()
         self._contests.stop()
+        if self._compiler is not None:
+            self._compiler.end()
         with self._lock:
             for hosted in self._by_name():
                 hosted.stop(take_last=True)

@@ -122,6 +122,7 @@ def check_kernels() -> Finding:
     """Where compiled kernels are kept, and how many there are."""
     import warnings
 
+    from livefactor_kernels.numbers import shipped
     from livefactor_kernels.tables import keymap
 
     with warnings.catch_warnings(record=True):
@@ -135,8 +136,14 @@ def check_kernels() -> Finding:
     if "livefactor-kernels-" in str(folder):
         text = f"compiled kernels are kept among temporary files ({folder})"
         return warning("kernels", text, _KEEP, folder=str(folder), kept=kept)
+    reason = shipped.misfit()
+    if reason is None:
+        text = f"compiled kernels came with the package; others are kept in {folder}"
+        return ok("kernels", text, folder=str(folder), kept=kept, shipped=True)
     if not kept:
-        remedy = "livefactor warmup: otherwise the first start compiles for about 40 s"
+        remedy = "livefactor warmup: otherwise the first start compiles for about half a minute"
+        if reason:
+            remedy = f"{remedy} (those that came with the package are not used: {reason})"
         return warning(
             "kernels", f"no kernels are compiled yet ({folder})", remedy, folder=str(folder), kept=0
         )

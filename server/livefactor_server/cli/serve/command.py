@@ -45,6 +45,14 @@ def warmup(
         typer.Option(help="Compile for this preset. Repeat the option for more. Default: all presets."),
     ] = None,
     backend: Annotated[str, typer.Option(help="Backend to compile for: cpu, cuda or auto.")] = "cpu",
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline",
+            help="Compile for every processor of the level x86-64-v3, into the installed package. So a copy of"
+            " the package, as in an image, starts at once on other machines.",
+        ),
+    ] = False,
 ) -> None:
     """Compile the kernels of presets, so that the first start of a server does not wait for them.
 
@@ -54,25 +62,43 @@ def warmup(
         if name not in PRESET_NAMES:
             complain(f"--preset: expected one of {', '.join(PRESET_NAMES)}, got {name!r}")
             raise typer.Exit(2)
+    if baseline and backend != "cpu":
+        complain(f"--baseline: expected --backend cpu, got {backend!r}")
+        raise typer.Exit(2)
     import time
 
     from livefactor_kernels.backend import BackendUnavailable, choose_backend
-    from livefactor_server.hosting.kernels import of_presets
+    from livefactor_kernels.spec.presets import preset as spec_of
+    from livefactor_server.hosting import baseline as baselines
+    from livefactor_server.hosting.compiling import compile_missing
+    from livefactor_server.hosting.kernels import Plan
 
     names = preset or list(PRESET_NAMES)
     began = time.monotonic()
     try:
-        steps = of_presets(names, choose_backend(backend))
+        plan = Plan(choose_backend(backend), tuple((f"preset {name}", spec_of(name)) for name in names))
     except (BackendUnavailable, ValueError) as error:
         complain(error)
         raise typer.Exit(1) from None
     with progress() as bar:
-        task = bar.add_task("", total=len(steps))
-        for number, step in enumerate(steps, 1):
-            bar.update(task, description=f"compiling {step.name} ({number} of {len(steps)})")
-            step.run()
-            bar.advance(task)
+        task = bar.add_task("looking for compiled kernels", total=None)
+
+        def report(name: str, number: int, total: int) -> None:
+            text = f"compiling {name} ({number} of {total})"
+            bar.update(task, description=text, completed=number - 1, total=total)
+
+        if baseline:
+            try:
+                folder = baselines.make(plan, report)
+            except (baselines.BaselineError, OSError) as error:
+                complain(error)
+                raise typer.Exit(1) from None
+        else:
+            compile_missing(plan, report)
+            for step in plan.rest():
+                step.run()
+    where = f" into {folder}" if baseline else ""
     console().print(
-        f"the kernels of {', '.join(names)} are compiled; this took {time.monotonic() - began:.1f} s",
+        f"the kernels of {', '.join(names)} are compiled{where}; this took {time.monotonic() - began:.1f} s",
         soft_wrap=True,
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from livefactor_kernels.backend import BackendUnavailable
+from livefactor_kernels.numbers import shipped
 from livefactor_kernels.spec.model import KERNEL_SEMANTICS
 from livefactor_server.access.entry import Entry
 from livefactor_server.access.metrics_port import serve_metrics
@@ -36,9 +37,6 @@ from livefactor_server.telemetry.lines import set_up_logging
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CALLS_SHARE = 0.9
 """Share of the seconds of a drain that running calls get. The rest remains to end them."""
-
-SLOW_STEP_S = 1.0
-"""A step of the start that takes longer is reported."""
 
 EXPECTED_FAULTS = (
     BackendUnavailable,
@@ -86,7 +84,7 @@ def run_server(settings: ServerSettings, port_file: Path | None) -> int:
 
     def open_models() -> None:
         try:
-            models.open_all(_report_replay, StartReport())
+            models.open_all(_report_replay, _report_compiling)
             front.wait()
             news.put("open")
         except BaseException as error:
@@ -190,29 +188,12 @@ def _serve_metrics(settings: ServerSettings, entry: Entry) -> int:
         ) from None
 
 
-class StartReport:
-    """Logs each step of the start that takes longer than SLOW_STEP_S, as compiling kernels does."""
-
-    def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
-        self._told = False
-
-    def __call__(self, name: str, number: int, total: int) -> None:
-        """Step `number` of `total` begins. An empty name says that the last step has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if name:
-            self._timer = threading.Timer(SLOW_STEP_S, self._tell, (name, number, total))
-            self._timer.daemon = True
-            self._timer.start()
-
-    def _tell(self, name: str, number: int, total: int) -> None:
-        if not self._told:
-            self._told = True
-            logger.info(
-                "compiling kernels: once on a machine, about 40 s (`livefactor warmup` does it ahead)"
-            )
-        logger.info("compiling kernels, step %d of %d: %s", number, total, name)
+def _report_compiling(step: str, number: int, total: int) -> None:
+    if number == 1:
+        if reason := shipped.misfit():
+            logger.info("the kernels that came with the package are not used: %s", reason)
+        logger.info("compiling kernels, once on a machine (`livefactor warmup` does it ahead)")
+    logger.info("compiling kernels, step %d of %d: %s", number, total, step)
 
 
 def _report_replay(model: str, at: int, last: int) -> None:
