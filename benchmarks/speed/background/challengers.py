@@ -34,7 +34,7 @@ from livefactor import BatchSettings, Models, Producer
 
 MODEL, PRESET = "m", "auto"
 BATCH = 512
-ROUNDS = 2
+ROUNDS = 1
 SAMPLE_S = 0.5
 """Seconds between two looks at the memory."""
 

@@ -74,7 +74,8 @@ class Contest(Table):
     the contestants have learned. learned_events: events of the log up to it. events_behind: events
     that it has not learned yet. rounds: complete ones. round_end: learned events at which the
     present round ends. winner: "" if no challenger won. contests: complete ones. cpu_seconds: of
-    all contests. share: the challenger that answers a share of the users, or None.
+    all contests. share: the challenger that answers a share of the users, or None. resumes_at: a
+    contest that has paused begins again at this number of events of the log; 0 if none has paused.
     """
 
     automatic: bool
@@ -91,13 +92,22 @@ class Contest(Table):
     contests: int
     cpu_seconds: float
     share: Share | None = None
+    resumes_at: int = 0
 
     def columns(self) -> dict[str, Any]:
         """One row for each contestant, with the fields of `Contestant`."""
         return rows_as_columns(Contestant, self.contestants)
 
     def __repr__(self) -> str:
-        what = "runs" if self.is_running else f"won by {self.winner}" if self.winner else "nobody won"
+        what = (
+            "runs"
+            if self.is_running
+            else "has paused"
+            if self.resumes_at
+            else f"won by {self.winner}"
+            if self.winner
+            else "nobody won"
+        )
         names = ", ".join(each.name for each in self.contestants)
         return f"Contest({what}, {names or 'no contestants'}, {self.judged_events} judged events)"
 
@@ -130,6 +140,7 @@ def contest_of(message: Any) -> Contest:
         contests=message.contests,
         cpu_seconds=message.cpu_seconds,
         share=_share_of(message.share) if message.HasField("share") else None,
+        resumes_at=message.resumes_at,
     )
 
 

@@ -158,6 +158,7 @@ class Contest(google.protobuf.message.Message):
     CONTESTS_FIELD_NUMBER: builtins.int
     CPU_SECONDS_FIELD_NUMBER: builtins.int
     SHARE_FIELD_NUMBER: builtins.int
+    RESUMES_AT_FIELD_NUMBER: builtins.int
     automatic: builtins.bool
     """True: the model looks for a better spec by itself, and is switched to it."""
     is_running: builtins.bool
@@ -178,6 +179,8 @@ class Contest(google.protobuf.message.Message):
     contests: builtins.int
     """The number of complete contests, and the CPU seconds of all contests."""
     cpu_seconds: builtins.float
+    resumes_at: builtins.int
+    """A contest that has paused begins again when the log has this number of events. 0: none has paused."""
     @property
     def contestants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Contestant]:
         """The champion's figures come first."""
@@ -207,9 +210,10 @@ class Contest(google.protobuf.message.Message):
         contests: builtins.int = ...,
         cpu_seconds: builtins.float = ...,
         share: global___Share | None = ...,
+        resumes_at: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["share", b"share"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["automatic", b"automatic", "contestants", b"contestants", "contests", b"contests", "cpu_seconds", b"cpu_seconds", "events_behind", b"events_behind", "is_running", b"is_running", "judged_events", b"judged_events", "learned_events", b"learned_events", "revision", b"revision", "round_end", b"round_end", "rounds", b"rounds", "share", b"share", "waiting", b"waiting", "winner", b"winner"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["automatic", b"automatic", "contestants", b"contestants", "contests", b"contests", "cpu_seconds", b"cpu_seconds", "events_behind", b"events_behind", "is_running", b"is_running", "judged_events", b"judged_events", "learned_events", b"learned_events", "resumes_at", b"resumes_at", "revision", b"revision", "round_end", b"round_end", "rounds", b"rounds", "share", b"share", "waiting", b"waiting", "winner", b"winner"]) -> None: ...
 
 global___Contest = Contest
 

@@ -72,6 +72,7 @@ class Listing:
         report: of the running contest, or else of the last one; None before the first report.
         waiting: the names of challengers that no contest has judged yet.
         contests: number of complete contests.
+        resumes_at: number of events of the log at which a contest that has paused begins again.
         behind: events of the log that the running contest has not learned.
         spent_s: CPU seconds of all contests.
         sharing: the challenger that answers a share of the users, or None.
@@ -82,6 +83,7 @@ class Listing:
     report: Report | None
     waiting: tuple[str, ...]
     contests: int
+    resumes_at: int
     behind: int
     spent_s: float
     sharing: sharing.Standing | None
@@ -232,6 +234,7 @@ class Challengers:
                 report=report,
                 waiting=tuple(each.entry.name for each in notes.added if not each.judged),
                 contests=notes.contests,
+                resumes_at=notes.plan.resume_at if notes.plan is not None and not running else 0,
                 behind=max(0, self._subject.engine.state.events - learned) if running else 0,
                 spent_s=notes.spent_s,
                 sharing=None if self._sharing is None else self._sharing.standing(),
@@ -399,6 +402,7 @@ class Challengers:
         left = sum(each.standing in running for each in report.figures)
         behind = self._subject.engine.state.events - report.learned
         self._metrics.observe(0 if report.over else left, behind, seconds)
+        self._metrics.figures(report.figures)
         if not report.is_waiting:
             self._waiting_since_s = 0.0
         elif not self._waiting_since_s:

@@ -58,15 +58,20 @@ class Outcomes:
             while len(self._lists) > USERS_MAX:
                 self._lists.popitem(last=False)
 
-    def happened(self, users: np.ndarray, items: np.ndarray) -> list[int]:
-        """Counts events with values above 0: keys uint64[n]. Returns the hits of each variant."""
-        hits = [0, 0]
+    def happened(self, users: np.ndarray, items: np.ndarray) -> list[tuple[int, int]]:
+        """Counts events with values above 0: keys uint64[n].
+
+        Returns (events, hits) of each variant.
+        """
+        events, hits = [0, 0], [0, 0]
         with self._lock:
             for user, item in zip(users.tolist(), items.tolist(), strict=True):
                 found = self._lists.get(user)
                 if found is not None:
-                    self.variants[found[0]].events += 1
+                    events[found[0]] += 1
                     hits[found[0]] += item in found[1]
-            for variant, more in zip(self.variants, hits, strict=True):
-                variant.hits += more
-        return hits
+            found_all = list(zip(events, hits, strict=True))
+            for variant, (more, matched) in zip(self.variants, found_all, strict=True):
+                variant.events += more
+                variant.hits += matched
+        return found_all

@@ -182,7 +182,7 @@ class Sharing:
                 return
             if self._reader is not None:
                 found = judged_events(Step([records], 0, 0), 0, 2.0, state.meanings, True)
-                for variant, hits in enumerate(self._outcomes.happened(found.users, found.items)):
-                    self._metrics.hit(variant, hits)
+                for variant, counts in enumerate(self._outcomes.happened(found.users, found.items)):
+                    self._metrics.happened(variant, *counts)
             with self.gate.writing():
                 apply_groups(state, [records])

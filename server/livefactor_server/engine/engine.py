@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -145,26 +145,26 @@ class Engine:
         self._check_writable()
         if not self._budget.take(item.size, True, lambda: self.failure is not None or self._draining):
             self._check_writable()
-        self._enqueue(item)
+        self.enqueue([item])
 
-    def try_submit(self, item: Submission) -> bool:
-        """Queues a batch without waiting. Returns False if the queue is full.
+    def reserve(self, item: Submission) -> bool:
+        """Takes room for a batch, which `enqueue` then queues. Returns False if the queue is full.
 
         Raises:
             Refused: the server drains, or the log has failed.
         """
         self._check_writable()
-        if not self._budget.take(item.size, False, lambda: False):
-            return False
-        self._enqueue(item)
-        return True
+        return self._budget.take(item.size, False, lambda: False)
 
-    def _enqueue(self, item: Submission) -> None:
+    def enqueue(self, items: Sequence[Submission]) -> None:
+        """Queues batches that have room. If the server drains by now, it refuses them."""
         with self._submitting:
-            if self._draining:
-                self._budget.give(item.size)
-                raise unavailable("server: draining")
-            self._intake.put(item)
+            is_open = not self._draining
+            for item in items if is_open else ():
+                self._intake.put(item)
+        for item in () if is_open else items:
+            self._budget.give(item.size)
+            item.finish(unavailable("server: draining"))
 
     def _check_writable(self) -> None:
         if self.failure is not None:

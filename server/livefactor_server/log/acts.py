@@ -56,9 +56,7 @@ class Acts:
         return made
 
     def with_entry(self, entry: Entry) -> Acts:
-        """These records and one that was appended, if it is one of them."""
-        if entry.kind not in ALONE:
-            return self
+        """These records and one that was appended."""
         return self.with_one(entry.kind, entry.revision, b"".join(parts_of(entry.body)))
 
     def after(self, earlier: Acts) -> Acts:

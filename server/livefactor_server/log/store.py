@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Self
 
 from livefactor_server.log import gaps
-from livefactor_server.log.acts import OPENING, Acts
+from livefactor_server.log.acts import ALONE, OPENING, Acts
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.errors import LogDamaged, LogError, LogFailed, LogFull, LogGap, LogMissing
 from livefactor_server.log.format import (
@@ -253,7 +253,8 @@ class Log:
             if place is not None:
                 note_place(self._places, before, *place)
             self._end, self._marked = writer.end, False
-            self.acts = self.acts.with_entry(entries[0])
+            if entries[0].kind in ALONE:
+                self.acts = self.acts.with_entry(entries[0])
             cursor.revision, cursor.hash = entries[-1].revision, hashes[-1]
             self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
         return hashes

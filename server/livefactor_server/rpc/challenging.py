@@ -64,6 +64,7 @@ def _contest(found: Listing) -> challenging_pb2.Contest:
         contests=found.contests,
         events_behind=found.behind,
         cpu_seconds=found.spent_s,
+        resumes_at=found.resumes_at,
     )
     if found.sharing is not None:
         message.share.CopyFrom(_share(found.sharing))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import selectors
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -18,6 +20,9 @@ from typing import Any, TypeVar
 import grpc
 
 Result = TypeVar("Result")
+
+GATHER_S = 0.002
+"""Seconds for which a busy loop leaves calls of `Loop.when_idle` undone."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +35,46 @@ def _is_news(record: logging.LogRecord) -> bool:
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
 
 
-class Loop:
-    """A running event loop. Any thread may call its methods."""
+class _Selector(selectors.DefaultSelector):
+    """A selector that makes calls before it waits, and at the latest after `GATHER_S`."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        super().__init__()
+        self._calls: dict[Callable[[], object], None] = {}
+        self._until = 0.0
+
+    def add(self, call: Callable[[], object]) -> None:
+        """Adds a call, once. Only the thread of the loop may call it."""
+        if not self._calls:
+            self._until = time.monotonic() + GATHER_S
+        self._calls[call] = None
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """See `selectors.BaseSelector.select`. The timeout is 0 if the loop has something to do."""
+        if not self._calls:
+            return super().select(timeout)
+        ready = super().select(0)
+        is_idle = not ready and (timeout is None or timeout > 0)
+        if is_idle or time.monotonic() >= self._until:
+            calls, self._calls = self._calls, {}
+            for call in calls:
+                _make(call)
+        return super().select(timeout) if is_idle else ready
+
+
+def _make(call: Callable[..., object], *arguments: Any) -> None:
+    try:
+        call(*arguments)
+    except Exception:
+        logger.exception("event loop")
+
+
+class Loop:
+    """A running event loop. Any thread may call its methods, but for `when_idle`."""
+
+    def __init__(self) -> None:
+        self._selector = _Selector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._is_woken = False
         threading.Thread(target=self._loop.run_forever, name="rpc-loop", daemon=True).start()
@@ -58,6 +98,13 @@ class Loop:
         """Has the loop call a function after the next `wake`."""
         self._inbox.append((function, arguments))
 
+    def when_idle(self, call: Callable[[], object]) -> None:
+        """Makes a call once when the loop has nothing else to do, at the latest after `GATHER_S`.
+
+        Only the thread of the loop may call it.
+        """
+        self._selector.add(call)
+
     def wake(self) -> None:
         """Has the loop make the prepared calls soon."""
         if not self._is_woken:
@@ -69,10 +116,7 @@ class Loop:
         self._is_woken = False
         for _ in range(len(self._inbox)):
             function, arguments = self._inbox.popleft()
-            try:
-                function(*arguments)
-            except Exception:
-                logger.exception("event loop")
+            _make(function, *arguments)
 
 
 @cache

@@ -158,16 +158,15 @@ async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submis
         calls.loop.prepare(finish, item.result)
         return calls.loop.wake
 
-    def submit() -> None:
-        if not engine.try_submit(batch(reply)):
+    def reserved() -> Submission:
+        item = batch(reply)
+        if not engine.reserve(item):
             raise busy(
                 "queue: the batches that wait for the model's log have its limit in bytes; try again later"
             )
+        return item
 
-    if is_large:
-        await calls.updates.in_thread(submit)
-    else:
-        submit()
+    calls.gathering.add(engine, await calls.updates.in_thread(reserved) if is_large else reserved())
     result = await done
     if isinstance(result, Refused):
         raise result
@@ -244,7 +243,9 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
             )
         else:
             batch = _batch(calls, engine, update, reply, payer, trace)
-            if not engine.try_submit(batch):
+            if engine.reserve(batch):
+                engine.enqueue([batch])
+            else:
                 await calls.stream_threads.in_thread(engine.submit, batch)
     except (Refused, ColumnError) as error:
         stream.put(Answer(index, sequence, guards.refusal(error), None))

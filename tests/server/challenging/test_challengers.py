@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import isnan
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from contests import BAD, GOOD, OTHER, InlineProcess, events, learner, push, rig
 from engine_rig import Rig, replayed_root
@@ -213,8 +215,13 @@ def test_a_contest_that_waits_for_its_allowance_ends_and_begins_again_when_it_ha
     # The champion learns 9,500 events in 1 ms, and may spend 3/4 of it on contests.
     dear = Report(
         learned=9_500, cpu_s=20.0, round_end=9_000, is_waiting=True, is_too_dear=True,
-        figures=(Figures("champion", "champion", event_s=1e-3 / 9_500),),
+        figures=(Figures("champion", "champion", 0.25, event_s=1e-3 / 9_500), Figures("good", "running", 0.5, 0.25)),
     )  # fmt: skip
+
+    def shown(name: str) -> float | None:
+        labels = {"model": some._name, "contestant": "good"}
+        return REGISTRY.get_sample_value(f"livefactor_contest_{name}", labels)
+
     monkeypatch.setattr(InlineProcess, "go", lambda self, order: None)
     monkeypatch.setattr(InlineProcess, "reports", lambda self: iter([dear]))
     monkeypatch.setattr(challengers, "WAIT_S", 0.0)
@@ -225,6 +232,10 @@ def test_a_contest_that_waits_for_its_allowance_ends_and_begins_again_when_it_ha
     assert not some.listing().is_running and some.listing().spent_s == 20.0
     plan = notes.load(tmp_path).plan
     assert plan is not None and plan.resume_at > 1e8 and not some.wants_process()
+    assert some.listing().resumes_at == plan.resume_at
+    assert (shown("gain"), shown("difference")) == (0.5, 0.25) and isnan(shown("standard_error") or 0.0)
+    some.close()
+    assert shown("gain") is None
     live.close()
 
 

@@ -107,9 +107,9 @@ def test_the_last_list_of_a_user_counts_and_lists_are_limited() -> None:
     outcomes, users = Outcomes("champion", "challenger"), np.array([7], np.uint64)
     items = np.arange(ITEMS_MAX + 50, dtype=np.uint64)
     outcomes.answered(0, users, items, np.array([0, len(items)]))
-    assert outcomes.happened(np.array([7, 7, 8]), np.array([3, ITEMS_MAX, 3])) == [1, 0]
+    assert outcomes.happened(np.array([7, 7, 8]), np.array([3, ITEMS_MAX, 3])) == [(2, 1), (0, 0)]
     outcomes.answered(1, users, items[:2], np.array([0, 2]))
-    assert outcomes.happened(np.array([7, 7]), np.array([1, 3])) == [0, 1]
+    assert outcomes.happened(np.array([7, 7]), np.array([1, 3])) == [(0, 0), (2, 1)]
     champion, challenger = outcomes.variants
     assert (champion.answers, champion.events, champion.hits) == (1, 2, 1)
     assert (challenger.answers, challenger.events, challenger.hits) == (1, 2, 1)

@@ -157,6 +157,16 @@ def test_draining_finishes_what_was_accepted(rig: Rig, tmp_path: Path) -> None:
     rig.engine = again.engine
 
 
+def test_a_batch_that_is_queued_after_the_drain_is_refused_and_gives_its_room_back(rig: Rig) -> None:
+    answered: list[Submission] = []
+    late = Submission(OpenProducerChange(), b"", b"p", 0, 0, NO_REJECTS, rig.log.seal, answered.append)
+    assert rig.engine.reserve(late)
+    rig.engine.drain()
+    rig.engine.enqueue([late])
+    assert [item.result.code for item in answered] == [grpc.StatusCode.UNAVAILABLE]
+    assert rig.engine.queued_bytes == 0
+
+
 def test_rows_over_the_backend_memory_are_rejected(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     asked: list[tuple[int, int]] = []

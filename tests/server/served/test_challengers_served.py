@@ -25,8 +25,13 @@ from livefactor import (
     Producer,
 )
 from livefactor.in_process import local
+from livefactor.results.contest import contest_of
 from livefactor_server.challenging import challengers
+from livefactor_server.challenging.challengers import Listing
+from livefactor_server.challenging.messages import Figures, Report
 from livefactor_server.cli.app import app
+from livefactor_server.cli.models import challengers as cli_challengers
+from livefactor_server.rpc import challenging
 from livefactor_server.snapshots.audit import replay_model
 from server_process import wait_until
 
@@ -111,6 +116,19 @@ def test_the_process_ends_with_its_server(tmp_path: Path) -> None:
         there = workers()
         wait_until(lambda: there[0].nice() == 19, "the lowest priority", WAIT_S)
     assert not psutil.wait_procs(there, 30)[1]
+
+
+def test_a_contest_that_has_paused_is_no_contest_that_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = Figures("champion", "champion", 0.25), Figures("good", "running", 0.5, 0.25, None, 7, 3)
+    found = Listing(
+        automatic=True, is_running=False, report=Report(round_end=17_000, figures=figures), waiting=(),
+        contests=0, resumes_at=17_000, behind=0, spent_s=1.5, sharing=None,
+    )  # fmt: skip
+    contest = contest_of(challenging._contest(found))
+    assert contest.resumes_at == 17_000 and "has paused" in repr(contest)
+    cli_challengers._show("m", contest, as_json=False)
+    text = capsys.readouterr().out
+    assert "a contest has paused until event 17000" in text and "+0.2500" in text and "unknown" in text
 
 
 def test_refusals_name_their_reason(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def _show(name: str, contest: Contest, as_json: bool) -> None:
     if not contest.contestants:
         screen.print(f"no contest of {name} has been held yet", soft_wrap=True)
     else:
-        state = "a contest runs" if contest.is_running else "the last contest ended"
+        paused = f"a contest has paused until event {contest.resumes_at}" if contest.resumes_at else ""
+        state = "a contest runs" if contest.is_running else paused or "the last contest ended"
         verdict = f", {contest.winner} won" if contest.winner else ""
         screen.print(
             f"{state}{verdict}: {contest.judged_events} events judged of {contest.learned_events} learned, "
