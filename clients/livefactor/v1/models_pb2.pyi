@@ -517,6 +517,7 @@ class Mix(google.protobuf.message.Message):
     LEARNING_RATE_FIELD_NUMBER: builtins.int
     RECENT_HALF_LIFE_FIELD_NUMBER: builtins.int
     NEIGHBORS_FIELD_NUMBER: builtins.int
+    PREDICTED_FIRST_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
     """The learning rate of the weights, up to 1. 0: no mix."""
     recent_half_life: builtins.float
@@ -527,19 +528,26 @@ class Mix(google.protobuf.message.Message):
     """Number of similar users whose last events score, up to 512. They are found by the last 8 events.
     What they count is learned. Needs recent_half_life. 0: none.
     """
+    predicted_first: builtins.int
+    """Of the first events, one in so many is predicted to learn the weights, 1 to 8. Later ones are
+    predicted more rarely.
+    """
     def __init__(
         self,
         *,
         learning_rate: builtins.float | None = ...,
         recent_half_life: builtins.float | None = ...,
         neighbors: builtins.int | None = ...,
+        predicted_first: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbors", b"_neighbors", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "neighbors", b"neighbors", "recent_half_life", b"recent_half_life"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbors", b"_neighbors", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "neighbors", b"neighbors", "recent_half_life", b"recent_half_life"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_neighbors", b"_neighbors"]) -> typing.Literal["neighbors"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_predicted_first", b"_predicted_first"]) -> typing.Literal["predicted_first"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_recent_half_life", b"_recent_half_life"]) -> typing.Literal["recent_half_life"] | None: ...
 

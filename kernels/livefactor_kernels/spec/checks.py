@@ -158,6 +158,8 @@ def _check_mix(spec: ModelSpec) -> None:
     similar = spec.mix.neighbors
     _require(0 <= similar <= MAX_SIMILAR_USERS, "mix.neighbors", f"0..{MAX_SIMILAR_USERS}", similar)
     _require(not similar or recent > 0, "mix.recent_half_life", "above 0 with mix.neighbors", recent)
+    first = spec.mix.predicted_first
+    _require(1 <= first <= 8, "mix.predicted_first", "1..8", first)
     if not rate:
         return
     _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with a mix", spec.loss)

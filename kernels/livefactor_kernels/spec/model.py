@@ -240,15 +240,15 @@ class Mix:
 
     Attributes:
         learning_rate: learning rate of the weights. With 0 there is no mix.
-        recent_half_life: half-life of recent popularity, in events as multiples of the number of
-            items. What it adds to popularity is learned. With 0 there is none.
-        neighbors: number of similar users whose last events score, up to `MAX_SIMILAR_USERS`. With
-            0 there are none.
+        recent_half_life: half-life of recent popularity, in multiples of the number of items, or 0.
+        neighbors: number of similar users whose last events score, up to `MAX_SIMILAR_USERS`, or 0.
+        predicted_first: of the first events, one in so many is predicted to learn from, 1 to 8.
     """
 
     learning_rate: float = 0.0
     recent_half_life: float = 0.0
     neighbors: int = 0
+    predicted_first: int = 8
 
 
 @dataclass(frozen=True, slots=True)

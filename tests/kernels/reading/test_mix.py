@@ -294,7 +294,8 @@ def test_a_part_of_the_users_reads_what_all_of_them_read() -> None:
 
 
 def test_few_events_of_a_long_stream_are_predicted() -> None:
-    assert [predicted_share(events) for events in (0, 100_000, 10**9)] == [8, 97, 256]
+    assert [predicted_share(events, 8) for events in (0, 100_000, 10**9)] == [8, 97, 256]
+    assert [predicted_share(events, 2) for events in (0, 4096, 10**9)] == [2, 4, 256]
 
 
 @pytest.mark.parametrize(
@@ -304,6 +305,7 @@ def test_few_events_of_a_long_stream_are_predicted() -> None:
         ("mix.recent_half_life", {"mix": Mix(0.1, 0.01)}),
         ("mix.recent_half_life", {"mix": Mix(0.1, 0.0, 5)}),
         ("mix.neighbors", {"mix": Mix(0.1, 1.0, 513)}),
+        ("mix.predicted_first", {"mix": Mix(0.1, predicted_first=9)}),
         ("loss", {"loss": Loss.BPR, "negatives": 1, "rule": Rule.SGD, "solve": Solve()}),
         ("history.half_life", {"history": History(16, 16, 1.5)}),
         ("counts.neighbors", {"counts": Counts()}),

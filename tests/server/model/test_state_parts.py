@@ -182,7 +182,7 @@ GOLDEN_SPECS = {
     "clicks": "63e51217ace23fa2",
     "purchases": "19bcfaa2a77c1250",
     "news": "708c75acb1128cc9",
-    "auto": "6a356fa6c25587c1",
+    "auto": "668fc479a72a9998",
 }
 
 
