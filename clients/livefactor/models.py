@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,18 @@ from livefactor.calling.plans import Next, Plan
 from livefactor.calling.routes import Route
 from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
 from livefactor.errors import LivefactorError
-from livefactor.position import Position, position_of
+from livefactor.position import position_of
 from livefactor.pushing.labels import SIDES
 from livefactor.results.answers import spec_name
 from livefactor.results.contest import Contest, contest_of
 from livefactor.results.descriptions import FeatureReport, LogGap
-from livefactor.results.judgement import Hold, Judgement, hold_of, judgement_of
+from livefactor.results.descriptions import ModelDescription as ModelDescription
+from livefactor.results.descriptions import SpecPeriod as SpecPeriod
+from livefactor.results.erasure import ErasureReport, ForgetCost, cost_of, report_of
+from livefactor.results.judgement import hold_of, judgement_of
 from livefactor.v1 import challenging_pb2, models_pb2
+from livefactor.wire.ids import Ids, as_keys
+from livefactor.wire.keys import keys_of
 from livefactor.wire.limits import check_model
 
 _SERVICE = "/livefactor.v1.ModelService/"
@@ -31,68 +36,6 @@ LONG_DEADLINE_S = 600.0
 """Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
 restore.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class SpecPeriod:
-    """A spec that was in force from `revision` on, until the next one.
-
-    spec_id: as in `ModelDescription`. spec: nested plain values.
-    """
-
-    revision: int
-    spec_id: str
-    spec: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class ModelDescription:
-    """A model as a server describes it.
-
-    spec: the complete spec as nested plain values; enums are lower-case names. users, items:
-    numbers of rows. events: interactions accepted since the model was created. log_hash: the log's
-    chain hash. log_bytes, memory_bytes: sizes. writable: False after a failed sync, until a
-    restart. root_hash: 32 bytes over the whole state if the caller asked for it, else empty.
-    judgement: how good the live model is; None in lists, and where the server does not judge. hold:
-    why the model refuses updates; None if it accepts them. adapted_rate: factor by which an
-    adaptive rate multiplies the spec's learning rates; None without one. fault: why the server
-    cannot open the model, "" if it serves it. With a fault the numbers are 0 and the spec is empty.
-    spec_id: 16 hex digits that name the spec, also in answers of a Scorer. spec_revision: the
-    revision from which the spec is in force; None if the server has not read that part of the log
-    yet. earlier_specs: the specs before, as far as they are known; empty in lists.
-    skipped: revisions that were rolled back, as (first, last); empty in lists. log_gap: what is not
-    in the log any more; None for a whole log.
-    """
-
-    name: str
-    position: Position
-    spec: dict[str, Any]
-    users: int
-    items: int
-    events: int
-    backend: str
-    log_hash: bytes
-    log_bytes: int
-    memory_bytes: int
-    writable: bool
-    root_hash: bytes
-    judgement: Judgement | None = None
-    hold: Hold | None = None
-    adapted_rate: float | None = None
-    fault: str = ""
-    spec_id: str = ""
-    spec_revision: int | None = None
-    earlier_specs: tuple[SpecPeriod, ...] = ()
-    log_gap: LogGap | None = None
-    skipped: tuple[tuple[int, int], ...] = ()
-
-    def __repr__(self) -> str:
-        if self.fault:
-            return f"ModelDescription({self.name!r}, not served: {self.fault!r})"
-        rows = f"{self.users} users, {self.items} items, {self.events} events"
-        hold = ", on hold" if self.hold is not None else ""
-        what = f"rule {self.spec['rule']}, k {self.spec['k']}"
-        return f"ModelDescription({self.name!r}, {what}, {rows}, revision {self.position.revision}{hold})"
 
 
 class ModelsBase:
@@ -298,6 +241,56 @@ class Models(ModelsBase, BlockingClient):
         raise LivefactorError(f"{doing}: the server ended the rollback without a description")
 
     @blocking
+    def forget_cost(
+        self,
+        name: str = "default",
+        *,
+        users: Ids = (),
+        items: Ids = (),
+        secret: bytes = b"",
+        timeout: float | None = None,
+    ) -> Plan[ForgetCost]:
+        """Return what it costs to forget users and items. Nothing changes. See `forget`."""
+        request = _forget_request(name, users, items, secret, dry_run=True)
+        path, body, doing = _SERVICE + "Forget", request.SerializeToString(), f"model {check_model(name)!r}"
+        _, data = yield from self._connection.stream(path, body, timeout, doing)
+        if data is None:
+            raise LivefactorError(f"{doing}: the server did not say what it costs")
+        return cost_of(models_pb2.ForgetResponse.FromString(data).cost)
+
+    @blocking
+    def forget(
+        self,
+        name: str = "default",
+        *,
+        users: Ids = (),
+        items: Ids = (),
+        secret: bytes = b"",
+        on_progress: Callable[[str, int, int], None] | None = None,
+        timeout: float | None = None,
+    ) -> Plan[ErasureReport]:
+        """Forget users and items (docs/audit.md). Return the report when it is done.
+
+        users, items: ids as a producer sends them. secret: the key for string ids that the
+        producers use. on_progress: called with (stage, done, total). If the call ends before, the
+        work goes on; the same call then returns its report. timeout: None waits for ever. Raises
+        ColumnError for a value that is no id, NotFound, InvalidArgument, FailedPrecondition and
+        ResourceExhausted.
+        """
+        request = _forget_request(name, users, items, secret)
+        path, body, doing = _SERVICE + "Forget", request.SerializeToString(), f"model {check_model(name)!r}"
+        stream, data = yield from self._connection.stream(path, body, timeout, doing)
+        while data is not None:
+            message = models_pb2.ForgetResponse.FromString(data)
+            kind, progress = message.WhichOneof("kind"), message.progress
+            if kind == "report":
+                return report_of(message.report.json)
+            if kind == "progress" and on_progress is not None:
+                on_progress(progress.stage, progress.done, progress.total)
+            data = yield Next(stream, doing)
+        raise LivefactorError(f"{doing}: the server ended the call without a report")
+
+    @blocking
     def challenge(
         self,
         /,
@@ -433,6 +426,14 @@ def shortest(value: float) -> float:
     0.10000000149011612.
     """
     return float(str(np.float32(value)))
+
+
+def _forget_request(
+    name: str, users: Ids, items: Ids, secret: bytes, dry_run: bool = False
+) -> models_pb2.ForgetRequest:
+    hashed = partial(keys_of, secret=secret)
+    keys = [as_keys(what, ids, hashed).tolist() for what, ids in (("users", users), ("items", items))]
+    return models_pb2.ForgetRequest(model=name, user_ids=keys[0], item_ids=keys[1], dry_run=dry_run)
 
 
 def _log_gap(message: Any) -> LogGap:

@@ -177,6 +177,12 @@ class Backend(Protocol):
         The caller holds the gate. Only a model that merges (`spec.merge`) has it.
         """
 
+    def clear(self, side: int, rows: np.ndarray, revision: int) -> None:
+        """Clears distinct rows uint32[n] of a side (`tables/clearing.py`), then sets the revision.
+
+        The caller holds the gate. The backend cuda lacks this part.
+        """
+
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """Sets the vectors float16[n, d] of item rows uint32[n], in order.
 

@@ -33,6 +33,7 @@ from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.clearing import rows_in_gram
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.head import Head
@@ -252,6 +253,26 @@ class CpuModel:
         self.pins.protect(Update(deltas.revision, users, items, None, None, *counts))
         add(self.spec, (self.users, self.items)[deltas.side].padded().__getitem__, deltas)
         self.advance(deltas.revision, *counts)
+
+    def clear(self, side: int, rows: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.clear`."""
+        nobody, counts, table = np.empty(0, np.uint32), self.published, (self.users, self.items)[side]
+        if self._prior is not None and side == ITEMS:
+            vectors = np.zeros((len(rows), self.spec.embeddings.dimension), np.float16)
+            self.set_embeddings(rows, vectors, self.revision, counts[ITEMS])
+        if self._features:
+            self.set_features(side, rows, Bags.empty(len(rows)), self.revision, counts[side])
+        users, items = (rows, nobody) if side == USERS else (nobody, rows)
+        self.head.open()
+        self.pins.protect(Update(revision, users, items, None, None, *counts))
+        self.pins.protect_all_events(side, rows)
+        if isinstance(self._rule, Solver):
+            self._rule.clear(side, rows_in_gram(self.spec, table.padded().__getitem__, rows))
+        table.reset(rows)
+        if isinstance(self._rule, Softmax):
+            # What is proposed follows from the numbers of events.
+            self._rule.load({})
+        self.advance(revision)
 
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """See `backend.Backend.set_embeddings`."""

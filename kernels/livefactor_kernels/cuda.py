@@ -201,6 +201,10 @@ class CudaModel:
         """See `backend.Backend.add`. No spec on this backend merges."""
         raise AssertionError("merge: `spec.checks.check_cuda` refuses it")
 
+    def clear(self, side: int, rows: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.clear`. The server clears no rows of this backend."""
+        raise AssertionError("clear: backend cuda lacks this part (docs/gpu.md)")
+
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """See `backend.Backend.set_embeddings`. No spec on this backend has embeddings."""
         raise AssertionError("embeddings: `spec.checks.check_cuda` refuses them")

@@ -36,6 +36,7 @@ from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.solve.reference import Solver
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS, read_rows, ring_length
+from livefactor_kernels.tables.clearing import rows_in_gram
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.recent import RECENT, Recent, recent_of
 from livefactor_kernels.tables.reference import ReferenceTables
@@ -144,6 +145,20 @@ class ReferenceModel:
         with table.lock:
             add(self.spec, partial(getattr, table), deltas)
         self.advance(deltas.revision, deltas.user_count, deltas.item_count)
+
+    def clear(self, side: int, rows: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.clear`."""
+        table, counts = (self.users, self.items)[side], self.published
+        if self._prior is not None and side == ITEMS:
+            vectors = np.zeros((len(rows), self.spec.embeddings.dimension), np.float16)
+            self.set_embeddings(rows, vectors, self.revision, counts[ITEMS])
+        if self._features:
+            self.set_features(side, rows, Bags.empty(len(rows)), self.revision, counts[side])
+        with table.lock:
+            if isinstance(self._rule, Solver):
+                self._rule.clear(side, rows_in_gram(self.spec, partial(getattr, table), rows))
+            table.reset(rows)
+        self.advance(revision)
 
     def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
         """See `backend.Backend.set_embeddings`."""

@@ -46,6 +46,8 @@ class AsyncModels(ModelsBase, AsyncClient):
     restore = awaited(Models.restore)
     promote = awaited(Models.promote)
     roll_back = awaited(Models.roll_back)
+    forget_cost = awaited(Models.forget_cost)
+    forget = awaited(Models.forget)
     challenge = awaited(Models.challenge)
     challengers = awaited(Models.challengers)
     settle = awaited(Models.settle)

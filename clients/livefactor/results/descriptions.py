@@ -1,8 +1,12 @@
-"""Parts of the description of a model: its features, and what its log has no more."""
+"""The description of a model, and its parts: its features, and what its log has no more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from livefactor.position import Position
+from livefactor.results.judgement import Hold, Judgement
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +36,65 @@ class LogGap:
     archived: bool
     snapshot_revision: int
     snapshot_root_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SpecPeriod:
+    """A spec that was in force from `revision` on, until the next one.
+
+    spec_id: as in `ModelDescription`. spec: nested plain values.
+    """
+
+    revision: int
+    spec_id: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ModelDescription:
+    """A model as a server describes it.
+
+    spec: the complete spec as nested plain values; enums are lower-case names. users, items:
+    numbers of rows. events: interactions accepted since the model was created. log_hash: the log's
+    chain hash. log_bytes, memory_bytes: sizes. writable: False after a failed sync, until a
+    restart. root_hash: 32 bytes over the whole state if the caller asked for it, else empty.
+    judgement: how good the live model is; None in lists, and where the server does not judge. hold:
+    why the model refuses updates; None if it accepts them. adapted_rate: factor by which an
+    adaptive rate multiplies the spec's learning rates; None without one. fault: why the server
+    cannot open the model, "" if it serves it. With a fault the numbers are 0 and the spec is empty.
+    spec_id: 16 hex digits that name the spec, also in answers of a Scorer. spec_revision: the
+    revision from which the spec is in force; None if the server has not read that part of the log
+    yet. earlier_specs: the specs before, as far as they are known; empty in lists.
+    skipped: revisions that were rolled back, as (first, last); empty in lists. log_gap: what is not
+    in the log any more; None for a whole log.
+    """
+
+    name: str
+    position: Position
+    spec: dict[str, Any]
+    users: int
+    items: int
+    events: int
+    backend: str
+    log_hash: bytes
+    log_bytes: int
+    memory_bytes: int
+    writable: bool
+    root_hash: bytes
+    judgement: Judgement | None = None
+    hold: Hold | None = None
+    adapted_rate: float | None = None
+    fault: str = ""
+    spec_id: str = ""
+    spec_revision: int | None = None
+    earlier_specs: tuple[SpecPeriod, ...] = ()
+    log_gap: LogGap | None = None
+    skipped: tuple[tuple[int, int], ...] = ()
+
+    def __repr__(self) -> str:
+        if self.fault:
+            return f"ModelDescription({self.name!r}, not served: {self.fault!r})"
+        rows = f"{self.users} users, {self.items} items, {self.events} events"
+        hold = ", on hold" if self.hold is not None else ""
+        what = f"rule {self.spec['rule']}, k {self.spec['k']}"
+        return f"ModelDescription({self.name!r}, {what}, {rows}, revision {self.position.revision}{hold})"

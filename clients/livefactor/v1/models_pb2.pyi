@@ -1510,6 +1510,143 @@ class RollBackResponse(google.protobuf.message.Message):
 global___RollBackResponse = RollBackResponse
 
 @typing.final
+class ForgetRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    USER_IDS_FIELD_NUMBER: builtins.int
+    ITEM_IDS_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    dry_run: builtins.bool
+    """True: says what it costs, and changes nothing."""
+    @property
+    def user_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    @property
+    def item_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        user_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        item_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run", "item_ids", b"item_ids", "model", b"model", "user_ids", b"user_ids"]) -> None: ...
+
+global___ForgetRequest = ForgetRequest
+
+@typing.final
+class ForgetResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COST_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
+    REPORT_FIELD_NUMBER: builtins.int
+    @property
+    def cost(self) -> global___ForgetCost: ...
+    @property
+    def progress(self) -> global___ForgetProgress: ...
+    @property
+    def report(self) -> global___ErasureReport: ...
+    def __init__(
+        self,
+        *,
+        cost: global___ForgetCost | None = ...,
+        progress: global___ForgetProgress | None = ...,
+        report: global___ErasureReport | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["cost", b"cost", "kind", b"kind", "progress", b"progress", "report", b"report"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cost", b"cost", "kind", b"kind", "progress", b"progress", "report", b"report"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["cost", "progress", "report"] | None: ...
+
+global___ForgetResponse = ForgetResponse
+
+@typing.final
+class ForgetCost(google.protobuf.message.Message):
+    """What it costs to forget."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
+    REVISIONS_FIELD_NUMBER: builtins.int
+    SEGMENTS_FIELD_NUMBER: builtins.int
+    SEGMENT_BYTES_FIELD_NUMBER: builtins.int
+    SNAPSHOTS_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    records: builtins.int
+    """Records that name a subject, rows in them that do, and those of the rows that are events."""
+    rows: builtins.int
+    events: builtins.int
+    revisions: builtins.int
+    """Revisions that are replayed."""
+    segments: builtins.int
+    """Segments of the log that are rewritten because of these records, and their bytes."""
+    segment_bytes: builtins.int
+    snapshots: builtins.int
+    """Snapshots that are removed."""
+    seconds: builtins.float
+    """Estimated seconds until the report."""
+    def __init__(
+        self,
+        *,
+        records: builtins.int = ...,
+        rows: builtins.int = ...,
+        events: builtins.int = ...,
+        revisions: builtins.int = ...,
+        segments: builtins.int = ...,
+        segment_bytes: builtins.int = ...,
+        snapshots: builtins.int = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "records", b"records", "revisions", b"revisions", "rows", b"rows", "seconds", b"seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "snapshots", b"snapshots"]) -> None: ...
+
+global___ForgetCost = ForgetCost
+
+@typing.final
+class ForgetProgress(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: builtins.int
+    DONE_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    stage: builtins.str
+    """erase, replay, snapshot, rewrite, or report."""
+    done: builtins.int
+    """How much of the stage is done: revisions of replay, segments of rewrite."""
+    total: builtins.int
+    def __init__(
+        self,
+        *,
+        stage: builtins.str = ...,
+        done: builtins.int = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["done", b"done", "stage", b"stage", "total", b"total"]) -> None: ...
+
+global___ForgetProgress = ForgetProgress
+
+@typing.final
+class ErasureReport(google.protobuf.message.Message):
+    """The evidence of an erasure (docs/audit.md). It does not name the subjects."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JSON_FIELD_NUMBER: builtins.int
+    json: builtins.bytes
+    """The bytes of the report, JSON. An EVIDENCE record of the log has their SHA-256."""
+    def __init__(
+        self,
+        *,
+        json: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["json", b"json"]) -> None: ...
+
+global___ErasureReport = ErasureReport
+
+@typing.final
 class RevisionRange(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

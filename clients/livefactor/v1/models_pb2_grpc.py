@@ -69,6 +69,11 @@ class ModelServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_models__pb2.RollBackRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_models__pb2.RollBackResponse.FromString,
                 _registered_method=True)
+        self.Forget = channel.unary_stream(
+                '/livefactor.v1.ModelService/Forget',
+                request_serializer=livefactor_dot_v1_dot_models__pb2.ForgetRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_models__pb2.ForgetResponse.FromString,
+                _registered_method=True)
         self.ReleaseHold = channel.unary_unary(
                 '/livefactor.v1.ModelService/ReleaseHold',
                 request_serializer=livefactor_dot_v1_dot_models__pb2.ReleaseHoldRequest.SerializeToString,
@@ -163,6 +168,24 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Forget(self, request, context):
+        """Forgets users and items. Their rows, labels and marks are cleared at once, with an ERASE record.
+        In the background the server replays the log without them, while the model serves. An ERASED
+        record puts that state in force. Then the server removes the older snapshots, rewrites the
+        segments of the log without them, and makes a report. The first message has the cost. With
+        dry_run it is the only one, and nothing changes. Further messages have the progress, and the
+        last one has the report. If the call ends before, the work goes on, also after a restart. The
+        same call then gets its progress and its report.
+
+        - INVALID_ARGUMENT: nobody is named, or more than 1,000 ids are.
+        - FAILED_PRECONDITION: the log lacks the records that are needed, a challenger answers a share of
+        the users, or the backend is cuda.
+        - RESOURCE_EXHAUSTED: another erasure is in progress, or as PromoteSpec.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReleaseHold(self, request, context):
         """Ends a hold of updates. The judge then takes the figures of the next events as normal.
 
@@ -218,6 +241,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.RollBack,
                     request_deserializer=livefactor_dot_v1_dot_models__pb2.RollBackRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_models__pb2.RollBackResponse.SerializeToString,
+            ),
+            'Forget': grpc.unary_stream_rpc_method_handler(
+                    servicer.Forget,
+                    request_deserializer=livefactor_dot_v1_dot_models__pb2.ForgetRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_models__pb2.ForgetResponse.SerializeToString,
             ),
             'ReleaseHold': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseHold,
@@ -419,6 +447,33 @@ class ModelService(object):
             '/livefactor.v1.ModelService/RollBack',
             livefactor_dot_v1_dot_models__pb2.RollBackRequest.SerializeToString,
             livefactor_dot_v1_dot_models__pb2.RollBackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/livefactor.v1.ModelService/Forget',
+            livefactor_dot_v1_dot_models__pb2.ForgetRequest.SerializeToString,
+            livefactor_dot_v1_dot_models__pb2.ForgetResponse.FromString,
             options,
             channel_credentials,
             insecure,

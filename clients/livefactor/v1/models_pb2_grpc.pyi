@@ -96,6 +96,24 @@ class ModelServiceStub:
     - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
     """
 
+    Forget: grpc.UnaryStreamMultiCallable[
+        livefactor.v1.models_pb2.ForgetRequest,
+        livefactor.v1.models_pb2.ForgetResponse,
+    ]
+    """Forgets users and items. Their rows, labels and marks are cleared at once, with an ERASE record.
+    In the background the server replays the log without them, while the model serves. An ERASED
+    record puts that state in force. Then the server removes the older snapshots, rewrites the
+    segments of the log without them, and makes a report. The first message has the cost. With
+    dry_run it is the only one, and nothing changes. Further messages have the progress, and the
+    last one has the report. If the call ends before, the work goes on, also after a restart. The
+    same call then gets its progress and its report.
+
+    - INVALID_ARGUMENT: nobody is named, or more than 1,000 ids are.
+    - FAILED_PRECONDITION: the log lacks the records that are needed, a challenger answers a share of
+      the users, or the backend is cuda.
+    - RESOURCE_EXHAUSTED: another erasure is in progress, or as PromoteSpec.
+    """
+
     ReleaseHold: grpc.UnaryUnaryMultiCallable[
         livefactor.v1.models_pb2.ReleaseHoldRequest,
         livefactor.v1.models_pb2.ReleaseHoldResponse,
@@ -190,6 +208,24 @@ class ModelServiceAsyncStub:
     - FAILED_PRECONDITION: nothing would change, a batch or a revision does not exist, the log lacks
       the records that are needed, or the backend is cuda.
     - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
+    """
+
+    Forget: grpc.aio.UnaryStreamMultiCallable[
+        livefactor.v1.models_pb2.ForgetRequest,
+        livefactor.v1.models_pb2.ForgetResponse,
+    ]
+    """Forgets users and items. Their rows, labels and marks are cleared at once, with an ERASE record.
+    In the background the server replays the log without them, while the model serves. An ERASED
+    record puts that state in force. Then the server removes the older snapshots, rewrites the
+    segments of the log without them, and makes a report. The first message has the cost. With
+    dry_run it is the only one, and nothing changes. Further messages have the progress, and the
+    last one has the report. If the call ends before, the work goes on, also after a restart. The
+    same call then gets its progress and its report.
+
+    - INVALID_ARGUMENT: nobody is named, or more than 1,000 ids are.
+    - FAILED_PRECONDITION: the log lacks the records that are needed, a challenger answers a share of
+      the users, or the backend is cuda.
+    - RESOURCE_EXHAUSTED: another erasure is in progress, or as PromoteSpec.
     """
 
     ReleaseHold: grpc.aio.UnaryUnaryMultiCallable[
@@ -300,6 +336,26 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         - FAILED_PRECONDITION: nothing would change, a batch or a revision does not exist, the log lacks
           the records that are needed, or the backend is cuda.
         - RESOURCE_EXHAUSTED: as PromoteSpec; or the server is still reading the log after its start.
+        """
+
+    @abc.abstractmethod
+    def Forget(
+        self,
+        request: livefactor.v1.models_pb2.ForgetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[livefactor.v1.models_pb2.ForgetResponse], collections.abc.AsyncIterator[livefactor.v1.models_pb2.ForgetResponse]]:
+        """Forgets users and items. Their rows, labels and marks are cleared at once, with an ERASE record.
+        In the background the server replays the log without them, while the model serves. An ERASED
+        record puts that state in force. Then the server removes the older snapshots, rewrites the
+        segments of the log without them, and makes a report. The first message has the cost. With
+        dry_run it is the only one, and nothing changes. Further messages have the progress, and the
+        last one has the report. If the call ends before, the work goes on, also after a restart. The
+        same call then gets its progress and its report.
+
+        - INVALID_ARGUMENT: nobody is named, or more than 1,000 ids are.
+        - FAILED_PRECONDITION: the log lacks the records that are needed, a challenger answers a share of
+          the users, or the backend is cuda.
+        - RESOURCE_EXHAUSTED: another erasure is in progress, or as PromoteSpec.
         """
 
     @abc.abstractmethod

@@ -436,6 +436,18 @@ class PinBoard:
             self._protect_events(USERS, update.user_rows[: update.fresh])
             self._protect_events(ITEMS, update.item_rows[: update.fresh])
 
+    def protect_all_events(self, side: int, rows: np.ndarray) -> None:
+        """Copies the events of rows uint32[n] whose rings begin again, if a pin can see them."""
+        pages = self._tables[side].pages
+        if not self._active or pages is None or not pages.length:
+            return
+        with self.lock:
+            below = max((counts[side] for counts in self._active.values()), default=0)
+            overlay, out = self.event_overlay(side), np.empty(rows.size, np.uint32)
+            bounds = np.uint64(below), np.uint64(self._last)
+            found = _first_touches(rows, *bounds, overlay.stamps, out, np.uint64(ZERO))
+            overlay.copy(out[: int(found)], self._last)
+
     def _protect_side(self, side: int, columns: list[np.ndarray]) -> None:
         below = max((counts[side] for counts in self._active.values()), default=0)
         overlay = self.overlay(side)

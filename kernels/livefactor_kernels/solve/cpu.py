@@ -28,6 +28,7 @@ from livefactor_kernels.solve.cpu_records import (
 from livefactor_kernels.solve.cpu_system import Scratch
 from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables.clearing import clear_gram
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import Room
 from livefactor_kernels.tables.start import Begun, Start
@@ -95,6 +96,12 @@ class Solver:
         """Follows a record of factors."""
         begin_rows(self.gram, self._unobserved, begun, start)
         self._take_gram()
+
+    def clear(self, side: int, removed: np.ndarray) -> None:
+        """Follows a removal of rows (`tables/clearing.py`)."""
+        if self._unobserved.weighs:
+            clear_gram(self.gram, side, removed)
+            self._take_gram()
 
     def groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
         """All records, but one each with a prior, which may change between records."""

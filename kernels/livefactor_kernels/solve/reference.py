@@ -12,6 +12,7 @@ from livefactor_kernels.numbers.lanes import clamp
 from livefactor_kernels.solve import GRAM, RIDGE_MIN, SolveRates, Unobserved, begin_rows
 from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables.clearing import clear_gram
 from livefactor_kernels.tables.reference import ReferenceTable, ReferenceTables
 from livefactor_kernels.tables.start import Begun, Start
 from livefactor_kernels.update import Update, UpdateRun
@@ -115,6 +116,11 @@ class Solver:
     def begin(self, begun: Begun, start: Start) -> None:
         """Follows a record of factors."""
         begin_rows(self.gram, self._unobserved, begun, start)
+
+    def clear(self, side: int, removed: np.ndarray) -> None:
+        """Follows a removal of rows (`tables/clearing.py`)."""
+        if self._unobserved.weighs:
+            clear_gram(self.gram, side, removed)
 
     def learn(self, update: Update) -> None:
         """Learns from one record."""

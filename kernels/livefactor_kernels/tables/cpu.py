@@ -138,6 +138,13 @@ class Table(RowKeys, RowReader):
             new = unpadded(name, array[start:stop], spec.k)
             new[:] = initial_state(spec, name, rows[:, : spec.k])
 
+    def reset(self, rows: np.ndarray) -> None:
+        """Clears rows uint32[n] (`clearing.py`). Pages of their events are free after a restart."""
+        for row in rows.tolist():
+            for array in self._arrays.values():
+                array[row] = 0
+            self._initialise(self.keys[row : row + 1], row, row + 1)
+
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in all arrays, without its slot in the key map and its pages."""

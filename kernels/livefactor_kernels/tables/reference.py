@@ -146,6 +146,16 @@ class ReferenceTable:
                 new[:] = initial_state(self.spec, name, factors)
         return rows
 
+    def reset(self, rows: np.ndarray) -> None:
+        """Clears rows uint32[n] (`clearing.py`)."""
+        for row in rows.tolist():
+            for name in self.names[1:]:
+                getattr(self, name)[row] = 0
+            self.factors[row] = self._initial(int(self.keys[row]))
+            for name in optimizer_sections(self.spec):
+                new = unpadded(name, getattr(self, name)[row : row + 1], self.spec.k)
+                new[:] = initial_state(self.spec, name, self.factors[row : row + 1, : self.spec.k])
+
     @property
     def row_bytes(self) -> int:
         """See `tables.cpu.Table.row_bytes`."""

@@ -93,10 +93,14 @@ class Challengers:
     """The challengers of one model.
 
     One thread calls `wants_process`, `start` and `poll`. Any thread may call the rest.
+
+    Attributes:
+        is_erasing: whether the log is being rewritten (`hosting/forgetting`).
     """
 
     def __init__(self, subject: Subject, cpu_share: float, memory_bytes_max: int) -> None:
         """Reads the notes in the model's folder. A damaged file counts as a missing one."""
+        self.is_erasing: Callable[[], bool] = lambda: False
         self._subject, self._cpu_share, self._memory_bytes_max = subject, cpu_share, memory_bytes_max
         self._name = subject.engine.name
         try:
@@ -136,6 +140,8 @@ class Challengers:
     @property
     def _lacking(self) -> str:
         """Why a contest cannot learn what the model learned, "" if it can."""
+        if self.is_erasing():
+            return "an erasure is in progress"
         return self._log.lacks or ("some of its records were rolled back" if self._log.rollbacks else "")
 
     @property

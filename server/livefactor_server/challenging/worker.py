@@ -30,10 +30,10 @@ from livefactor_server.challenging.messages import Figures, Go, Report, Task
 from livefactor_server.challenging.pace import Pace
 from livefactor_server.challenging.schedule import ALLOWED_S_LEAST
 from livefactor_server.log import sealing
+from livefactor_server.log.acts import Acts
 from livefactor_server.log.errors import LogError
 from livefactor_server.log.following import Follower
-from livefactor_server.log.format import Kind, Record, hash_name_of
-from livefactor_server.log.recovery import note_kind
+from livefactor_server.log.format import Record, hash_name_of
 from livefactor_server.log.sealing import Key
 from livefactor_server.snapshots.freezing import freeze_idle
 from livefactor_server.snapshots.replay import challenger_store, compile_kernels, log_folder
@@ -191,9 +191,9 @@ class Worker:
 
 
 def _has_rollback(records: Sequence[Record]) -> bool:
-    found: dict[int, bytes] = {}
-    note_kind(Kind.ROLLBACK, found, records)
-    return bool(found)
+    acts = Acts()
+    acts.note(records)
+    return bool(acts.rollbacks)
 
 
 def _listen(orders: queue.SimpleQueue[Go]) -> None:

@@ -34,6 +34,7 @@ from livefactor_server.changes.content.factors import FactorsChange
 from livefactor_server.changes.content.features import DroppedFeaturesChange, FeaturesChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
+from livefactor_server.changes.history.erase import EraseChange, ErasedChange, EvidenceChange
 from livefactor_server.changes.history.retention import RetentionChange
 from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.history.switch import SwitchChange
@@ -56,6 +57,9 @@ __all__ = [
     "DroppedFeaturesChange",
     "EmbeddingsChange",
     "EngineChange",
+    "EraseChange",
+    "ErasedChange",
+    "EvidenceChange",
     "FactorsChange",
     "FeaturesChange",
     "Header",
@@ -97,6 +101,9 @@ _ALL: tuple[type[Change], ...] = (
     DroppedFeaturesChange,
     RetentionChange,
     RollbackChange,
+    EraseChange,
+    ErasedChange,
+    EvidenceChange,
     FactorsChange,
     DeltasChange,
 )

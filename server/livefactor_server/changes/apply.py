@@ -160,7 +160,7 @@ def _settle(state: ModelState, record: Record) -> None:
         outcome = Outcome(
             sequence=header.sequence,
             revision=header.revision,
-            accepted=change.rows,
+            accepted=change.rows if header.accepted is None else header.accepted,
             rejected_count=header.rejects.count,
             rejects=header.rejects.listed,
             salt=header.salt,

@@ -14,8 +14,8 @@ import numpy as np
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import NO_ROW
-from livefactor_server.changes.change import NO_ROOM, Record, Room, WireChange, require_rows
+from livefactor_kernels.tables import ITEMS, NO_ROW
+from livefactor_server.changes.change import NO_ROOM, Record, Room, WireChange, keys_of_side, require_rows
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.availability import UNKNOWN_MARK_BYTES
@@ -45,6 +45,11 @@ class AvailabilityChange(WireChange):
     def rows(self) -> int:
         """Number of items."""
         return len(self.item_ids)
+
+    @property
+    def named_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `WireChange.named_ids`."""
+        return keys_of_side(ITEMS, self.item_ids)
 
     @classmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[AvailabilityChange, Rejects]:

@@ -30,7 +30,8 @@ class Header:
     """The fields of a record's header that its application needs.
 
     `hash` and `previous` are chain hashes of 32 bytes. `time_us` is when the record arrived, in
-    microseconds since 1970; 0 if it is unknown. No state may depend on it.
+    microseconds since 1970; 0 if it is unknown. No state may depend on it. `accepted` is the number
+    of rows that were acknowledged, if rows were erased since (`history/erase.py`); else None.
     """
 
     revision: int
@@ -43,6 +44,7 @@ class Header:
     hash: bytes
     previous: bytes
     time_us: int = 0
+    accepted: int | None = None
 
 
 class Places(NamedTuple):
@@ -200,6 +202,13 @@ class WireChange(Change):
     def without_rows(self, rows: np.ndarray | list[int]) -> Self:
         """The change without the rows with these numbers."""
 
+    @property
+    def named_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """The user ids and the item ids of the rows, uint64[rows] each, or uint64[0] for a side
+        that no row names.
+        """
+        return _NO_IDS, _NO_IDS
+
     def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
         """(row, reason) of each row that `spec` does not accept.
 
@@ -236,6 +245,11 @@ class KeyedChange(WireChange):
     @abstractmethod
     def keys(self) -> tuple[np.ndarray, np.ndarray]:
         """(user ids, item ids), uint64[rows] each, or uint64[0] for a side without ids."""
+
+    @property
+    def named_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `WireChange.named_ids`."""
+        return self.keys
 
 
 class Record(NamedTuple):

@@ -106,6 +106,8 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
             columns = InteractionsChange.from_log(bytes(record.body)).columns
             if reason := _misfit(columns.values, columns.weights, spec):
                 return f"revision {record.revision} has {reason}"
+        if record.erased_at and not record.rows:
+            continue
         if record.kind == Kind.EMBEDDINGS:
             found = EmbeddingsChange.from_log(bytes(record.body)).vectors.shape[1]
             if found != spec.embeddings.dimension:

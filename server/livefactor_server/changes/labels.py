@@ -15,7 +15,7 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.limits import LABEL_BYTES_MAX
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_server.changes.change import Record, Room, WireChange, require_rows
+from livefactor_server.changes.change import Record, Room, WireChange, keys_of_side, require_rows
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.labels import ENTRY_BYTES
@@ -54,6 +54,11 @@ class LabelsChange(WireChange):
     def rows(self) -> int:
         """Number of labels."""
         return len(self.labels)
+
+    @property
+    def named_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `WireChange.named_ids`."""
+        return keys_of_side(self.side, self.ids)
 
     @classmethod
     def from_wire(cls, body: bytes, spec: ModelSpec, rows_max: int) -> tuple[LabelsChange, Rejects]:

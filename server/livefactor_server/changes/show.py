@@ -112,9 +112,13 @@ def _row(record: Record) -> dict[str, Any]:
 def _described(record: Record) -> str | None:
     """Describes the change of a record. None if its body cannot be decoded."""
     try:
-        return change_of(record.kind, record.body).describe()
+        left = change_of(record.kind, record.body).describe() if record.rows or not record.erased_at else ""
     except (ValueError, KeyError):
         return None
+    if not record.erased_at:
+        return left
+    gone = f"{record.count - record.rows} rows erased by revision {record.erased_at}"
+    return f"{left}; {gone}" if left else gone
 
 
 def _rejected(record: Record) -> int | None:

@@ -186,5 +186,8 @@ def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
             console().print(
                 f"snapshot {name}: {'equal to the replay' if equal else 'DIFFERS from the replay'}"
             )
+        for revision, wrong in report.erasures.items():
+            said = f"WRONG: {wrong}" if wrong else "is good"
+            console().print(f"report of the erasure at revision {revision}: {said}", soft_wrap=True)
     if not report.good:
         raise typer.Exit(1)

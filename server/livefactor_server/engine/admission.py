@@ -7,6 +7,7 @@ because admission refuses the others.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import Counter
@@ -23,9 +24,12 @@ from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.changes import Change, KeyedChange, Rejects, WireChange
 from livefactor_server.engine.new_ids import NewIds
 from livefactor_server.engine.submission import Ack, Seal, Submission
+from livefactor_server.log.format import NO_HASH
 from livefactor_server.model.producers import RING, Outcome
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import Refused, busy, exhausted, exists, precondition
+
+logger = logging.getLogger(__name__)
 
 KEY_SLOT_BYTES = 32
 """Bytes per key in its map at the lowest load factor of the map."""
@@ -147,6 +151,15 @@ class Admission:
             self._second_pages = int
             self._count_row_bytes()
 
+    def warn_if_full(self, name: str) -> None:
+        """Logs a warning if a model holds more than it may."""
+        if self.free_bytes < 0:
+            logger.warning(
+                "model %s: it holds %d MiB, which is more than memory_bytes_max (%d MiB); it serves, and "
+                "it rejects new users, items, labels and marks",
+                name, (self.memory_bytes_max - self.free_bytes) >> 20, self.memory_bytes_max >> 20,
+            )  # fmt: skip
+
     def check_second_state(self) -> None:
         """Checks that the memory suffices for a second state, and for updates meanwhile.
 
@@ -251,7 +264,9 @@ class Admission:
         if outcome is None:
             item.finish(Ack(self.state.revision, 0, Rejects(), duplicate=True))
             return
-        if self.seal(outcome.salt, b"", item.received_body) != outcome.received_hash:
+        is_known = outcome.received_hash != NO_HASH
+        # The hash is destroyed if rows of the batch were erased.
+        if is_known and self.seal(outcome.salt, b"", item.received_body) != outcome.received_hash:
             raise exists(f"sequence: {item.sequence} was used for another payload")
         item.finish(_duplicate_ack(outcome))
 

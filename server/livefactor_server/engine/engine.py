@@ -30,7 +30,7 @@ from pathlib import Path
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server import changes
-from livefactor_server.changes import Rollback
+from livefactor_server.changes import Change, Rollback
 from livefactor_server.engine import dimension
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
@@ -39,7 +39,7 @@ from livefactor_server.engine.handover import Handover
 from livefactor_server.engine.intake import Intake
 from livefactor_server.engine.metrics import EngineMetrics
 from livefactor_server.engine.new_ids import NewIds
-from livefactor_server.engine.promotion import Progress, Promotion, Start
+from livefactor_server.engine.promotion import Erasing, Progress, Promotion, Solo, Start
 from livefactor_server.engine.quotas import Quotas
 from livefactor_server.engine.ratings import Recogniser
 from livefactor_server.engine.settings import EngineSettings as EngineSettings
@@ -95,7 +95,7 @@ class Engine:
         self._recogniser = Recogniser(name, state.spec, log, self.promote)
         self.dimension = dimension.Recogniser(lambda: self.state.spec, self.promote)
         self._to_apply: Handover[Commit] = Handover(GROUPS_AHEAD_MAX)
-        self._intake: Intake[Promotion] = Intake(self._to_apply, self._mark)
+        self._intake: Intake[Promotion | Solo] = Intake(self._to_apply, self._mark)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")
         self._durable: Commit | None = None
         self._budget = Budget(settings.queue_bytes_max)
@@ -129,15 +129,7 @@ class Engine:
             lambda: self._budget.used,
             lambda: self.failure is None,
         )
-        admission = self._parts.admission
-        if admission.free_bytes < 0:
-            logger.warning(
-                "model %s: it holds %d MiB, which is more than memory_bytes_max (%d MiB); it serves, and "
-                "it rejects new users, items, labels and marks",
-                self.name,
-                sum(self.memory_bytes.values()) >> 20,
-                admission.memory_bytes_max >> 20,
-            )
+        self._parts.admission.warn_if_full(self.name)
         self._recogniser.start()
         self._log_thread.start()
         self._apply_thread.start()
@@ -243,11 +235,11 @@ class Engine:
 
     def promote(
         self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None,
-        rollback: Rollback | None = None,
+        act: Rollback | Erasing | None = None,
     ) -> int:  # fmt: skip
         """Gives the model another spec while it serves. Returns the revision of the switch.
 
-        With `rollback` the spec is the one in force, and the model skips records.
+        With `act` the spec is the one in force, and the model skips records or parts of them.
 
         The call learns the log after the state that `start` gives, or all of it. `progress` is
         called again and again. If it raises an exception, the promotion ends with it. After any
@@ -262,20 +254,25 @@ class Engine:
             raise later("promotion: another one is in progress")
         try:
             self._check_writable()
-            promotion = Promotion(
-                self.name, self._parts.admission, self.log, spec, self._check_writable, rollback
-            )
+            promotion = Promotion(self.name, self._parts.admission, self.log, spec, self._check_writable, act)
             promotion.admit()
             with promotion.memory_counted():
                 self._promotion = promotion
                 promotion.build(start, progress)
-                with self._submitting:
-                    self._check_writable()
-                    self._intake.put(promotion)
-                return promotion.outcome.result()
+                return self._result(promotion)
         finally:
             self._promotion = None
             self._promoting.release()
+
+    def append(self, change: Change) -> int:
+        """Logs a change as a commit of its own and applies it. Returns its revision, or refuses."""
+        return self._result(Solo(self._parts.admission, self.log, change))
+
+    def _result(self, switch: Promotion | Solo) -> int:
+        with self._submitting:
+            self._check_writable()
+            self._intake.put(switch)
+        return switch.outcome.result()
 
     @contextmanager
     def no_promotion(self) -> Iterator[bool]:
@@ -329,8 +326,8 @@ class Engine:
         finally:
             self._to_apply.end()
 
-    def _switch(self, promotion: Promotion) -> None:
-        """Gives the model the state of a promotion, when the APPLY stage has finished all groups.
+    def _switch(self, promotion: Promotion | Solo) -> None:
+        """Gives the model the state of a promotion, or applies a record that is alone.
 
         An exception other than a refusal stops the LOG stage.
         """
@@ -338,14 +335,19 @@ class Engine:
         self._to_apply.wait_until_idle()
         try:
             state, record = promotion.complete()
-            self.observer.judge(state)
+            is_new = state is not self.state
+            if is_new:
+                self.observer.judge(state)
             with self.gate.writing():
                 changes.apply(state, [record])
-                self.withdraw()
+                if is_new:
+                    self.withdraw()
                 self.state = state
-            self._parts = self._parts_of(state)
-            self.switched += 1
-            self.on_switch()
+            if is_new:
+                self._parts = self._parts_of(state)
+                self.switched += 1
+                self.metrics.observe_switch()
+                self.on_switch()
         except Refused as refusal:
             promotion.refuse(refusal)
             return
@@ -354,7 +356,6 @@ class Engine:
             promotion.refuse(unavailable("model: writes are stopped after a failed log write"))
             return
         self.wake()
-        self.metrics.observe_switch()
         promotion.finish(state.revision, time.monotonic() - started)
 
     def _mark(self) -> None:
@@ -439,7 +440,7 @@ class Engine:
 
     def _refuse_queue(self) -> None:
         while (item := self._intake.get()) is not None:
-            if isinstance(item, Promotion):
+            if isinstance(item, Promotion | Solo):
                 item.refuse(unavailable("model: writes are stopped"))
             else:
                 item.finish(unavailable("model: writes are stopped"))

@@ -82,12 +82,19 @@ class EngineMetrics:
         self._switches = SWITCHES.labels(model)
         # Estimated time that a replay of all records applied since the start would take.
         self.replay_s = 0.0
+        self._learned = self._learned_s = 0.0
         DAMAGED.labels(model).set(0)
 
     def observe_apply(self, records: int, seconds: float) -> None:
         """Counts a run of `records` records whose application took `seconds`."""
         self._apply.inc(seconds)
+        self._learned_s += seconds
         self.replay_s += records * REPLAY_RECORD_S + seconds
+
+    @property
+    def learned(self) -> tuple[float, float]:
+        """Events that were learned since the start, and the seconds that it took."""
+        return self._learned, self._learned_s
 
     def observe_switch(self) -> None:
         """Counts a switch of the spec."""
@@ -135,7 +142,9 @@ class EngineMetrics:
         `now` is the time of their acknowledgement, in seconds of `time.perf_counter`.
         """
         self._batches.inc(len(applied))
-        self._events.inc(sum(item.change.rows for item in applied if item.change.has_events))
+        events = sum(item.change.rows for item in applied if item.change.has_events)
+        self._events.inc(events)
+        self._learned += events
         rejected = sum(item.rejects.count for item in applied)
         if rejected:
             self._rejected.inc(rejected)

@@ -1,7 +1,8 @@
 """Promotion: a new spec, and the state that it gives, which is built beside the live one.
 
 A rollback is a promotion whose spec stays: the new state skips records
-(`changes/history/rollback.py`).
+(`changes/history/rollback.py`). An erasure is one, too: the new state is without its subjects
+(`changes/history/erase.py`).
 
     caller's thread   check ─▶ start ─▶ follow the log until little of it is left
     LOG stage         wait for the APPLY stage ─▶ follow the rest ─▶ append SWITCH ─▶ swap states
@@ -25,6 +26,8 @@ from livefactor_kernels.backend import create_backend
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes import (
     NO_REJECTS,
+    Change,
+    ErasedChange,
     Header,
     Record,
     ReplayError,
@@ -34,12 +37,13 @@ from livefactor_server.changes import (
 )
 from livefactor_server.changes.content.factors import misfit
 from livefactor_server.changes.fitting import accepts_all, events_misfit, rows_misfit
+from livefactor_server.changes.history.erase import Erased, Erasures
 from livefactor_server.engine.admission import Admission
 from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry, Log, LogFull, LogGap
 from livefactor_server.model import spec_codec
 from livefactor_server.model.state import ModelState
-from livefactor_server.snapshots.replay import between, follow, origin, skipped_at
+from livefactor_server.snapshots.replay import between, erasures_at, follow, origin, skipped_at
 from livefactor_server.statuses import Refused, later, no_memory, precondition, unavailable
 
 PAUSE_S = 0.05
@@ -60,6 +64,14 @@ Progress = Callable[[int, int], None]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Erasing:
+    """What an ERASED record will say, and what the new state is without from then on."""
+
+    erased: Erased
+    erasures: Erasures
+
+
 @dataclass(slots=True)
 class Promotion:
     """One promotion. `outcome` gets the revision of the switch, or a refusal.
@@ -69,7 +81,8 @@ class Promotion:
         admission: the admission of the live engine.
         spec: the new spec, and `body` its bytes.
         check: is called again and again. Its exception ends the promotion.
-        rollback: what the new state skips, if the model is rolled back and its spec stays.
+        act: a rollback, whose revisions the new state skips, or an erasure, whose subjects it is
+            without. The spec stays then. None switches the spec.
         state: the state with the new spec, None before it is started.
     """
 
@@ -78,7 +91,7 @@ class Promotion:
     log: Log
     spec: ModelSpec
     check: Callable[[], None]
-    rollback: Rollback | None = None
+    act: Rollback | Erasing | None = None
     body: bytes = b""
     state: ModelState | None = None
     outcome: Future[int] = field(default_factory=Future)
@@ -98,9 +111,9 @@ class Promotion:
             Refused: FAILED_PRECONDITION with the reason.
         """
         if self.live.backend_name == "cuda":
-            what = "switch the spec of a model" if self.rollback is None else "roll a model back"
+            what = {Rollback: "roll a model back", Erasing: "forget"}.get(type(self.act), "switch the spec")
             raise precondition(f"model: backend cuda cannot {what} (docs/gpu.md)")
-        if self.rollback is not None:
+        if self.act is not None:
             # The model has learned everything with this spec.
             return
         if self.body == self.live.spec_body:
@@ -146,10 +159,12 @@ class Promotion:
             begin = start or (lambda body: origin(self.log, self.live.backend_name, body))
             logger.info("model %s: spec %s learns the log", self.name, spec_codec.id_of(self.body))
             self.state = begin(self.body)
-            if self.rollback is None:
-                self.state.skipped = skipped_at(self.log, self.log.last_revision)
-            else:
-                self.state.skipped = self.rollback.skipped
+            last = self.log.last_revision
+            self.state.skipped, self.state.erasures = skipped_at(self.log, last), erasures_at(self.log, last)
+            if isinstance(self.act, Rollback):
+                self.state.skipped = self.act.skipped
+            if isinstance(self.act, Erasing):
+                self.state.erasures = self.act.erasures
             pause_s, round_s = PAUSE_S, float("inf")
             while round_s > pause_s:
                 started = time.monotonic()
@@ -159,7 +174,7 @@ class Promotion:
             raise no_memory("a second state") from None
         except (LogGap, ReplayError) as error:
             # A start does not read the part of the log that tells it (`Log.check_earlier`).
-            what = "it cannot be rolled back" if self.rollback else "another spec cannot learn them"
+            what = "the state cannot be computed" if self.act else "another spec cannot learn them"
             raise precondition(f"model: {error}, and {what}") from None
         except OverflowError:
             self._check_rows()
@@ -228,8 +243,8 @@ class Promotion:
     # ------------------------------------------------------------------ LOG stage
 
     def complete(self) -> tuple[ModelState, Record]:
-        """Follows the rest of the log, and appends the SWITCH or ROLLBACK record. No batch is in
-        flight.
+        """Follows the rest of the log, and appends the SWITCH, ROLLBACK or ERASED record. No batch
+        is in flight.
 
         Returns the new state before this record, and the record.
 
@@ -247,17 +262,60 @@ class Promotion:
             logger.exception("model %s: the promotion of a spec failed", self.name)
             raise unavailable("promotion: it failed; see the server's log") from None
         assert self.state is not None
-        change = RollbackChange(self.rollback.to_body()) if self.rollback else SwitchChange(self.body)
-        salt = os.urandom(SALT_BYTES)
-        revision, previous = self.log.last_revision + 1, self.log.last_hash
-        assert (self.state.revision, self.state.log_hash) == (revision - 1, previous)
-        commitment, now_us = self.log.seal(salt, b"", change.body), time.time_ns() // 1000
-        entry = Entry(
-            change.kind, revision, time_us=now_us, body=change.body, salt=salt, commitment=commitment
-        )
-        try:
-            (own,) = self.log.append([entry])
-        except LogFull:
-            raise later("disk: it is full; nothing was logged") from None
-        header = Header(revision, b"", 0, 0, salt, commitment, NO_REJECTS, own, previous, now_us)
-        return self.state, Record(header, change, None)
+        assert (self.state.revision, self.state.log_hash) == (self.log.last_revision, self.log.last_hash)
+        return self.state, appended(self.log, self._change)
+
+    @property
+    def _change(self) -> Change:
+        if self.act is None:
+            return SwitchChange(self.body)
+        if isinstance(self.act, Rollback):
+            return RollbackChange(self.act.to_body())
+        return ErasedChange(self.act.erased.to_body())
+
+
+def appended(log: Log, change: Change) -> Record:
+    """Appends a record that no producer sent. Only the LOG stage calls it.
+
+    Raises:
+        Refused: the disk is full. Nothing was logged.
+        LogFailed: the log cannot be written any more.
+    """
+    salt = os.urandom(SALT_BYTES)
+    revision, previous = log.last_revision + 1, log.last_hash
+    commitment, now_us = log.seal(salt, b"", change.body), time.time_ns() // 1000
+    entry = Entry(
+        change.kind, revision, time_us=now_us, count=change.rows, body=change.body, salt=salt,
+        commitment=commitment,
+    )  # fmt: skip
+    try:
+        (own,) = log.append([entry])
+    except LogFull:
+        raise later("disk: it is full; nothing was logged") from None
+    header = Header(revision, b"", 0, 0, salt, commitment, NO_REJECTS, own, previous, now_us)
+    return Record(header, change, None)
+
+
+@dataclass(slots=True)
+class Solo:
+    """A record that the LOG stage appends alone, and applies to the live state.
+
+    `outcome` gets its revision, or a refusal.
+    """
+
+    admission: Admission
+    log: Log
+    change: Change
+    outcome: Future[int] = field(default_factory=Future)
+
+    def complete(self) -> tuple[ModelState, Record]:
+        """See `Promotion.complete`. The state is the live one."""
+        return self.admission.state, appended(self.log, self.change)
+
+    def refuse(self, refusal: Refused) -> None:
+        """Ends it with a refusal."""
+        self.outcome.set_exception(refusal)
+
+    def finish(self, revision: int, pause_s: float) -> None:
+        """Ends it. Updates have waited `pause_s`."""
+        self.outcome.set_result(revision)

@@ -7,8 +7,9 @@ moment, also if a crash interrupts it:
     segments of the log, oldest first ─▶ is the log readable up to what was synced? ─▶ snapshots
     up to its last revision ─▶ other files of the model ─▶ backup.json
 
-Only the last segment of a log changes. So a segment is copied if it is new, or if it was the last
-one at the backup before. Snapshots never change.
+Only the last segment of a log changes, and those that an erasure rewrites. So a segment is copied
+if it is new, if it was the last one at the backup before, or if it was written since then.
+Snapshots never change. Files and snapshots that are gone leave the backup, too.
 """
 
 from __future__ import annotations
@@ -165,6 +166,9 @@ def _model(source: Path, target: Path, before: int) -> ModelBackup:
     for path in sorted(source.iterdir()):
         if path.is_file():
             copies.file(path, target / path.name)
+    for path in sorted(target.iterdir()):
+        if path.is_file() and not (source / path.name).exists():
+            path.unlink()
     return ModelBackup(source.name, revision, newest, copies.bytes, copies.files)
 
 
@@ -190,7 +194,7 @@ def _log(source: Path, target: Path, before: int, copies: _Copies) -> int:
         last = max((name for name in known if name.endswith(".log")), default="")
         try:
             for path in segments:
-                if path.name >= last or path.name not in known:
+                if path.name >= last or path.name not in known or _was_rewritten(path, ours / path.name):
                     copies.file(path, ours / path.name)
             with Log.open(ours, read_only=True, since=before) as log:
                 if log.last_revision >= synced:
@@ -201,6 +205,12 @@ def _log(source: Path, target: Path, before: int, copies: _Copies) -> int:
                 raise
         time.sleep(0.05)
     raise BackupError(f"{theirs}: the copy lacks records up to revision {synced}")
+
+
+def _was_rewritten(source: Path, copy: Path) -> bool:
+    """Whether a segment was replaced after it was copied (`log/erasing.py`)."""
+    theirs, ours = source.stat(), copy.stat()
+    return theirs.st_size != ours.st_size or theirs.st_mtime_ns > ours.st_mtime_ns
 
 
 def _snapshots(theirs: SnapshotStore, ours: SnapshotStore, until: int, copies: _Copies) -> str:

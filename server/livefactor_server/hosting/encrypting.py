@@ -7,14 +7,13 @@ models. Only the places of the groups differ.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from livefactor_server.hosting.backup import BackupError, model_folders
 from livefactor_server.log import sealing
 from livefactor_server.log.disk import FileIO
-from livefactor_server.log.format import DATA_START, Entry, Record, hash_function, hash_name_of, new_id
+from livefactor_server.log.erasing import entry_of, groups_of
+from livefactor_server.log.format import DATA_START, hash_function, hash_name_of, new_id
 from livefactor_server.log.recovery import Contents
 from livefactor_server.log.sealing import Key
 from livefactor_server.log.store import SEGMENT_BYTES, Log
@@ -61,7 +60,7 @@ def _copy_log(source: Path, target: Path, old: Key | None, new: Key) -> int:
     io = FileIO()
     sealing.use(old)
     with Log.open(source, read_only=True) as log:
-        groups = _groups(log)
+        groups = groups_of(log.read_groups())
         group = next(groups)
         first, hash_id = group[0], group[0].group.hash_id
         cursor = Cursor(
@@ -75,7 +74,7 @@ def _copy_log(source: Path, target: Path, old: Key | None, new: Key) -> int:
         sealing.use(old)
         try:
             while group:
-                hashes, _ = writer.write([_entry(record) for record in group])
+                hashes, _ = writer.write([entry_of(record) for record in group])
                 if hashes != [record.hash for record in group]:
                     raise BackupError(f"{source}: the copy of revision {group[0].revision} has another hash")
                 cursor.revision, cursor.hash = group[-1].revision, hashes[-1]
@@ -84,33 +83,6 @@ def _copy_log(source: Path, target: Path, old: Key | None, new: Key) -> int:
         finally:
             writer.close()
         return log.last_revision
-
-
-def _groups(log: Log) -> Iterator[list[Record]]:
-    for records in log.read_groups():
-        for _, group in groupby(_each(records), key=lambda record: (record.path, record.offset)):
-            yield list(group)
-
-
-def _each(records: Sequence[Record]) -> Iterator[Record]:
-    for number in range(len(records)):
-        yield records[number]
-
-
-def _entry(record: Record) -> Entry:
-    return Entry(
-        record.kind,
-        record.revision,
-        record.producer,
-        record.epoch,
-        record.sequence,
-        record.time_us,
-        record.count,
-        record.rejects,
-        record.body,
-        record.salt,
-        record.commitment,
-    )
 
 
 def _copy_snapshots(source: Path, target: Path, old: Key | None, new: Key) -> None:

@@ -39,6 +39,7 @@ from livefactor_server.hosting import compiling, earlier, identity, kernels
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.faults import Fault, Faults
 from livefactor_server.hosting.folders import Folders
+from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.judging.board import Board
 from livefactor_server.log.errors import WrongKey
@@ -101,6 +102,7 @@ class Hosted:
     folder: Path
     engine: Engine
     keeper: Keeper
+    forgetter: Forgetter
     board: Board | None = None
     challengers: Challengers | None = None
     _reader: Reader | None = None
@@ -139,6 +141,7 @@ class Hosted:
 
         With `take_last` the keeper takes a last snapshot.
         """
+        self.forgetter.stop()
         if self.challengers is not None:
             self.challengers.close()
         self.keeper.stop(take_last and self.engine.failure is None)
@@ -247,12 +250,17 @@ class Hosting:
             state.revision,
             *state.backend.published,
         )
-        hosted = Hosted(name, folder, engine, keeper, board)
-        engine.on_switch = hosted.forget_reader
+        forgetter = Forgetter(folder, engine, keeper)
+        hosted = Hosted(name, folder, engine, keeper, forgetter, board)
+        engine.on_switch, forgetter.is_sharing = hosted.forget_reader, lambda: hosted.sharing is not None
         if share := self._settings.auto_cpu_share:
             start = partial(replay.start_of, folder, log, "cpu")
             subject = Subject(folder, engine, keeper.take, hosted.promote, start)
-            hosted.challengers = Challengers(subject, share, self._settings.engine.memory_bytes_max)
+            made = Challengers(subject, share, self._settings.engine.memory_bytes_max)
+            made.is_erasing = lambda: forgetter.running is not None
+            forgetter.is_contesting = lambda: made.pid is not None
+            hosted.challengers = made
+        forgetter.resume()
         return hosted
 
     def _board(self, engine: Engine) -> Board | None:

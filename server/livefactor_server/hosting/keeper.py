@@ -19,10 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from livefactor.snapshots.format import Manifest
 from livefactor_server.engine.engine import Engine
-from livefactor_server.hosting.retention import Policy, Retention
+from livefactor_server.hosting.retention import Policy, Retention, archive_of
 from livefactor_server.log.store import LogError
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
 from livefactor_server.statuses import Refused, later
@@ -85,6 +86,14 @@ class Keeper:
         self._retained = time.monotonic() - RETENTION_S
         self._thread = threading.Thread(target=self._watch, name=f"keeper-{engine.name}", daemon=True)
 
+    @property
+    def archive(self) -> Path | None:
+        """The folder with archived segments of this model. None if nothing is archived."""
+        policy = self._settings.retention
+        if policy is None or policy.archive is None:
+            return None
+        return archive_of(policy.archive, self._engine)
+
     def start(self) -> None:
         """Starts to watch the number of events."""
         self._thread.start()
@@ -97,6 +106,13 @@ class Keeper:
         """
         if not self._taking.acquire(blocking=False):
             raise later("snapshot: another one is in progress")
+        try:
+            return self._take(progress)
+        finally:
+            self._taking.release()
+
+    def _take(self, progress: Callable[[int, int, int], None] | None = None) -> Manifest:
+        """Takes a snapshot. The caller holds the lock."""
         try:
             start, replay_s = time.monotonic(), self._engine.metrics.replay_s
             switched = self._engine.switched
@@ -112,8 +128,20 @@ class Keeper:
             return info
         except SnapshotDiskFull:
             raise later("disk: it is full; the snapshot was cancelled") from None
-        finally:
-            self._taking.release()
+
+    def renew(self, revision: int) -> tuple[str, ...]:
+        """Removes the snapshots with an earlier revision, when none is being taken.
+
+        If no later one is there, it takes one before. Returns the ids of the removed ones.
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED if the disk is full.
+        """
+        with self._taking:
+            newest = self.store.list()[-1:]
+            if not newest or newest[0].revision < revision:
+                self._take()
+            return self.store.remove_before(revision)
 
     def stop(self, take_last: bool) -> None:
         """Stops watching. With `take_last` it takes a last snapshot, so that the next start is

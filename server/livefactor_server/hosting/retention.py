@@ -197,7 +197,7 @@ class Retention:
     def _archive(self, segment: Segment) -> None:
         """Copies a segment to the archive, durably, and compares the copy with it."""
         assert self._policy.archive is not None
-        folder = self._policy.archive / f"{self._engine.name}-{self._engine.log.lineage}"
+        folder = archive_of(self._policy.archive, self._engine)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / segment.path.name
         draft = folder / f".{segment.path.name}"
@@ -209,6 +209,11 @@ class Retention:
         os.replace(draft, target)
         for each in (folder, folder.parent):
             sync_folder(each)
+
+
+def archive_of(archive: Path, engine: Engine) -> Path:
+    """The folder of a model in an archive."""
+    return archive / f"{engine.name}-{engine.log.lineage}"
 
 
 def _last_of(segment: Segment, segments: list[Segment]) -> int:

@@ -111,6 +111,14 @@ class FileIO:
         """Renames the file. It replaces a file that has the new name."""
         os.rename(old, new)
 
+    def link(self, old: Path, new: Path) -> None:
+        """Gives the file a second name, which must not exist."""
+        os.link(old, new)
+
+    def same_file(self, one: Path, other: Path) -> bool:
+        """Whether two names are of one file."""
+        return os.path.samefile(one, other)
+
     def unlink(self, path: Path) -> None:
         """Removes the file."""
         os.unlink(path)

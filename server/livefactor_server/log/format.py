@@ -157,6 +157,9 @@ class Kind(IntEnum):
     RETENTION = 13
     FEATURES = 14
     DROPPED_FEATURES = 15
+    ERASE = 16
+    ERASED = 17
+    EVIDENCE = 18
 
 
 @dataclass(slots=True)
@@ -174,6 +177,8 @@ class Entry:
     body: Buffer | Sequence[Buffer] = b""
     salt: bytes = NO_SALT
     commitment: bytes = NO_HASH
+    # Its entry in the erasures of the group, empty if no rows were erased (`erasing.py`).
+    erasure: bytes = b""
 
 
 class GroupHead(NamedTuple):

@@ -17,6 +17,7 @@ from livefactor_server.log.crc32c import crc32c
 from livefactor_server.log.disk import BLOCK_BYTES, aligned_buffer
 from livefactor_server.log.format import (
     CHECKSUM,
+    FLAG_ERASED,
     GROUP,
     GROUP_ALIGN,
     GROUP_HEADER_BYTES,
@@ -91,7 +92,7 @@ class PackedGroup(NamedTuple):
         numbers: (producer, epoch) -> its number in the producer list.
         sequences: (producer, epoch) -> the sequence in its entry of the producer list.
         listed: bytes of the producer list, without padding.
-        heads: bytes of the record heads.
+        heads: bytes of the record heads, and of the erasures behind them.
         payload: the payloads, in pieces.
         size: bytes of the group without padding.
         last: the chain hash of its last record.
@@ -125,8 +126,9 @@ def pack_group(
         previous: the chain hash before the first record.
         hash_id: the number of the log's hash, from HASH_IDS.
         new_hash: the function of that hash.
-        grown: a group that the entries continue, if `can_grow` allows it. The result then has its
-            records and the entries. None packs the entries alone.
+        grown: a group that the entries continue, if `can_grow` allows it. It and they have no
+            erased rows. The result then has its records and the entries. None packs the entries
+            alone.
         seal_bytes: room for the seal, in bytes.
 
     Returns:
@@ -148,8 +150,9 @@ def pack_group(
         key = (entry.producer, entry.epoch)
         number = numbers.get(key, 0)
         sequence = entry.sequence - sequences[key] if number else 0
+        flags = FLAG_ERASED if entry.erasure else 0
         heads.append(
-            HEAD.pack(entry.kind, number, 0, entry.count, rejects, body, sequence, since, entry.salt)
+            HEAD.pack(entry.kind, number, flags, entry.count, rejects, body, sequence, since, entry.salt)
         )
         hashed = HASHED.pack(
             MAGIC, HEADER_VERSION, entry.kind, hash_id, len(entry.producer), entry.revision, entry.epoch,
@@ -158,6 +161,7 @@ def pack_group(
         previous = new_hash(hashed).digest()
         hashes.append(previous)
         payload += (entry.rejects, *parts) if rejects else parts
+    heads += [entry.erasure for entry in entries]
     packed = b"".join(heads) if grown is None else b"".join((grown.heads, *heads))
     size = GROUP_HEADER_BYTES + align(len(listed), GROUP_ALIGN) + len(packed) + sum(map(len, payload))
     size += seal_bytes
@@ -178,6 +182,8 @@ def pack_group(
 def can_grow(group: PackedGroup, entries: Sequence[Entry], size_max: int) -> bool:
     """Whether `group` can take the entries and have at most `size_max` bytes with its padding."""
     size, numbers = group.size + GROUP_ALIGN, set(group.numbers)
+    if any(entry.erasure for entry in entries):
+        return False
     for entry in entries:
         key = entry.producer, entry.epoch
         size += HEAD_BYTES + len(entry.rejects)

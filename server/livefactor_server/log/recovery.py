@@ -14,23 +14,32 @@ steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from livefactor_server.log import gaps
-from livefactor_server.log.columns import KIND, Columns
+from livefactor_server.log.acts import Acts
 from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, aligned_buffer, write_all
 from livefactor_server.log.errors import LogDamaged, LogFailed, LogFull, LogGap, LogMissing
 from livefactor_server.log.format import (
     DATA_START,
+    HASH_IDS,
+    SALT_BYTES,
     BadGroup,
+    Entry,
     Kind,
     Record,
     align,
+    commitment_of,
+    default_hash_name,
+    first_previous,
     hash_function,
     hash_name_of,
     is_zero,
+    new_id,
 )
 from livefactor_server.log.parsing import read_group_head
 from livefactor_server.log.sealing import opened
@@ -38,6 +47,7 @@ from livefactor_server.log.segments import zero_range
 from livefactor_server.log.tail import Slot, write_slot
 from livefactor_server.log.walk import (
     Cursor,
+    Group,
     Segment,
     StreamEnd,
     Tail,
@@ -68,8 +78,8 @@ class Contents:
     """The result of reading a log.
 
     Opening did not read the segments before number `read_from`. The chain hash before that segment
-    is `read_from_hash`. `switches` and `rollbacks` have the records of their kind that were read:
-    revision -> body. `note` is the last RETENTION record that was read, and `gap` what is missing.
+    is `read_from_hash`. `acts` has the records that were read and say what others mean. `note` is
+    the last RETENTION record that was read, and `gap` what is missing.
     """
 
     segments: list[Segment]
@@ -81,10 +91,9 @@ class Contents:
     places: list[Place] = field(default_factory=list)
     read_from: int = 0
     read_from_hash: bytes = b""
-    switches: dict[int, bytes] = field(default_factory=dict)
+    acts: Acts = field(default_factory=Acts)
     note: gaps.Retained | None = None
     gap: gaps.Gap | None = None
-    rollbacks: dict[int, bytes] = field(default_factory=dict)
 
 
 def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -> None:
@@ -92,16 +101,6 @@ def note_place(places: list[Place], cursor: Cursor, segment: int, offset: int) -
     last = places[-1] if places else None
     if last is None or last.segment != segment or offset - last.offset >= INDEX_BYTES:
         places.append(Place(cursor.revision, cursor.hash, cursor.incarnation, segment, offset))
-
-
-def note_kind(kind: Kind, found: dict[int, bytes], records: Sequence[Record]) -> None:
-    """Adds the records of a kind to `found`: revision -> body."""
-    if isinstance(records, Columns):
-        places = (records.fields[:, KIND] == kind).nonzero()[0].tolist()
-        records = [records[number] for number in places]
-    for record in records:
-        if record.kind == kind:
-            found[record.revision] = bytes(record.body)
 
 
 def cursor_at(io: FileIO, segments: list[Segment], revision: int) -> tuple[int, Cursor]:
@@ -146,8 +145,7 @@ def read_contents(
         raise LogMissing(f"no log in {folder}")
     index, cursor = cursor_at(io, segments, since)
     places: list[Place] = []
-    switches: dict[int, bytes] = {}
-    rollbacks: dict[int, bytes] = {}
+    acts = Acts()
     spec = _read_spec(io, segments, cursor) if index else None
     if spec is not None:
         places.append(Place(segments[0].first - 1, spec.previous, 0, 0, DATA_START))
@@ -165,8 +163,7 @@ def read_contents(
         if holes and holes[-1].last >= before.revision:
             before.revision, before.hash = holes[-1].last, holes[-1].hash
         note_place(places, before, group.segment, group.offset)
-        note_kind(Kind.SWITCH, switches, group.records)
-        note_kind(Kind.ROLLBACK, rollbacks, group.records)
+        acts.note(group.records)
         note = gaps.last_note(group.records) or note
         last = group.records[-1]
         before.revision, before.hash, before.incarnation = last.revision, last.hash, last.group.incarnation
@@ -175,15 +172,55 @@ def read_contents(
     lineage, body = spec.previous[:16], bytes(spec.body)
     gap = gaps.check(holes, note, [segment.path for segment in segments])
     if gap is not None and note is not None:
-        switches = {**note.switches, **switches}
+        acts = acts.after(Acts(dict(note.switches)))
     if index:
         earlier = gaps.missing_after(io, segments[0].path, segments[1].first)
         if earlier is not None:
             gap = gaps.Gap(earlier.first, earlier.last if gap is None else gap.last, note)
     return Contents(
-        segments, cursor, lineage, body, walk.end, walk.tail, places, index, read_from_hash, switches,
-        note, gap, rollbacks,
+        segments, cursor, lineage, body, walk.end, walk.tail, places, index, read_from_hash, acts,
+        note, gap,
     )  # fmt: skip
+
+
+def new_contents(
+    spec_body: bytes, base_revision: int, lineage: uuid.UUID | None, hash_name: str | None, time_us: int
+) -> tuple[Contents, Entry]:
+    """The contents of a log that has no record yet, and its first one. See `Log.create`."""
+    hash_name = hash_name or default_hash_name()
+    new_hash, lineage, salt = hash_function(hash_name), lineage or uuid.uuid4(), os.urandom(SALT_BYTES)
+    commitment = commitment_of(new_hash, salt, b"", spec_body)
+    entry = Entry(Kind.SPEC, base_revision, time_us=time_us, body=spec_body, salt=salt, commitment=commitment)
+    cursor = Cursor(
+        base_revision - 1, first_previous(lineage.bytes), 1, new_id(), HASH_IDS[hash_name], new_hash
+    )
+    end = StreamEnd(DATA_START, b"", 1)
+    return Contents([], cursor, lineage.bytes, bytes(spec_body), end, None), entry
+
+
+def earlier_groups(
+    io: FileIO, segments: list[Segment], count: int, last_hash: bytes, holes: list[gaps.Hole]
+) -> Iterator[Group]:
+    """Yields the verified groups of the first `count` segments. The last hash is `last_hash`.
+
+    Raises:
+        LogDamaged: synced bytes differ from what was written.
+    """
+    cursor, stop = start_cursor(segments[0].first), (count, StreamEnd(DATA_START, b"", 1))
+    yield from Walk(io, segments, cursor, stop=stop, holes=holes).groups()
+    if cursor.hash != last_hash:
+        reason = f"revision {segments[count].first} does not follow the record before it in the chain"
+        raise LogDamaged(segments[count].path, DATA_START, reason)
+
+
+def with_one_place(places: list[Place], segment: int) -> list[Place]:
+    """The index with only the beginning of a segment, because its groups have moved."""
+    seen, left = False, list[Place]()
+    for place in places:
+        if place.segment != segment or not seen:
+            left.append(place)
+        seen |= place.segment == segment
+    return left
 
 
 def _read_spec(io: FileIO, segments: list[Segment], later: Cursor) -> Record:

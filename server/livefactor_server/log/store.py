@@ -8,6 +8,7 @@ removes an unsynced tail, and `log/segments.py` makes the files.
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,35 +18,31 @@ from threading import Lock
 from typing import Self
 
 from livefactor_server.log import gaps
+from livefactor_server.log.acts import ALONE, OPENING, Acts
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.errors import LogDamaged, LogError, LogFailed, LogFull, LogGap, LogMissing
 from livefactor_server.log.format import (
     DATA_START,
-    HASH_IDS,
-    PRODUCER_BYTES_MAX,
-    SALT_BYTES,
     Buffer,
     Entry,
     Kind,
     Record,
     commitment_of,
-    default_hash_name,
-    first_previous,
     hash_function,
     hash_name_of,
-    new_id,
-    parts_of,
 )
 from livefactor_server.log.recovery import (
     Contents,
     Place,
     clear_unfinished,
     cursor_at,
-    note_kind,
+    earlier_groups,
+    new_contents,
     note_place,
     read_beside_a_writer,
     read_contents,
     trim_tail,
+    with_one_place,
 )
 from livefactor_server.log.walk import (
     Cursor,
@@ -53,9 +50,8 @@ from livefactor_server.log.walk import (
     StreamEnd,
     Tail,
     Walk,
-    start_cursor,
 )
-from livefactor_server.log.writer import StreamWriter
+from livefactor_server.log.writer import StreamWriter, check_entries
 
 __all__ = [
     "SEGMENT_BYTES",
@@ -75,6 +71,9 @@ __all__ = [
 SEGMENT_BYTES = 64 << 20
 """Size of a segment file in bytes. A larger group gets a larger segment."""
 
+SWAP_S_MAX, _SWAP_REST_S = 20.0, 0.005
+"""Seconds for which a segment waits for the readers of the log, before it is rewritten."""
+
 
 class Log:
     """One log folder, open for one writer or for reading only.
@@ -91,7 +90,7 @@ class Log:
         tail: the unsynced tail that a read-only open ignored, or None. An active writer may be
             writing it.
         gap: the revisions that are missing, or None.
-        rollbacks: the known ROLLBACK records, as `switches`.
+        acts: the known records that say what others mean.
     """
 
     def __init__(self, io: FileIO, folder: Path, contents: Contents, writer: StreamWriter | None) -> None:
@@ -107,10 +106,11 @@ class Log:
         self._writer = writer
         self._marked = bool(contents.segments)
         self._read_from, self._read_from_hash = contents.read_from, contents.read_from_hash
-        self._switches, self.gap, self._note = contents.switches, contents.gap, contents.note
-        self.rollbacks: Mapping[int, bytes] = contents.rollbacks
+        self.acts, self.gap, self._note = contents.acts, contents.gap, contents.note
         self._switches_from = self._segments[self._read_from].first if self._read_from else 0
         self._lock = Lock()
+        # Adding and discarding need no lock, so that a collected reader takes none.
+        self._readers, self._swaps = set[object](), 0
 
     # ----------------------------------------------------------------------------- opening, closing
 
@@ -148,20 +148,9 @@ class Log:
         """
         io, folder = io or FileIO(), Path(folder)
         clear_unfinished(io, folder)
-        hash_name = hash_name or default_hash_name()
-        new_hash, lineage = hash_function(hash_name), lineage or uuid.uuid4()
-        salt = os.urandom(SALT_BYTES)
-        entry = Entry(
-            Kind.SPEC, base_revision, time_us=time_us, body=spec_body, salt=salt,
-            commitment=commitment_of(new_hash, salt, b"", spec_body),
-        )  # fmt: skip
-        cursor = Cursor(
-            base_revision - 1, first_previous(lineage.bytes), 1, new_id(), HASH_IDS[hash_name], new_hash
-        )
+        contents, entry = new_contents(spec_body, base_revision, lineage, hash_name, time_us)
         io.make_folder(folder)
         io.fsync_dir(folder.parent)
-        end = StreamEnd(DATA_START, b"", 1)
-        contents = Contents([], cursor, lineage.bytes, bytes(spec_body), end, None)
         log = cls(io, folder, contents, StreamWriter(io, folder, contents, segment_bytes, ahead))
         try:
             log.append([entry])
@@ -250,33 +239,25 @@ class Log:
                 again.
             LogFailed: a write or a sync failed. The log refuses all further records.
             ValueError: there is no entry, the revisions are not consecutive, a producer id has more
-                than 64 bytes, a salt does not have 16 bytes, or a SWITCH or ROLLBACK record is
-                not alone.
-                Nothing was written.
+                than 64 bytes, a salt does not have 16 bytes, or a record that must be alone
+                (`acts.ALONE`) is not. Nothing was written.
         """
         if not entries:
             raise ValueError("a commit group needs at least one entry")
         with self._lock:
             writer = self._usable_writer()
-            self._check_entries(entries)
+            check_entries(entries, self.last_revision)
             cursor = self._cursor
             before = Cursor(cursor.revision, cursor.hash, cursor.incarnation)
-            hashes, place = writer.write(entries)
+            hashes, place = writer.write(entries, entries[0].kind in OPENING)
             if place is not None:
                 note_place(self._places, before, *place)
             self._end, self._marked = writer.end, False
-            if entries[0].kind in (Kind.SWITCH, Kind.ROLLBACK):
-                self._note_alone(entries[0])
+            if entries[0].kind in ALONE:
+                self.acts = self.acts.with_entry(entries[0])
             cursor.revision, cursor.hash = entries[-1].revision, hashes[-1]
             self.last_hash, self.last_revision = hashes[-1], entries[-1].revision
         return hashes
-
-    def _note_alone(self, entry: Entry) -> None:
-        body = {entry.revision: b"".join(parts_of(entry.body))}
-        if entry.kind == Kind.SWITCH:
-            self._switches = {**self._switches, **body}
-        else:
-            self.rollbacks = {**self.rollbacks, **body}
 
     def mark(self) -> None:
         """Writes a tail slot that shows that everything in the log was synced.
@@ -332,23 +313,38 @@ class Log:
             self._io.unlink(segment.path)
         self._io.fsync_dir(self._folder)
 
+    def swap(self, first: int, size: int, end: int, do: Callable[[], None]) -> None:
+        """Calls `do`, which replaces the segment with revision `first`, while nobody reads the log.
+
+        The new file has the same records. It has `size` bytes, and its stream ends at byte `end`.
+
+        Raises:
+            LogError: the log was read all the time.
+        """
+        until = time.monotonic() + SWAP_S_MAX
+        while time.monotonic() < until:
+            with self._lock:
+                if not self._readers:
+                    do()
+                    at = next(i for i, each in enumerate(self._segments) if each.first == first)
+                    self._segments[at] = replace(self._segments[at], size=size, end=end)
+                    self._places = with_one_place(self._places, at)
+                    self._swaps += 1
+                    return
+            time.sleep(_SWAP_REST_S)
+        raise LogError(
+            f"the segment with revision {first} cannot be rewritten, because the log is being read"
+        )
+
+    def forget(self, revision: int) -> None:
+        """Notes that the body of the ERASE record of a revision was erased."""
+        with self._lock:
+            self.acts = self.acts.with_one(Kind.ERASE, revision, b"")
+
     def _usable_writer(self) -> StreamWriter:
         if self._writer is None or self._writer.failed is not None:
             raise LogFailed(f"the log in {self._folder} accepts no records: {self.failed}")
         return self._writer
-
-    def _check_entries(self, entries: Sequence[Entry]) -> None:
-        for revision, entry in enumerate(entries, self.last_revision + 1):
-            if entry.revision != revision:
-                raise ValueError(f"revision {revision} expected, got {entry.revision}")
-            if len(entry.producer) > PRODUCER_BYTES_MAX:
-                raise ValueError(
-                    f"a producer id has at most {PRODUCER_BYTES_MAX} bytes, got {len(entry.producer)}"
-                )
-            if entry.kind in (Kind.SWITCH, Kind.ROLLBACK) and len(entries) > 1:
-                raise ValueError("a SWITCH or ROLLBACK record is a group of its own")
-            if len(entry.salt) != SALT_BYTES:
-                raise ValueError(f"a salt has {SALT_BYTES} bytes, got {len(entry.salt)}")
 
     # -------------------------------------------------------------------------------------- reading
 
@@ -381,8 +377,8 @@ class Log:
         first = self._segments[0].first if from_revision is None else from_revision
         with self._lock:
             segments, place = list(self._segments), self._place_of(first)
-            stop = len(segments) - 1, self._end
-        return self._groups(segments, place, stop, first)
+            stop, swaps = (len(segments) - 1, self._end), self._swaps
+        return self._groups(segments, place, stop, first, swaps)
 
     def check_earlier(self) -> Iterator[int]:
         """Verifies the segments that opening did not read, some groups at a time.
@@ -395,23 +391,17 @@ class Log:
         count = self._read_from
         if not count:
             return
-        segments, passed, switches = self._segments, 0, dict[int, bytes]()
-        cursor, holes, note = start_cursor(segments[0].first), list[gaps.Hole](), self._note
-        rollbacks = dict[int, bytes]()
-        stop = count, StreamEnd(DATA_START, b"", 1)
-        for group in Walk(self._io, segments, cursor, stop=stop, holes=holes).groups():
+        segments, passed, acts = self._segments, 0, Acts()
+        holes, note = list[gaps.Hole](), self._note
+        for group in earlier_groups(self._io, segments, count, self._read_from_hash, holes):
             passed += group.end - group.offset
-            note_kind(Kind.SWITCH, switches, group.records)
-            note_kind(Kind.ROLLBACK, rollbacks, group.records)
+            acts.note(group.records)
             note = self._note or gaps.last_note(group.records) or note
             yield passed
-        if cursor.hash != self._read_from_hash:
-            reason = f"revision {segments[count].first} does not follow the record before it in the chain"
-            raise LogDamaged(segments[count].path, DATA_START, reason)
         gap = gaps.check(holes, note, [segment.path for segment in segments])
         with self._lock:
-            self._switches = {**(note.switches if gap and note else {}), **switches, **self._switches}
-            self.rollbacks = {**rollbacks, **self.rollbacks}
+            noted = Acts(dict(note.switches)) if gap and note else Acts()
+            self.acts = self.acts.after(acts.after(noted))
             self._switches_from, self.gap, self._note = 0, gap, note
 
     def _place_of(self, revision: int) -> Place:
@@ -426,8 +416,13 @@ class Log:
         return self._places[low]
 
     def _groups(
-        self, segments: list[Segment], place: Place, stop: tuple[int, StreamEnd], first: int
+        self, segments: list[Segment], place: Place, stop: tuple[int, StreamEnd], first: int, swaps: int
     ) -> Iterator[Sequence[Record]]:
+        reader = object()
+        self._readers.add(reader)
+        with self._lock:
+            if swaps != self._swaps:
+                segments, place = self._segments[: stop[0] + 1], self._place_of(first)
         cursor = Cursor(
             place.revision,
             place.hash,
@@ -447,6 +442,8 @@ class Log:
                 raise
             # The log knows why they are missing.
             raise LogGap(str(self.gap)) from None
+        finally:
+            self._readers.discard(reader)
 
     @property
     def first_revision(self) -> int:
@@ -465,7 +462,12 @@ class Log:
     @property
     def switches(self) -> Mapping[int, bytes]:
         """The known SWITCH records, revision -> body: all those from `switches_from` on."""
-        return self._switches
+        return self.acts.switches
+
+    @property
+    def rollbacks(self) -> Mapping[int, bytes]:
+        """The known ROLLBACK records, as `switches`."""
+        return self.acts.rollbacks
 
     @property
     def switches_from(self) -> int:
@@ -480,8 +482,7 @@ class Log:
 
         Of a log that was not read from its beginning it is right from the first known switch on.
         """
-        before = [each for each in self._switches if each <= revision]
-        return self._switches[max(before)] if before else self.spec_body
+        return self.acts.spec_at(revision) or self.spec_body
 
     @property
     def segments(self) -> list[Segment]:

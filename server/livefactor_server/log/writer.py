@@ -14,9 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from livefactor_server.log.acts import ALONE
 from livefactor_server.log.disk import BLOCK_BYTES, DISK_FULL_ERRORS, FileIO, write_all
 from livefactor_server.log.errors import LogFailed, LogFull
-from livefactor_server.log.format import DATA_START, GROUP_ALIGN, Entry, align
+from livefactor_server.log.format import (
+    DATA_START,
+    GROUP_ALIGN,
+    PRODUCER_BYTES_MAX,
+    SALT_BYTES,
+    Entry,
+    Kind,
+    align,
+)
 from livefactor_server.log.packing import GroupBuffer, PackedGroup, Stamp, can_grow, lay_out, pack_group
 from livefactor_server.log.recovery import Contents
 from livefactor_server.log.sealing import SEAL_BYTES, seal_of
@@ -83,8 +92,10 @@ class StreamWriter:
             self._fd = -1
         self.failed = self.failed or "it is closed"
 
-    def write(self, entries: Sequence[Entry]) -> tuple[list[bytes], tuple[int, int] | None]:
-        """Makes the records durable after the last one.
+    def write(
+        self, entries: Sequence[Entry], opens: bool = False
+    ) -> tuple[list[bytes], tuple[int, int] | None]:
+        """Makes the records durable after the last one. If it `opens`, they begin a segment.
 
         Returns:
             The chain hash of each record. If the records began a group, also the index of its
@@ -95,7 +106,7 @@ class StreamWriter:
             LogFailed: a write or a sync failed. Nothing more can be written.
             ValueError: the group has over 255 producers, or a record has 4 GiB or more.
         """
-        cursor, grown = self._cursor, self._open
+        cursor, grown = self._cursor, None if opens else self._open
         assert cursor.new_hash is not None
         if grown is not None and not can_grow(
             grown, entries, self.end.base + CONTENT_BYTES_MAX - self._open_at
@@ -107,11 +118,12 @@ class StreamWriter:
         if grown is not None:
             start, size = self._open_at, align(group.size, GROUP_ALIGN)
         else:
-            size = self._make_room(group)
+            size = self._make_room(group, opens)
             start = self.end.end
         self._write_and_sync(group, start, size)
-        # It can grow if it lies in the last block.
-        self._open = group if start >= self.end.base and self.end.content else None
+        # It can grow if it lies in the last block. The erasures of a group stand behind all heads.
+        may_grow = start >= self.end.base and self.end.content
+        self._open = group if may_grow and not any(entry.erasure for entry in entries) else None
         self._open_at = start
         return hashes, None if grown is not None else (len(self.segments) - 1, start)
 
@@ -137,12 +149,16 @@ class StreamWriter:
             size += -(used + size) % BLOCK_BYTES
         return size
 
-    def _make_room(self, group: PackedGroup) -> int:
-        """Starts a new segment if the last one has no room. Returns the group's padded size."""
+    def _make_room(self, group: PackedGroup, opens: bool) -> int:
+        """Starts a new segment if the last one has no room. Returns the group's padded size.
+
+        If the group `opens`, it starts one unless the last one is empty.
+        """
         segment = self.segments[-1] if self.segments else None
         if segment is not None:
             size = self._padded_size(group, len(self.end.content))
-            if align(segment.end + size, BLOCK_BYTES) <= segment.size:
+            may_follow = not opens or segment.first > self._cursor.revision
+            if may_follow and align(segment.end + size, BLOCK_BYTES) <= segment.size:
                 return size
             self._close_segment()
         size = self._padded_size(group, 0)
@@ -262,3 +278,22 @@ class StreamWriter:
             self.failed = f"a write failed: {error}"
             raise LogFailed(self.failed) from second
         raise LogFull(f"the disk has no room for a group in {segment.path}: {error.strerror}") from error
+
+
+def check_entries(entries: Sequence[Entry], last_revision: int) -> None:
+    """Checks the entries of a commit that follows a revision.
+
+    Raises:
+        ValueError: see `Log.append`.
+    """
+    for revision, entry in enumerate(entries, last_revision + 1):
+        if entry.revision != revision:
+            raise ValueError(f"revision {revision} expected, got {entry.revision}")
+        if len(entry.producer) > PRODUCER_BYTES_MAX:
+            raise ValueError(
+                f"a producer id has at most {PRODUCER_BYTES_MAX} bytes, got {len(entry.producer)}"
+            )
+        if entry.kind in ALONE and len(entries) > 1:
+            raise ValueError(f"a {Kind(entry.kind).name} record is a group of its own")
+        if len(entry.salt) != SALT_BYTES:
+            raise ValueError(f"a salt has {SALT_BYTES} bytes, got {len(entry.salt)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -85,6 +86,8 @@ class ModelState:
         sightings: of ids without rows, with `admission.sightings`. `placed` is the same after the
             last record whose keys have rows, and belongs to the LOG stage.
         skipped: revisions whose records change no table, as pairs (first, last).
+        erasures: what the state is without: pairs of a revision and the subjects that records
+            before it may not name (`changes/history/erase.py`).
     """
 
     spec: ModelSpec
@@ -99,6 +102,7 @@ class ModelState:
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels(shared=True)))
     features: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
     skipped: tuple[tuple[int, int], ...] = ()
+    erasures: tuple[tuple[int, Any], ...] = ()
     spec_id: str = field(init=False)
     meanings: Meanings = field(init=False)
     marks: Marks = field(init=False)

@@ -23,6 +23,7 @@ from livefactor_server.changes import (
     ShortUpdate,
     short_updates,
 )
+from livefactor_server.changes.history.erase import SUBJECTS_MAX, Subjects
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.rollback import Batches, to_moment, without
 from livefactor_server.log.store import Log
@@ -161,6 +162,20 @@ def rollback(log: Log, request: models_pb2.RollBackRequest) -> Callable[[Callabl
     if count > BATCHES_MAX:
         raise invalid(over("without", BATCHES_MAX, count, "batches"))
     return lambda check: without(log, chosen, check)
+
+
+def subjects(request: models_pb2.ForgetRequest) -> Subjects:
+    """Whom a request forgets.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if nobody is named, or too many are.
+    """
+    count = len(request.user_ids) + len(request.item_ids)
+    if not count:
+        raise invalid("forget: name a user or an item")
+    if count > SUBJECTS_MAX:
+        raise invalid(over("forget", SUBJECTS_MAX, count, "ids"))
+    return Subjects(tuple(sorted({*request.user_ids})), tuple(sorted({*request.item_ids})))
 
 
 def _check_offsets(name: str, offsets: np.ndarray, users: int, items: int) -> None:

@@ -12,6 +12,7 @@ from livefactor_server.engine.submission import Ack
 from livefactor_server.hosting.describe import Description
 from livefactor_server.hosting.explaining import Explained
 from livefactor_server.hosting.faults import Fault
+from livefactor_server.hosting.forgetting.survey import Cost
 from livefactor_server.judging.report import Report
 from livefactor_server.log.gaps import Gap
 from livefactor_server.model import spec_codec
@@ -194,3 +195,17 @@ def judgement(report: Report) -> judging_pb2.Judgement:
     for event in report.events:
         message.events.add(**event._asdict(), worse=event.worse)
     return message
+
+
+def forget_cost(cost: Cost) -> models_pb2.ForgetCost:
+    """What it costs to forget."""
+    return models_pb2.ForgetCost(
+        records=cost.records,
+        rows=cost.rows,
+        events=cost.events,
+        revisions=cost.revisions,
+        segments=cost.segments,
+        segment_bytes=cost.nbytes,
+        snapshots=cost.snapshots,
+        seconds=cost.seconds,
+    )

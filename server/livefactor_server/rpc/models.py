@@ -4,6 +4,8 @@ release a hold.
 
 from __future__ import annotations
 
+import asyncio
+
 from livefactor.v1 import models_pb2
 from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import SpecError
@@ -18,7 +20,7 @@ from livefactor_server.model import spec_codec
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
-from livefactor_server.rpc.progress import Progress
+from livefactor_server.rpc.progress import INTERVAL_S, Progress
 from livefactor_server.statuses import invalid, precondition
 
 FEATURES_LISTED, FEATURES_LISTED_MAX = 100, 4096
@@ -143,6 +145,29 @@ async def roll_back(calls: Calls, requests: Requests, send: Send, call: Call) ->
     await progress.until_done(calls.promotions.run(0, work), tell)
     found = encode.whole_description(describe(hosted))
     await send(models_pb2.RollBackResponse(description=found).SerializeToString())
+
+
+async def forget(calls: Calls, requests: Requests, send: Send, call: Call) -> None:
+    """Handles Forget: sends the cost, then the progress, and then the report.
+
+    The work has a thread of its own, and goes on if the call ends.
+    """
+    request = guards.parse(models_pb2.ForgetRequest, await requests.only())
+    hosted, subjects = calls.model(call, request.model), decode.subjects(request)
+    cost = await calls.promotions.run(0, hosted.forgetter.cost, subjects, call.check)
+    await send(models_pb2.ForgetResponse(cost=encode.forget_cost(cost)).SerializeToString())
+    if request.dry_run:
+        return
+    running = await calls.promotions.run(0, hosted.forgetter.begin, subjects)
+    outcome, told = asyncio.wrap_future(running.outcome), None
+    while not (await asyncio.wait({outcome}, timeout=INTERVAL_S))[0]:
+        call.check()
+        if running.standing != told:
+            told = running.standing
+            progress = models_pb2.ForgetProgress(stage=told.stage, done=told.done, total=told.total)
+            await send(models_pb2.ForgetResponse(progress=progress).SerializeToString())
+    report = models_pb2.ErasureReport(json=outcome.result().to_json())
+    await send(models_pb2.ForgetResponse(report=report).SerializeToString())
 
 
 def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:

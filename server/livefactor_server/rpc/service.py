@@ -84,6 +84,7 @@ RPCS = (
     Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot, _ADMIN),
     Rpc("ModelService.PromoteSpec", Form.STREAM, models.promote_spec, _ADMIN),
     Rpc("ModelService.RollBack", Form.STREAM, models.roll_back, _ADMIN),
+    Rpc("ModelService.Forget", Form.STREAM, models.forget, _ADMIN),
     Rpc("ModelService.ReleaseHold", Form.CONTROL, models.release_hold, _ADMIN),
     Rpc("ChallengeService.AddChallenger", Form.CONTROL, challenging.add_challenger, _ADMIN),
     Rpc("ChallengeService.ListChallengers", Form.CONTROL, challenging.list_challengers, ANY),

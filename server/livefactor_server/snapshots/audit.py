@@ -13,10 +13,13 @@ from livefactor.snapshots.format import Manifest
 from livefactor_server.log.gaps import Gap
 from livefactor_server.log.store import Log
 from livefactor_server.model.state import ModelState
+from livefactor_server.snapshots import erasures
+from livefactor_server.snapshots.erasures import Report
 from livefactor_server.snapshots.freezing import freeze_idle
 from livefactor_server.snapshots.replay import (
     Progress,
     ReplayError,
+    erasures_at,
     follow,
     from_snapshot,
     log_folder,
@@ -40,6 +43,8 @@ class ReplayReport:
         gap: what the log lacks, or None if the replay began with its first record.
         begins_with: ids of the snapshots with which the replay began, if the log lacks records.
         lost: ids of the snapshots whose records are missing. They were not compared.
+        erasures: revision of an erasure -> what is wrong with its report; "" if nothing is. The
+            hashes of a report are compared unless the log lacks records, or a later erasure came.
     """
 
     revision: int
@@ -49,11 +54,12 @@ class ReplayReport:
     gap: Gap | None = None
     begins_with: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    erasures: dict[int, str] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
-        """Whether every snapshot equals the replayed state."""
-        return all(self.snapshots.values())
+        """Whether every snapshot equals the replayed state, and the reports of erasures as well."""
+        return all(self.snapshots.values()) and not any(self.erasures.values())
 
     def fields(self) -> dict[str, Any]:
         """The report as plain values, with hashes in hex."""
@@ -66,6 +72,7 @@ class ReplayReport:
             "missing": str(self.gap) if self.gap else None,
             "begins_with": list(self.begins_with),
             "not_compared": list(self.lost),
+            "erasures": {str(revision): wrong for revision, wrong in self.erasures.items()},
         }
 
 
@@ -78,7 +85,7 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
     """Replays a model's log from its beginning, and compares the state with each snapshot.
 
     After a switch of the spec it begins again, because the later states are those of the new spec.
-    So it does after a rollback.
+    So it does after a rollback or an erasure.
     If a retention policy deleted records, it begins with the first snapshot after them.
 
     A server may use the folder meanwhile. The audit changes nothing, and it ignores records that
@@ -101,28 +108,42 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
         kept = [m for m in manifests if m not in lost]
         state: ModelState | None = None
         equal, begins_with = {}, list[str]()
-        stops: list[tuple[int, Manifest | None]] = [(each.revision, each) for each in kept]
-        for (spec_body, skipped), group in groupby(
+        reports = erasures.check(model_folder, log)
+        wrong = {at: text for at, (_, text) in reports.items()}
+        stops: list[tuple[int, Manifest | Report | None]] = [(each.revision, each) for each in kept]
+        stops += [(each.revision, each) for each, _ in reports.values() if each and _is_comparable(each, log)]
+        stops.sort(key=lambda stop: stop[0])
+        for key, group in groupby(
             [*stops, (log.last_revision, None)],
-            lambda stop: (log.spec_at(stop[0]), skipped_at(log, stop[0])),
+            lambda stop: (log.spec_at(stop[0]), skipped_at(log, stop[0]), erasures_at(log, stop[0])),
         ):
             for revision, manifest in group:
-                if state is None or (state.spec_body, state.skipped) != (spec_body, skipped):
+                if state is None or (state.spec_body, state.skipped, state.erasures) != key:
                     if log.gap is not None:
+                        assert not isinstance(manifest, Report)
                         state = _trusted(model_folder, log, backend, manifest)
                         begins_with.append(manifest.snapshot_id if manifest else "")
                         continue
                     state = replay(model_folder, log, backend, revision, progress)
                 follow(state, log, revision, progress)
-                if manifest is not None:
+                if isinstance(manifest, Report):
+                    if not erasures.fits(manifest, state):
+                        wrong[manifest.erase] = "the replayed state has other hashes"
+                elif manifest is not None:
                     equal[manifest.snapshot_id] = (
                         root_of(state) == manifest.root_hash and state.log_hash == manifest.log_hash
                     )
         assert state is not None
         return ReplayReport(
             state.revision, state.log_hash, root_of(state), equal, log.gap, tuple(begins_with),
-            tuple(each.snapshot_id for each in lost),
+            tuple(each.snapshot_id for each in lost), wrong,
         )  # fmt: skip
+
+
+def _is_comparable(report: Report, log: Log) -> bool:
+    """Whether a replay of the log gives the state of a report."""
+    last = max(log.acts.erased, default=0)
+    return log.gap is None and last <= report.revision <= log.last_revision
 
 
 def _trusted(model_folder: Path, log: Log, backend: str, manifest: Manifest | None) -> ModelState:
@@ -146,5 +167,5 @@ def _trusted(model_folder: Path, log: Log, backend: str, manifest: Manifest | No
             f"{manifest.root_hash.hex()}, and the log has {note.root_hash.hex()}"
         )
     state = from_snapshot(snapshot_store(model_folder), manifest.snapshot_id, log, backend)
-    state.skipped = skipped_at(log, manifest.revision)
+    state.skipped, state.erasures = skipped_at(log, manifest.revision), erasures_at(log, manifest.revision)
     return state

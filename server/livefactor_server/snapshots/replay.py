@@ -23,6 +23,8 @@ from livefactor.snapshots.format import Manifest
 from livefactor_server import changes
 from livefactor_server.changes import Change, EngineChange, Header, bodies, change_of, decode_rejects
 from livefactor_server.changes import ReplayError as ReplayError
+from livefactor_server.changes.history import erase
+from livefactor_server.changes.history.erase import Erasures
 from livefactor_server.changes.history.rollback import (
     SKIPPABLE,
     Ranges,
@@ -122,12 +124,14 @@ def start_of(
     spec_body: bytes,
     until: int | None = None,
     skipped: Ranges | None = None,
+    erasures: Erasures | None = None,
 ) -> ModelState:
     """A state with the spec `spec_body` at an early revision of the log, from which to follow it.
 
     It is that of the newest snapshot with this spec that verifies, or of the beginning of the log.
     `until` is the revision that it may not pass; None means the end of the log. The state skips the
-    revisions `skipped`; None means those that are skipped at `until`.
+    revisions `skipped`; None means those that are skipped at `until`. It is without the subjects of
+    `erasures`; None means those that are in force at `until`, and otherwise no snapshot helps.
 
     Raises:
         ReplayError: the base snapshot of a restored model is missing, or the log lacks its
@@ -136,6 +140,11 @@ def start_of(
     """
     last = log.last_revision if until is None else until
     skipped = skipped_at(log, last) if skipped is None else skipped
+    since = max((at for at in log.acts.erased if at <= last), default=0)
+    if erasures is None:
+        erasures = erasures_at(log, last)
+    elif erasures != erasures_at(log, last):
+        since = last + 1
     stores = [snapshot_store(model_folder)]
     if (model_folder / _CHALLENGERS).is_dir():
         stores.append(challenger_store(model_folder))
@@ -145,7 +154,7 @@ def start_of(
         for info in store.list()
         if info.spec == spec_body
         and info.lineage == log.lineage
-        and info.revision <= last
+        and since <= info.revision <= last
         and (log.gap is None or info.revision > log.gap.last)
     ]
     for info, store in sorted(found, key=lambda each: each[0].revision, reverse=True):
@@ -155,7 +164,7 @@ def start_of(
             if not skips(log, info.revision, skipped):
                 continue
             state = from_snapshot(store, info.snapshot_id, log, backend)
-            state.skipped = skipped
+            state.skipped, state.erasures = skipped, erasures
         except Exception as error:
             # The log has all data of the snapshot, so an older snapshot is sufficient.
             logger.warning("snapshot %s is ignored: %s", info.snapshot_id, error)
@@ -164,7 +173,12 @@ def start_of(
         return state
     if log.gap is not None and last >= log.gap.first:
         raise ReplayError(f"{log.gap}, and no snapshot after them can be used")
-    return _beginning(model_folder, log, backend, spec_body, skipped)
+    return _beginning(model_folder, log, backend, spec_body, skipped, erasures)
+
+
+def erasures_at(log: Log, revision: int) -> Erasures:
+    """What a state at `revision` is without, as far as the log still has the rows."""
+    return erase.in_force(log.acts.erases, log.acts.erased, revision)
 
 
 def skipped_at(log: Log, revision: int) -> Ranges:
@@ -199,9 +213,11 @@ def replay(
         ReplayError: a record does not fit the state before it.
         SpecError: the spec in the log is invalid.
     """
-    spec_body = log.spec_at(log.last_revision if until is None else until)
-    skipped = skipped_at(log, log.last_revision if until is None else until)
-    return follow(_beginning(model_folder, log, backend, spec_body, skipped), log, until, progress)
+    last = log.last_revision if until is None else until
+    beginning = _beginning(
+        model_folder, log, backend, log.spec_at(last), skipped_at(log, last), erasures_at(log, last)
+    )
+    return follow(beginning, log, until, progress)
 
 
 def origin(log: Log, backend: str, spec_body: bytes) -> ModelState:
@@ -214,10 +230,12 @@ def origin(log: Log, backend: str, spec_body: bytes) -> ModelState:
     return ModelState.empty(decode_spec(spec_body), spec_body, log.lineage, backend, first.hash)
 
 
-def _beginning(model_folder: Path, log: Log, backend: str, spec_body: bytes, skipped: Ranges) -> ModelState:
+def _beginning(
+    model_folder: Path, log: Log, backend: str, spec_body: bytes, skipped: Ranges, erasures: Erasures
+) -> ModelState:
     if not log.first_revision:
         state = origin(log, backend, spec_body)
-        state.skipped = skipped
+        state.skipped, state.erasures = skipped, erasures
         return state
     records = log.read()
     first = next(records)
@@ -226,7 +244,7 @@ def _beginning(model_folder: Path, log: Log, backend: str, spec_body: bytes, ski
     for manifest in base.list():
         if manifest.root_hash == root:
             state = from_snapshot(base, manifest.snapshot_id, log, backend)
-            state.log_hash, state.skipped = first.hash, skipped
+            state.log_hash, state.skipped, state.erasures = first.hash, skipped, erasures
             return state
     raise ReplayError(
         f"the log begins at revision {first.revision}, and its base snapshot ({root.hex()}) is missing"
@@ -269,7 +287,7 @@ def follow(
     """
     last = log.last_revision if until is None else until
     reported = state.revision
-    for _ in _apply(state, _parts(between(log, state.revision, last), state.skipped)):
+    for _ in _apply(state, _parts(between(log, state.revision, last), state)):
         check()
         if progress and state.revision - reported >= RUN_RECORDS:
             reported = state.revision
@@ -289,17 +307,19 @@ def between(log: Log, revision: int, last: int) -> Iterator[Sequence[Record]]:
         revision += len(records)
 
 
-def _parts(groups: Iterable[Sequence[Record]], skipped: Ranges) -> Iterator[Sequence[Record]]:
+def _parts(groups: Iterable[Sequence[Record]], state: ModelState) -> Iterator[Sequence[Record]]:
     """Splits columns where the kind changes. Parts with many interactions stay columns.
 
-    A part is skipped as a whole or not at all.
+    A part is skipped as a whole or not at all. Records that name a subject are no columns.
     """
     for records in groups:
         if not isinstance(records, Columns):
             yield records
             continue
         is_events = records.fields[:, KIND] == Kind.INTERACTIONS
-        sorts = is_events + 2 * are_in(skipped, records.revision, len(records))
+        sorts = is_events + 2 * are_in(state.skipped, records.revision, len(records))
+        names = erase.name_subjects(records, state.erasures)
+        sorts, is_events = sorts + 4 * names, is_events & ~names
         cuts = (np.flatnonzero(np.diff(sorts)) + 1).tolist()
         for start, end in pairwise((0, *cuts, len(records))):
             part = records[start:end]
@@ -331,12 +351,12 @@ def _apply(state: ModelState, parts: Iterable[Sequence[Record]]) -> Iterator[Non
 
 def apply_groups(state: ModelState, groups: Iterable[Sequence[Record]]) -> None:
     """Applies consecutive records, which continue the revision of the state, many at a time."""
-    for _ in _apply(state, _parts(groups, state.skipped)):
+    for _ in _apply(state, _parts(groups, state)):
         pass
 
 
 def _apply_singly(state: ModelState, records: Iterable[Record]) -> Iterator[None]:
-    for run in _runs(records, state.skipped):
+    for run in _runs(records, state):
         placements = changes.place(state, [change for _, change in run])
         changes.apply(
             state, [changes.Record(*pair, rows) for pair, rows in zip(run, placements, strict=True)]
@@ -344,7 +364,7 @@ def _apply_singly(state: ModelState, records: Iterable[Record]) -> Iterator[None
         yield
 
 
-def _runs(records: Iterable[Record], skipped: Ranges) -> Iterator[list[tuple[Header, Change]]]:
+def _runs(records: Iterable[Record], state: ModelState) -> Iterator[list[tuple[Header, Change]]]:
     """Decodes the records, and yields them in runs of about `RUN_EVENTS` events.
 
     The grouping changes no bit.
@@ -353,8 +373,12 @@ def _runs(records: Iterable[Record], skipped: Ranges) -> Iterator[list[tuple[Hea
     events = 0
     for record in records:
         header, change = _decoded(record)
-        if record.kind in SKIPPABLE and is_in(skipped, record.revision):
-            change = SkippedChange(change.body, change.rows)
+        left = erase.left_of(change, record.revision, state.erasures)
+        if left is not change:
+            header = erase.settling(header, record.count)
+        if record.kind in SKIPPABLE and is_in(state.skipped, record.revision):
+            left = SkippedChange(change.body, change.rows)
+        change = left
         run.append((header, change))
         events += change.rows
         if events >= RUN_EVENTS or len(run) == RUN_RECORDS:
@@ -365,7 +389,10 @@ def _runs(records: Iterable[Record], skipped: Ranges) -> Iterator[list[tuple[Hea
 
 
 def _decoded(record: Record) -> tuple[Header, Change]:
-    change = change_of(record.kind, record.body)
+    if record.erased_at and not record.rows:
+        change: Change = SkippedChange(b"", 0)
+    else:
+        change = change_of(record.kind, record.body)
     rejects, received_hash = decode_rejects(bytes(record.rejects), record.commitment)
     header = Header(
         revision=record.revision,
@@ -379,7 +406,7 @@ def _decoded(record: Record) -> tuple[Header, Change]:
         previous=record.previous,
         time_us=record.time_us,
     )
-    return header, change
+    return (erase.settling(header, record.count) if record.erased_at else header), change
 
 
 def compile_kernels() -> None:

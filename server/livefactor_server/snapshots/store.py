@@ -323,6 +323,14 @@ class SnapshotStore:
                 self._discard(self.folder / snapshot_id)
         return doomed
 
+    def remove_before(self, revision: int) -> tuple[str, ...]:
+        """Removes the snapshots with an earlier revision. Returns their ids."""
+        with self._lock:
+            doomed = tuple(each for each in self.ids() if int(each[:20]) < revision)
+            for snapshot_id in doomed:
+                self._discard(self.folder / snapshot_id)
+        return doomed
+
     def pieces(self, snapshot_id: str = "") -> Iterator[Piece]:
         """Yields the files of a snapshot in pieces of at most `FETCH_BYTES`, the manifest first.
 

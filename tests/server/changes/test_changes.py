@@ -27,6 +27,9 @@ from livefactor_server.changes import (
     WIRE_CHANGES,
     Change,
     EngineChange,
+    EraseChange,
+    ErasedChange,
+    EvidenceChange,
     Header,
     KeyedChange,
     OpenProducerChange,
@@ -42,6 +45,7 @@ from livefactor_server.changes import (
     place,
 )
 from livefactor_server.changes import show as log_show
+from livefactor_server.changes.history.erase import Erased, Evidence, Subjects
 from livefactor_server.log.gaps import Retained
 from livefactor_server.log.store import Entry, Kind, Log
 from livefactor_server.model import spec_codec
@@ -114,6 +118,9 @@ def received(kind: type[Change]) -> Change:
             Retained(2, 9, bytes(32), bytes(range(32)), 12, bytes(32), True, {3: SPEC_BODY}).to_body()
         ),
         RollbackChange: RollbackChange(Rollback(((2, 4), (7, 7)), ((3, 3),), None).to_body()),
+        EraseChange: EraseChange.of(Subjects(users=(1, 2), items=(3,))),
+        ErasedChange: ErasedChange(Erased(5, 2, 3).to_body()),
+        EvidenceChange: EvidenceChange(Evidence(5, bytes(range(32))).to_body()),
     }
     return made[kind]
 

@@ -47,7 +47,7 @@ def push(rig: Rig, sequences: range, rows: int = 20) -> list[int]:
 
 def roll_back(rig: Rig, rollback: object) -> int:
     start = partial(replay.start_of, rig.folder, rig.log, "cpu", skipped=rollback.skipped)
-    return rig.engine.promote(rig.engine.state.spec, start, rollback=rollback)
+    return rig.engine.promote(rig.engine.state.spec, start, act=rollback)
 
 
 def tables(state: ModelState) -> dict[str, bytes]:

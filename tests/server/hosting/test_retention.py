@@ -20,6 +20,7 @@ from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.hosting import backup
 from livefactor_server.hosting.describe import describe
 from livefactor_server.hosting.earlier import Moment, state_at
+from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.hosting.retention import Policy, PolicyError, Retention
@@ -256,7 +257,8 @@ def test_the_keeper_deletes_by_itself_and_describe_says_so(rig: Rig) -> None:
     watching._retain()
     gap = rig.log.gap
     assert gap is not None
-    message = encode.description(describe(Hosted("m", rig.folder, rig.engine, watching))).log_gap
+    forgetter = Forgetter(rig.folder, rig.engine, watching)
+    message = encode.description(describe(Hosted("m", rig.folder, rig.engine, watching, forgetter))).log_gap
     assert (message.first_revision, message.last_revision) == (gap.first, gap.last)
     assert (message.time_us, message.archived) == (gap.note.time_us, False)
     assert message.snapshot_root_hash == gap.note.root_hash
@@ -312,7 +314,7 @@ def test_a_snapshot_from_before_a_rollback_stands_in_for_nothing(rig: Rig) -> No
         rig.push(batch(6000 + seed))
     rollback = to_moment(rig.log, Moment(BATCHES // 2))
     start = partial(start_of, rig.folder, rig.log, "cpu", skipped=rollback.skipped)
-    rig.engine.promote(rig.engine.state.spec, start, rollback=rollback)
+    rig.engine.promote(rig.engine.state.spec, start, act=rollback)
     for seed in range(30):
         rig.push(batch(7000 + seed))
     assert retain(rig, Policy.of("1r")) == 0

@@ -82,3 +82,8 @@ class Bags(NamedTuple):
     ends: np.ndarray
     keys: np.ndarray
     weights: np.ndarray
+
+    @classmethod
+    def empty(cls, count: int) -> Bags:
+        """Bags of `count` rows without features."""
+        return cls(np.zeros(count, np.int64), np.empty(0, np.uint64), np.empty(0, np.float32))

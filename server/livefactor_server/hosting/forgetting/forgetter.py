@@ -1,0 +1,306 @@
+"""Carries out the erasures of one model, one at a time, in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from livefactor_server.changes import EraseChange, EvidenceChange
+from livefactor_server.changes.history.erase import Erased, Evidence, Subjects
+from livefactor_server.engine.engine import Engine
+from livefactor_server.engine.promotion import Erasing
+from livefactor_server.hosting.forgetting import job as jobs
+from livefactor_server.hosting.forgetting import survey as surveys
+from livefactor_server.hosting.forgetting.job import Job
+from livefactor_server.hosting.forgetting.survey import Cost
+from livefactor_server.hosting.keeper import Keeper
+from livefactor_server.log import erasing
+from livefactor_server.log.disk import FileIO
+from livefactor_server.log.store import LogError
+from livefactor_server.snapshots import erasures as reports
+from livefactor_server.snapshots import replay
+from livefactor_server.snapshots.erasures import Report
+from livefactor_server.statuses import Refused, later, precondition, unavailable
+
+RETRY_S = 30.0
+"""Seconds after which a stage that failed is tried again."""
+
+REST_S = 0.2
+"""Seconds after which it is tried again if something else was in progress."""
+
+logger = logging.getLogger(__name__)
+
+
+class Standing(NamedTuple):
+    """How far a job is: the name of a stage, and done of total in it."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Stopped(Exception):
+    """The server stops. The next start goes on with the job."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A job in progress. `outcome` gets the report, or the first failure."""
+
+    subjects: Subjects
+    standing: Standing = field(default_factory=lambda: Standing("erase", 0, 1))
+    outcome: Future[Report] = field(default_factory=Future)
+
+
+class Forgetter:
+    """The erasures of one model. Any thread may call the methods.
+
+    Attributes:
+        is_sharing: whether a challenger answers a share of the users.
+        is_contesting: whether a contest reads the log. It ends soon after a job has begun.
+    """
+
+    def __init__(self, folder: Path, engine: Engine, keeper: Keeper, io: FileIO | None = None) -> None:
+        """`io` is the disk of the log; None means the files of the operating system."""
+        self._folder, self._engine, self._keeper, self._io = folder, engine, keeper, io or FileIO()
+        self.is_sharing: Callable[[], bool] = lambda: False
+        self.is_contesting: Callable[[], bool] = lambda: False
+        self._lock = threading.Lock()
+        self._running: Running | None = None
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    @property
+    def running(self) -> Running | None:
+        """The job in progress, or None."""
+        return self._running
+
+    def cost(self, subjects: Subjects, check: Callable[[], None] = lambda: None) -> Cost:
+        """What it costs to forget. It changes nothing. `check` is called again and again.
+
+        Raises:
+            Refused: FAILED_PRECONDITION if the model cannot forget.
+        """
+        self._check(subjects)
+        log = self._engine.log
+        try:
+            found = surveys.survey(log, subjects, log.last_revision, check)
+        except LogError as error:
+            raise precondition(f"forget: {error}") from None
+        return surveys.cost(self._engine, found, len(self._keeper.store.ids()))
+
+    def _check(self, subjects: Subjects) -> None:
+        log, state = self._engine.log, self._engine.state
+        if log.switches_from:
+            raise later("log: the server is still reading its earlier part after the start")
+        if log.lacks:
+            raise precondition(f"forget: {log.lacks}, so no state without the subjects can be computed")
+        if state.backend_name == "cuda":
+            raise precondition("forget: backend cuda cannot forget (docs/gpu.md)")
+        if self.is_sharing():
+            raise precondition("forget: a challenger answers a share of the users; settle the model first")
+        if not subjects:
+            raise precondition("forget: nobody is named")
+
+    def begin(self, subjects: Subjects) -> Running:
+        """Begins to forget, or gives the job in progress if it has the same subjects.
+
+        Raises:
+            Refused: as `cost`, or RESOURCE_EXHAUSTED if another job is in progress.
+        """
+        self._check(subjects)
+        with self._lock:
+            if self._running is not None:
+                if self._running.subjects == subjects:
+                    return self._running
+                raise later("forget: another erasure is in progress")
+            job = Job(subjects, self._engine.log.last_revision)
+            job.save(self._folder)
+            return self._start(job)
+
+    def resume(self) -> None:
+        """Goes on with a job that an earlier process left.
+
+        Raises:
+            ValueError: its file is damaged.
+        """
+        job = Job.load(self._folder)
+        if job is not None:
+            logger.warning("model %s: an erasure goes on after a restart", self._engine.name)
+            with self._lock:
+                self._start(job)
+
+    def stop(self) -> None:
+        """Ends the thread. A job goes on at the next start."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _start(self, job: Job) -> Running:
+        self._running = running = Running(job.subjects)
+        self._thread = threading.Thread(
+            target=self._work, args=(job, running), name=f"forget-{self._engine.name}", daemon=True
+        )
+        self._thread.start()
+        return running
+
+    # ------------------------------------------------------------------ the thread of the job
+
+    def _work(self, job: Job, running: Running) -> None:
+        while True:
+            try:
+                made = self._carry_out(job, running)
+                break
+            except Stopped:
+                self._fail(running, unavailable("server: draining; the erasure goes on at the next start"))
+                return
+            except Exception as error:
+                if self._stopped.is_set():
+                    self._fail(
+                        running, unavailable("server: draining; the erasure goes on at the next start")
+                    )
+                    return
+                self._note(error)
+                self._fail(running, error if isinstance(error, Refused) else later(_FAILED))
+            if self._stopped.wait(RETRY_S):
+                return
+        with self._lock:
+            self._running = None
+        if not running.outcome.done():
+            running.outcome.set_result(made)
+
+    @staticmethod
+    def _fail(running: Running, refusal: Refused) -> None:
+        if not running.outcome.done():
+            running.outcome.set_exception(refusal)
+
+    def _note(self, error: Exception) -> None:
+        text = error.text if isinstance(error, Refused) else error
+        logger.warning(
+            "model %s: the erasure is not finished; the next try is in %d s: %s",
+            self._engine.name, RETRY_S, text, exc_info=not isinstance(error, Refused),
+        )  # fmt: skip
+
+    def _tick(self) -> None:
+        if self._stopped.is_set():
+            raise Stopped
+
+    def _carry_out(self, job: Job, running: Running) -> Report:
+        log = self._engine.log
+        # After a restart the earlier part tells what was done.
+        for _ in log.check_earlier():
+            self._tick()
+        erase = next((at for at in sorted(log.acts.erases) if at > job.after), None)
+        if erase is None:
+            erase = self._engine.append(EraseChange.of(job.subjects))
+        erased = self._erased(erase) or self._replayed(job, running, erase)
+        job = Job.load(self._folder) or job
+        job = self._without_snapshots(job, running, erased)
+        self._rewrite(job, running, erase)
+        return self._reported(job, running, erase, erased)
+
+    def _erased(self, erase: int) -> int | None:
+        erased = self._engine.log.acts.erased.items()
+        return next((at for at, body in erased if Erased.from_body(body).erase == erase), None)
+
+    def _replayed(self, job: Job, running: Running, erase: int) -> int:
+        """Swaps in the state without the subjects. Returns the revision of the ERASED record."""
+        engine, log = self._engine, self._engine.log
+        found = surveys.survey(log, job.subjects, erase - 1, self._tick)
+        # The one before the ERASE record ended early, and needs less room.
+        before = max(each.first for each in log.segments if each.first < erase)
+        firsts = {*found.segments, before, erase}
+        names = [each.path.name for each in log.segments if each.first in firsts]
+        replace(job, segments=tuple(names)).save(self._folder)
+
+        def tell(done: int, total: int) -> None:
+            self._tick()
+            running.standing = Standing("replay", done, total)
+
+        erasures = (*replay.erasures_at(log, log.last_revision), (erase, job.subjects))
+        start = partial(replay.start_of, self._folder, log, engine.state.backend_name, erasures=erasures)
+        act = Erasing(Erased(erase, found.records, found.rows), erasures)
+        with self._alone():
+            pass
+        return engine.promote(engine.state.spec, start, tell, act)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no promotion is in progress, and keeps others from starting."""
+        while True:
+            self._tick()
+            with self._engine.no_promotion() as alone:
+                if alone:
+                    yield
+                    return
+            time.sleep(REST_S)
+
+    def _without_snapshots(self, job: Job, running: Running, erased: int) -> Job:
+        """Removes the snapshots that are older than the state without the subjects."""
+        running.standing = Standing("snapshot", 0, 1)
+        while self.is_contesting():
+            self._tick()
+            time.sleep(REST_S)
+        stores = [self._keeper.store, replay.challenger_store(self._folder)]
+        older = {each for store in stores for each in store.ids() if int(each[:20]) < erased}
+        job = replace(job, snapshots=tuple(sorted({*job.snapshots, *older})))
+        job.save(self._folder)
+        self._keeper.renew(erased)
+        stores[1].remove_before(erased)
+        tails = erasing.destroy_broken(self._io, replay.log_folder(self._folder))
+        job = replace(job, tails=(*job.tails, *tails))
+        job.save(self._folder)
+        return job
+
+    def _rewrite(self, job: Job, running: Running, erase: int) -> None:
+        """Takes the subjects out of the segments, and at last out of the ERASE record."""
+        log, folder = self._engine.log, replay.log_folder(self._folder)
+        erasing.clean(self._io, folder)
+        segments = [each for each in log.segments if each.path.name in job.segments]
+        take = partial(surveys.left_of, subjects=job.subjects, erased_at=erase)
+        for number, segment in enumerate(segments):
+            running.standing = Standing("rewrite", number, len(segments))
+
+            with self._alone():
+                erasing.rewrite(log, self._io, segment, take, erase)
+        log.forget(erase)
+
+    def _reported(self, job: Job, running: Running, erase: int, erased: int) -> Report:
+        """Writes the report, logs its hash, and ends the job."""
+        running.standing = Standing("report", 0, 1)
+        log, path = self._engine.log, reports.path_of(self._folder, erase)
+        if reports.evidence(log).get(erase) and path.exists():
+            jobs.end(self._folder)
+            return Report.from_json(path.read_bytes())
+        said = Erased.from_body(log.acts.erased[erased])
+        manifest = self._keeper.store.list()[-1]
+        made = Report(
+            str(log.lineage), erase, erased, said.records, said.rows, manifest.revision,
+            manifest.log_hash.hex(), manifest.root_hash.hex(),
+            reports.learned_root(manifest.revision, manifest.tensors).hex(), job.segments, job.snapshots,
+            job.tails, self._archives(), time.time_ns() // 1000,
+        )  # fmt: skip
+        digest = reports.write(self._folder, made)
+        self._engine.append(EvidenceChange(Evidence(erase, digest).to_body()))
+        jobs.end(self._folder)
+        logger.info(
+            "model %s: the erasure at revision %d is finished; %d rows of %d records are gone",
+            self._engine.name, erase, made.rows, made.records,
+        )  # fmt: skip
+        return made
+
+    def _archives(self) -> tuple[str, ...]:
+        """Archived segments of the model, which may name the subjects."""
+        folder = self._keeper.archive
+        return () if folder is None else tuple(map(str, sorted(folder.glob("*.log"))))
+
+
+_FAILED = "forget: a stage failed; see the server's log; it is tried again"
