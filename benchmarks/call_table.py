@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from rich.table import Table
 
 from benchmarks.pages import with_verdict
-from benchmarks.speed.callers import METHODS
+from benchmarks.speed.callers import CALLS
 from benchmarks.speed.calls import CALLERS
 
 TITLE = "Calls"
@@ -39,7 +39,7 @@ Figure = float | str | None
 
 def _cells(figures: Mapping[str, Figure]) -> Iterator[tuple[str, list[str]]]:
     """The name of each call, and its line of the table without the label."""
-    for name in METHODS:
+    for name in CALLS:
         for callers in CALLERS:
             values = {unit: figures.get(f"call_{name}_{callers}_{unit}") for unit in _UNITS}
             if None in values.values():
@@ -75,7 +75,7 @@ def page(figures: Mapping[str, Figure]) -> list[str]:
 def _shares(figures: Mapping[str, Figure]) -> list[str]:
     """The table with the share of the time that each step of a commit works."""
     lines = []
-    for name in METHODS:
+    for name in CALLS:
         for callers in CALLERS:
             shares = [figures.get(f"call_{name}_{callers}_{step}_share") for step in SHARES]
             if all(isinstance(share, float | int) for share in shares):

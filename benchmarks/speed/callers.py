@@ -31,8 +31,12 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.scoring import encode_score
 
-LIVE, LARGE = "live", "large"
-"""The models: one that learns, with `ITEMS` items, and one with `LARGE_ITEMS` that only answers."""
+LIVE, LARGE, AUTO = "live", "large", "auto"
+"""The models: one that learns, with `ITEMS` items, one with `LARGE_ITEMS` that only answers, and
+one of preset `auto`, with `ITEMS` items and `AUTO_USERS` users of `AUTO_EVENTS` events each.
+"""
+
+AUTO_USERS, AUTO_EVENTS = 20_000, 8
 
 LARGE_ITEMS = 100_000
 CANDIDATES, TOP, STREAM_BATCH = 500, 100, 512
@@ -55,8 +59,13 @@ METHODS = {
     "update_1": APPLY,
     "update_16": APPLY,
     "stream_512": STREAM,
+    "auto_500": SCORE,
+    "auto_top_100": SCORE,
 }
 """The calls: name -> method."""
+
+CALLS = tuple(name for name in METHODS if not name.startswith(AUTO))
+"""All but those of `AUTO`, which are made to servers with score workers alone."""
 
 
 @cache
@@ -71,11 +80,12 @@ def requests_of(name: str) -> list[bytes]:
 
 
 def _score(name: str, draw: np.random.Generator) -> bytes:
-    user = draw.integers(0, USERS, 1, np.uint64) * KEY_STEP
-    if name == "top_100":
-        return encode_score(LARGE, user, k=TOP)
+    is_auto = name.startswith(AUTO)
+    user = draw.integers(0, AUTO_USERS if is_auto else USERS, 1, np.uint64) * KEY_STEP
+    if name.endswith("top_100"):
+        return encode_score(AUTO if is_auto else LARGE, user, k=TOP)
     items = draw.integers(0, ITEMS, 1 if name == "score_1" else CANDIDATES, np.uint64) * KEY_STEP
-    return encode_score(LIVE, user, candidates=items)
+    return encode_score(AUTO if is_auto else LIVE, user, candidates=items)
 
 
 def _update(events: int, draw: np.random.Generator) -> bytes:

@@ -7,7 +7,8 @@ medians over the rounds. For updates there is also the share of the time that ea
 works, from the server's metrics. If the shares add up to more than 1, the steps overlap.
 
 `python -m benchmarks.speed.calls workers` measures servers with score workers: `Score` calls per
-second and per second of CPU time of all their processes.
+second and per second of CPU time of all their processes, for 500 candidates without histories, and
+for 500 candidates and the best 100 of 20,000 items with preset `auto`.
 """
 
 from __future__ import annotations
@@ -23,25 +24,38 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.speed.callers import APPLY, LARGE, LARGE_ITEMS, LIVE, METHODS, STREAM
+from benchmarks.speed.callers import (
+    APPLY,
+    AUTO,
+    AUTO_EVENTS,
+    AUTO_USERS,
+    CALLS,
+    LARGE,
+    LARGE_ITEMS,
+    LIVE,
+    METHODS,
+    STREAM,
+)
 from benchmarks.speed.disk import RawFile
 from benchmarks.speed.ingest import serving_process
 from benchmarks.speed.latency import fill
 from benchmarks.speed.paced import ROOT
-from benchmarks.speed.streams import ITEMS
+from benchmarks.speed.streams import ITEMS, KEY_STEP, zipf_ids
+from livefactor import Models, Producer
 from livefactor_server.log.disk import BLOCK_BYTES
 
 CALLERS = (1, 8, 32)
 PROCESSES = 2
 ROUNDS, SECONDS = 3, 1.0
 WORKERS = (0, 1, 2, 4)
-WORKER_CALL, WORKER_CONNECTIONS, WORKER_CALLERS = "score_500", 8, 16
-"""With score workers: the call, and the numbers of connections and of callers."""
+WORKER_CALLS, WORKER_CONNECTIONS, WORKER_CALLERS = ("score_500", "auto_500", "auto_top_100"), 8, 16
+"""With score workers: the calls, and the numbers of connections and of callers."""
 
 SYNCS = 100
 """Raw writes of a block in each round."""
@@ -148,7 +162,7 @@ def measure(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str, float]:
         ports, process = stack.enter_context(serving_process(flags=("--metrics-port", "0")))
         target = f"127.0.0.1:{ports[0]}"
         ours = Server(target, process.pid, f"http://127.0.0.1:{ports[1]}/metrics")
-        servers = dict.fromkeys(METHODS, ours)
+        servers = dict.fromkeys(CALLS, ours)
         for name, kind in (("plain", "threads"), ("plain_loop", "loop")):
             plain = stack.enter_context(_process("benchmarks.speed.plain_server", kind))
             servers[name] = Server(f"127.0.0.1:{int(_answer(plain))}", plain.pid)
@@ -170,8 +184,8 @@ def measure(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str, float]:
 
 
 def measure_workers(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str, float]:
-    """Flat figures for each number of score workers: calls per second, milliseconds, and calls per
-    second of CPU time of the server.
+    """Flat figures for each call and number of score workers: calls per second, milliseconds, and
+    calls per second of CPU time of the server.
     """
     taken: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -180,24 +194,38 @@ def measure_workers(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str,
             ports, process = stack.enter_context(serving_process(flags=("--score-workers", str(count))))
             servers[count] = Server(f"127.0.0.1:{ports[0]}", process.pid)
             fill(servers[count].target, LIVE, ITEMS)
+            _fill_auto(servers[count].target)
         callers = [
             stack.enter_context(_process("benchmarks.speed.callers")) for _ in range(WORKER_CONNECTIONS)
         ]
         for number in range(rounds + 1):
-            for count, server in servers.items():
-                figures = _job(callers, server, WORKER_CALL, WORKER_CALLERS, seconds)
+            for name, (count, server) in product(WORKER_CALLS, servers.items()):
+                figures = _job(callers, server, name, WORKER_CALLERS, seconds)
                 figures["per_cpu_s"] = 1e6 / figures.pop("cpu_us")
                 # The first round warms up.
                 for unit, figure in figures.items() if number else ():
-                    taken.setdefault(f"workers_{count}_{unit}", []).append(figure)
+                    taken.setdefault(f"{name}_workers_{count}_{unit}", []).append(figure)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def _fill_auto(target: str) -> None:
+    """Makes the model `AUTO`."""
+    with Models(target) as models:
+        models.create(AUTO, "auto")
+    draw = np.random.default_rng(7)
+    users = np.repeat(np.arange(AUTO_USERS, dtype=np.uint64), AUTO_EVENTS)
+    items = np.concatenate([np.arange(ITEMS), zipf_ids(draw, users.size - ITEMS, ITEMS)]).astype(np.uint64)
+    order = draw.permutation(users.size)
+    with Producer(target, "fill", model=AUTO) as producer:
+        producer.push(users[order] * KEY_STEP, items[order] * KEY_STEP)
+        producer.flush(600)
 
 
 def _with_ratios(figures: dict[str, float]) -> dict[str, float]:
     ratios = {
         f"ratio_call_{name}_{callers}_to_plain": figures[f"call_{name}_{callers}_per_s"]
         / figures[f"call_plain_{callers}_per_s"]
-        for name in METHODS
+        for name in CALLS
         for callers in CALLERS
         if name != "plain"
     }

@@ -38,7 +38,7 @@ from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.head import Head
 from livefactor_kernels.tables.recent import Recent
-from livefactor_kernels.tables.shared import Places, places_of
+from livefactor_kernels.tables.shared import Places, model_places
 from livefactor_kernels.tables.start import Start, begin
 from livefactor_kernels.tables.state import ANSWERING, GlobalMean, Part, state_of
 from livefactor_kernels.update import Update, UpdateRun, joined
@@ -377,8 +377,8 @@ class CpuModel:
         return self.candidates.read(user_keys, item_keys, offsets)
 
     def places(self) -> Places | None:
-        """Where another process can read the scores of candidates, or None if none can."""
-        return places_of(self.head, self._mean.sums, self.users, self.items)
+        """Where another process can read what scores need, or None if none can."""
+        return model_places(self.head, self.state(), (self.users, self.items))
 
     def gather(self, side: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `backend.Backend.gather`."""
@@ -390,9 +390,7 @@ class CpuModel:
 
     def recent(self, side: int, rows: np.ndarray, most: int) -> Recent:
         """See `backend.Backend.recent`."""
-        table = (self.users, self.items)[side]
-        assert table.pages is not None
-        return table.pages.newest(rows, table.read_plain(rows, ("seen_count",))["seen_count"], most)
+        return (self.users, self.items)[side].recent(rows, most)
 
     def pin(self) -> Pin:
         """See `backend.Backend.pin`."""

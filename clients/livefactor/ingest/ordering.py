@@ -58,7 +58,8 @@ class Arrivals:
             if len(rows.numbers) > count:
                 self._chunks.appendleft((partition, position, Rows._make(column[count:] for column in rows)))
                 rows = Rows._make(column[:count] for column in rows)
-            for column, part in zip(columns, rows[1:], strict=True):
+            parts: tuple[list[Any], ...] = rows[1:]
+            for column, part in zip(columns, parts, strict=True):
                 column += part
             origins.append(Origin(partition, position, rows.numbers))
             count -= len(rows.numbers)

@@ -45,11 +45,8 @@ def remembered(pin: Pin, spec: ModelSpec) -> tuple[int, int]:
     return counts[USERS], counts[ITEMS]
 
 
-class Pin(Protocol):
-    """One revision of a model, readable without the gate during updates. Release it after the read.
-
-    Reads change nothing.
-    """
+class View(Protocol):
+    """One revision of a model, readable without the gate during updates. Reads change nothing."""
 
     @property
     def revision(self) -> int:
@@ -101,6 +98,18 @@ class Pin(Protocol):
         Raises:
             ValueError: k is negative, or the shapes do not fit.
         """
+
+    def __enter__(self) -> View:
+        """Returns the view."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the read."""
+
+
+class Pin(View, Protocol):
+    """A view that a model keeps until it is released. Release it after the read."""
 
     def read_rows(self, side: int, start: int, stop: int) -> dict[str, np.ndarray]:
         """Copies of rows [start, stop) of a side, with the names and shapes of

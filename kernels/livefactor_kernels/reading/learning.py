@@ -26,6 +26,7 @@ from livefactor_kernels.reading import (
 )
 from livefactor_kernels.reading.newcomers import Newcomers
 from livefactor_kernels.reading.remembered import Source
+from livefactor_kernels.simd.memory import reserve_shared
 from livefactor_kernels.solve import GRAM
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
@@ -76,7 +77,9 @@ class Mixer:
     def __init__(self, spec: ModelSpec, arithmetic: Arithmetic) -> None:
         self._spec, self._arithmetic = spec, arithmetic
         self._key = domain_key(spec.seed, MIX_DOMAIN)
-        self._mix, self._events, self._kinds = initial(spec), 0, kinds_of(spec)
+        first = initial(spec)
+        self._mix, self._events, self._kinds = reserve_shared(first.shape, first.dtype), 0, kinds_of(spec)
+        self._mix[:] = first
         self._newcomers = Newcomers(arithmetic) if spec.embeddings.dimension or spec.features.size else None
 
     def sections(self) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from livefactor_kernels.history import DECAY_STEPS, decays
 from livefactor_kernels.numbers.lanes import address_of
-from livefactor_kernels.pins import Pin
+from livefactor_kernels.pins import View
 from livefactor_kernels.reading import MIX, remembered
 from livefactor_kernels.reading.cpu_counts import CountReader
 from livefactor_kernels.reading.cpu_counts import Lists as ItemLists
@@ -101,7 +101,13 @@ class Persons:
         return np.concatenate(lists), np.concatenate([[0], np.cumsum([part.size for part in lists])])
 
     def top_k(
-        self, pin: Pin, keys: np.ndarray, k: int, common: np.ndarray, own: np.ndarray, own_offsets: np.ndarray
+        self,
+        pin: View,
+        keys: np.ndarray,
+        k: int,
+        common: np.ndarray,
+        own: np.ndarray,
+        own_offsets: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The exact top-k lists with the gains from counts; see `pins.Pin.top_k`.
 

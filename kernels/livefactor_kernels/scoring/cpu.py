@@ -42,7 +42,7 @@ from livefactor_kernels.scoring.cpu_kernels import (
 )
 from livefactor_kernels.spec.model import FactorDtype, Limits, ModelSpec
 from livefactor_kernels.tables import ITEMS
-from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.cpu import RowReader, Table
 
 MANY_USERS = 4
 """From so many users on, the matrix product is faster (benchmarks/speed/reads.py)."""
@@ -82,7 +82,7 @@ class PinView(Protocol):
 # ---------------------------------------------------------------- gathering and scoring
 
 
-def gather(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gather(table: RowReader, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Factors float32[n, kp] and biases float32[n] of rows uint32[n]. They are zeros for `NO_ROW`.
 
     It reads the present values. The caller holds the gate, or corrects them (`gather_pinned`).
@@ -93,7 +93,9 @@ def gather(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return out, bias
 
 
-def gather_pinned(pin: PinView, side: int, table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gather_pinned(
+    pin: PinView, side: int, table: RowReader, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """`gather` for the rows of one side as of the pin, without the gate."""
     out, bias = gather(table, rows)
     changed, factors, changed_bias = pin.copies(side)
@@ -229,7 +231,7 @@ class _Query:
     """A checked query: aligned factors, bases = mu + b_u, k <= count, ascending exclusions."""
 
     pin: PinView
-    items: Table
+    items: RowReader
     factors: np.ndarray
     bases: np.ndarray
     count: int
@@ -243,7 +245,7 @@ class _Query:
 
 
 def top_k(
-    pin: PinView, items: Table, user_factors: np.ndarray, user_bias: np.ndarray, k: int,
+    pin: PinView, items: RowReader, user_factors: np.ndarray, user_bias: np.ndarray, k: int,
     excluded_rows: np.ndarray | None = None, own_excluded_rows: np.ndarray | None = None,
     own_offsets: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
@@ -290,7 +292,7 @@ def _results(query: _Query) -> Iterator[_Result]:
 
 
 def _checked(
-    pin: PinView, items: Table, user_factors: np.ndarray, user_bias: np.ndarray, k: int,
+    pin: PinView, items: RowReader, user_factors: np.ndarray, user_bias: np.ndarray, k: int,
     excluded_rows: np.ndarray | None, own_excluded_rows: np.ndarray | None, own_offsets: np.ndarray | None,
 ) -> _Query:  # fmt: skip
     kp = items.factors.shape[1]

@@ -23,12 +23,12 @@ import numpy as np
 ADDRESS = 1 << 44
 """Linux places nothing here by itself: programs lie above, and what it maps lies far above."""
 
-BYTES = 1 << 45
+BYTES = 1 << 46
 """Size of the address space. It takes memory only where something is written."""
 
 _PAGE = mmap.PAGESIZE
 _MAP_FIXED_NOREPLACE, _MAP_NORESERVE = 0x100000, 0x4000
-_MADV_REMOVE = 9
+_MADV_REMOVE, _MADV_HUGEPAGE, _MADV_NOHUGEPAGE = 9, 14, 15
 _FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,11 +75,11 @@ class Arena:
         self._lock, self._next = Lock(), ADDRESS
 
     def reserve(
-        self, shape: tuple[int, ...], dtype: str | type | np.dtype, is_kept: bool = False
+        self, shape: tuple[int, ...], dtype: str | type | np.dtype, is_kept: bool = False, huge: bool = True
     ) -> np.ndarray | None:
         """A zeroed, page-aligned array, or None if the arena has no addresses left.
 
-        Its memory is freed with the array, unless `is_kept`.
+        Its memory is freed with the array, unless `is_kept`. It asks for huge pages, if `huge`.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         whole = max(_PAGE, -(-size // _PAGE) * _PAGE)
@@ -88,7 +88,7 @@ class Arena:
             if address + whole > ADDRESS + BYTES:
                 return None
             self._next += whole
-        _libc.madvise(address, whole, getattr(mmap, "MADV_HUGEPAGE", 14))
+        _libc.madvise(address, whole, _MADV_HUGEPAGE if huge else _MADV_NOHUGEPAGE)
         block = _Block(address, size)
         if not is_kept:
             weakref.finalize(block, _free, address, whole).atexit = False

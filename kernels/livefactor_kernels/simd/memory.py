@@ -44,9 +44,11 @@ def reserve(shape: tuple[int, ...], dtype: str | type | np.dtype, huge: bool = T
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
-def reserve_shared(shape: tuple[int, ...], dtype: str | type | np.dtype, is_kept: bool = False) -> np.ndarray:
+def reserve_shared(
+    shape: tuple[int, ...], dtype: str | type | np.dtype, is_kept: bool = False, huge: bool = True
+) -> np.ndarray:
     """As `reserve`, in the arena if there is one and it has addresses left. Other processes can
     read it there (`simd/arena.py`). With `is_kept` its memory there is never freed.
     """
-    shared = _arena.reserve(shape, dtype, is_kept) if _arena is not None else None
-    return reserve(shape, dtype) if shared is None else shared
+    shared = _arena.reserve(shape, dtype, is_kept, huge) if _arena is not None else None
+    return reserve(shape, dtype, huge) if shared is None else shared

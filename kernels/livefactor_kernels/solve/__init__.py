@@ -62,6 +62,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from livefactor_kernels.simd.memory import reserve_shared
 from livefactor_kernels.spec.model import LANES, MAX_UNOBSERVED, USERS, Loss, ModelSpec
 from livefactor_kernels.tables.start import Begun, Start
 from livefactor_kernels.update import UpdateRun
@@ -114,7 +115,7 @@ class Unobserved:
     def __init__(self, spec: ModelSpec) -> None:
         self._constant = np.float32(spec.solve.unobserved)
         self._density = float(np.float32(spec.solve.unobserved_density))
-        self._section, self._events = np.zeros(1), 0
+        self._section, self._events = reserve_shared((1,), np.float64), 0
         self._start_events = float(np.float32(spec.solve.start_events))
         self._started = np.zeros(1)
         self.weighs = bool(self._constant or self._density)

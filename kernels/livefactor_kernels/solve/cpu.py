@@ -12,6 +12,7 @@ import numpy as np
 
 from livefactor_kernels.history.cpu import Columns, Recorder
 from livefactor_kernels.simd.helper import Helper
+from livefactor_kernels.simd.memory import reserve_shared
 from livefactor_kernels.solve import GRAM, SolveRates, Unobserved, begin_rows
 from livefactor_kernels.solve.cpu_records import (
     AT_FOUND,
@@ -56,7 +57,7 @@ class Solver:
         """Compiles the kernels, or loads them from Numba's cache."""
         self._prior = prior
         self._recorder, self._unobserved, self._helper = recorder, Unobserved(spec), Helper("counts")
-        self._gram, self.gram = Gram.of(spec), np.zeros((2, spec.k + 1, spec.k + 1))
+        self._gram, self.gram = Gram.of(spec), reserve_shared((2, spec.k + 1, spec.k + 1), np.float64)
         self._touched_items = Touched.of(spec, items, prior is not None)
         self._state = (
             Side.of(users),

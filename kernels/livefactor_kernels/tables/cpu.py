@@ -11,28 +11,90 @@ from livefactor_kernels.numbers.random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN,
 from livefactor_kernels.optimizers import initial_state, optimizer_sections
 from livefactor_kernels.simd.memory import reserve, reserve_shared
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec
-from livefactor_kernels.tables import RINGS, history_sections, read_rows, ring_length, row_sections, unpadded
+from livefactor_kernels.tables import (
+    RINGS,
+    STARTS,
+    history_sections,
+    read_rows,
+    ring_length,
+    row_sections,
+    unpadded,
+)
 from livefactor_kernels.tables.keys import RowKeys
-from livefactor_kernels.tables.pages import Pages, Places
+from livefactor_kernels.tables.pages import PageReader, Pages, Places
+from livefactor_kernels.tables.recent import Recent
 
-ANSWERING = ("factors", "bias")
-"""Sections from which the scores of candidates are computed without histories."""
+ANSWERING = (
+    "factors", "bias", "seen_count", "visits", "neighbor_rows", "neighbor_counts", *STARTS, "bagged", "embedding",
+)  # fmt: skip
+"""Sections from which scores are computed. Those of events (`RINGS`) lie in pages."""
 
 _NO_COUNTS = np.empty(0, np.uint32)
 
 
-class Table(RowKeys):
-    """The rows of one side of a model in host memory.
+class RowReader:
+    """Reads the rows of one side, also of another process (`tables/shared.py`).
 
     Attributes:
         keys: uint64[cap].
         factors: [cap, k_padded] of dtype float32, float16, or uint16 (the bits of bfloat16).
             Columns from k on are 0.
         bias: float32[cap].
-        state: float32 arrays [cap, ...] of `optimizers.optimizer_sections`, by name.
-        history: arrays [cap, ...] of `history_sections` without the rings, by name.
         pages: the rings, None without histories.
         ring_names: names of the sections that are rings.
+    """
+
+    spec: ModelSpec
+    side: int
+    keys: np.ndarray
+    factors: np.ndarray
+    bias: np.ndarray
+    pages: PageReader | None
+    ring_names: tuple[str, ...]
+    _arrays: dict[str, np.ndarray]
+
+    def places(self, seen: np.ndarray, short: bool = False) -> Places:
+        """The places of rows that have had `seen` uint32[n] events, in their form outside.
+
+        If `short`, rows have as many places as the longest row has events.
+        """
+        counts = np.minimum(seen, np.uint32(ring_length(self.spec, self.side)))
+        if short:
+            return Places.dense(counts, int(counts.max(initial=0)))
+        if self.spec.history.paged:
+            return Places.end_to_end(counts)
+        return Places.dense(counts, ring_length(self.spec, self.side))
+
+    def read(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """See `backend.Backend.read`."""
+        plain = self.read_plain(rows, names)
+        rings = [name for name in names if name in self.ring_names]
+        if self.pages is None or not rings:
+            return plain
+        seen = plain.get("seen_count")
+        if seen is None:
+            seen = self.read_plain(rows, ("seen_count",))["seen_count"]
+        places = self.places(seen, short=True)
+        columns = self.pages.read(rows, rings, places)
+        return plain | {name: column.reshape(places.shape) for name, column in columns.items()}
+
+    def recent(self, rows: np.ndarray, most: int) -> Recent:
+        """See `backend.Backend.recent`."""
+        assert self.pages is not None
+        return self.pages.newest(rows, self.read_plain(rows, ("seen_count",))["seen_count"], most)
+
+    def read_plain(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `read`, without events."""
+        plain = [name for name in names if name not in self.ring_names]
+        return read_rows(self._arrays, rows, plain, self.spec.k)
+
+
+class Table(RowKeys, RowReader):
+    """The rows of one side of a model in host memory.
+
+    Attributes:
+        state: float32 arrays [cap, ...] of `optimizers.optimizer_sections`, by name.
+        history: arrays [cap, ...] of `history_sections` without the rings, by name.
         allocated: number of allocated rows, which may exceed the number of published rows.
     """
 
@@ -44,7 +106,7 @@ class Table(RowKeys):
         """
         super().__init__(spec, side)
         self._arrays = {
-            name: (reserve_shared if self.is_shared and name in ANSWERING else reserve)(
+            name: (reserve_shared if name in ANSWERING else reserve)(
                 (self.capacity, *section.shape), section.dtype
             )
             for name, section in row_sections(spec, side).items()
@@ -56,7 +118,7 @@ class Table(RowKeys):
         self.history = {name: self._arrays[name] for name in history if name not in RINGS}
         self.ring_names = tuple(name for name in history if name in RINGS)
         seen = self.history.get("seen_count")
-        self.pages = None if seen is None else Pages(spec, side, seen)
+        self.pages: Pages | None = None if seen is None else Pages(spec, side, seen)
 
     def padded(self) -> dict[str, np.ndarray]:
         """All arrays that an event may change, by name, with padding."""
@@ -113,18 +175,6 @@ class Table(RowKeys):
         arrays = {"keys": self.keys, **self._arrays}
         return {name: unpadded(name, array[start:stop], self.spec.k) for name, array in arrays.items()}
 
-    def places(self, seen: np.ndarray, short: bool = False) -> Places:
-        """The places of rows that have had `seen` uint32[n] events, in their form outside.
-
-        If `short`, rows have as many places as the longest row has events.
-        """
-        counts = np.minimum(seen, np.uint32(ring_length(self.spec, self.side)))
-        if short:
-            return Places.dense(counts, int(counts.max(initial=0)))
-        if self.spec.history.paged:
-            return Places.end_to_end(counts)
-        return Places.dense(counts, ring_length(self.spec, self.side))
-
     def events(self, rows: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
         """The sections of events of rows uint32[n] that had had `seen` uint32[n] events."""
         if self.pages is None:
@@ -132,24 +182,6 @@ class Table(RowKeys):
         places = self.places(seen)
         columns = self.pages.read(rows, self.ring_names, places)
         return {name: column.reshape(places.shape) for name, column in columns.items()}
-
-    def read(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """See `backend.Backend.read`."""
-        plain = self.read_plain(rows, names)
-        rings = [name for name in names if name in self.ring_names]
-        if self.pages is None or not rings:
-            return plain
-        seen = plain.get("seen_count")
-        if seen is None:
-            seen = self.read_plain(rows, ("seen_count",))["seen_count"]
-        places = self.places(seen, short=True)
-        columns = self.pages.read(rows, rings, places)
-        return plain | {name: column.reshape(places.shape) for name, column in columns.items()}
-
-    def read_plain(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `read`, without events."""
-        plain = [name for name in names if name not in self.ring_names]
-        return read_rows(self._arrays, rows, plain, self.spec.k)
 
     def load_sections(self, sections: dict[str, np.ndarray], count: int) -> None:
         """Fills an empty table with `count` rows, and rebuilds its map.

@@ -47,6 +47,10 @@ _LOOKS = np.uint64(512)
 """Number of times that `Head.wait` looks at the version: about 20 microseconds."""
 
 
+class Changed(Exception):
+    """Rows have changed while they were read."""
+
+
 class HeadReader:
     """The head of a model as readers see it, also those of another process. Any thread may call its
     methods.
@@ -64,6 +68,31 @@ class HeadReader:
     def revision(self) -> int:
         """The published revision."""
         return int(_load_kernel(self.address + REVISION))
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of published rows of users and of items."""
+        return int(_load_kernel(self.address + USER_COUNT)), int(_load_kernel(self.address + ITEM_COUNT))
+
+    def version(self) -> int:
+        """The version at the begin of a read.
+
+        Raises:
+            Changed: rows are being changed.
+        """
+        version = int(_load_kernel(self.address))
+        if version & 1:
+            raise Changed
+        return version
+
+    def check(self, version: int) -> None:
+        """Ends a read that began at a version.
+
+        Raises:
+            Changed: rows have changed since then, so what was read may be anything.
+        """
+        if not _check_kernel(self.address, np.uint64(version)):
+            raise Changed
 
     @property
     def is_in_force(self) -> bool:
@@ -140,6 +169,11 @@ def _close_kernel(head: Any, revision: Any, user_count: Any, item_count: Any) ->
 @compiled(nogil=False)
 def _load_kernel(address: Any) -> Any:
     return load_acquire(address)
+
+
+@compiled(nogil=False)
+def _check_kernel(address: Any, version: Any) -> Any:
+    return is_unchanged(address, version)
 
 
 @compiled(nogil=False)

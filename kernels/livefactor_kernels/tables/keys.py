@@ -6,7 +6,7 @@ import secrets
 
 import numpy as np
 
-from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.simd.memory import reserve_shared
 from livefactor_kernels.spec.model import USERS, ModelSpec
 from livefactor_kernels.tables import NO_ROW, check_sections
 from livefactor_kernels.tables.keymap import KeyMap
@@ -20,7 +20,6 @@ class RowKeys:
     Attributes:
         keys: uint64[cap], by row.
         allocated: number of allocated rows, which may exceed the number of published rows.
-        is_shared: whether other processes may read the rows, if this process has an arena.
     """
 
     def __init__(self, spec: ModelSpec, side: int) -> None:
@@ -30,17 +29,15 @@ class RowKeys:
             MemoryError, OSError: the system refuses the address space.
         """
         self.spec, self.side = spec, side
-        # Only such models are read by other processes.
-        self.is_shared = not spec.history.users
         self.capacity = spec.limits.users_max if side == USERS else spec.limits.items_max
-        self.keys = reserve((self.capacity,), np.uint64)
+        self.keys = reserve_shared((self.capacity,), np.uint64)
         self.keymap = self._new_keymap()
         self.allocated = 0
 
     def _new_keymap(self) -> KeyMap:
         # Slots are not part of the state of a model. With a secret seed nobody can choose keys that
         # collide.
-        return KeyMap(secrets.randbits(64), self.is_shared)
+        return KeyMap(secrets.randbits(64), shared=True)
 
     def allocate(self, keys: np.ndarray) -> np.ndarray:
         """Rows uint32[n] of `keys` uint64[n]. New keys get the next rows in order of first

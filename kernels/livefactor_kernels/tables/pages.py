@@ -27,7 +27,7 @@ import numpy as np
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import address_of, bits_of, real_of, store_u32
 from livefactor_kernels.numbers.parts import inlined
-from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.simd.memory import reserve, reserve_shared
 from livefactor_kernels.simd.steps import word
 from livefactor_kernels.spec.model import USERS, ModelSpec
 from livefactor_kernels.tables import NO_ROW, RINGS, ring_length
@@ -83,8 +83,38 @@ class Places(NamedTuple):
         column[(self.starts[rows, None] + at)[exist]] = events[exist]
 
 
-class Pages:
-    """The pages of one side.
+class PageReader:
+    """Reads the pages of one side, also of another process (`tables/shared.py`).
+
+    Attributes:
+        fields: `Memory`, uint64[11]; the argument of kernels.
+    """
+
+    def __init__(self, fields: np.ndarray) -> None:
+        self.fields = fields
+
+    def read(self, rows: np.ndarray, names: Iterable[str], places: Places) -> dict[str, np.ndarray]:
+        """The events of rows uint32[n], for those of `names` that are in `RINGS`: one-dimensional.
+
+        Rows that are `NO_ROW` have no events.
+        """
+        wanted = set(names)
+        columns = [
+            np.zeros(places.size if name in wanted else 0, dtype)
+            for name, dtype in zip(RINGS, _TYPES, strict=True)
+        ]
+        _read_kernel(self.fields, rows, places.counts, places.starts, *columns)
+        return {name: column for name, column in zip(RINGS, columns, strict=True) if name in wanted}
+
+    def newest(self, rows: np.ndarray, seen: np.ndarray, most: int) -> Recent:
+        """The last `most` events of rows uint32[n] that had had `seen` uint32[n] events."""
+        found = Recent.of(len(rows), most)
+        _newest_kernel(self.fields, rows, seen, np.uint64(most), *found)
+        return found
+
+
+class Pages(PageReader):
+    """The pages of one side. Other processes can read those from which scores are computed.
 
     Attributes:
         rows: rows of the other side, uint32[events].
@@ -97,7 +127,6 @@ class Pages:
         seen: number of events of a row so far, uint32[cap].
         marks: number of touched units of values and of weights, and of granules in use, uint32[3].
         length: H, 0 without rings.
-        fields: `Memory`, uint64[11]; the argument of kernels.
     """
 
     def __init__(self, spec: ModelSpec, side: int, seen: np.ndarray) -> None:
@@ -109,24 +138,29 @@ class Pages:
         rows = len(seen) if self.length else 0
         units = -(-min(rows * self.length, POOL_EVENTS_MAX) // 1024)
         events = units * 1024
-        self.rows = reserve((events,), np.uint32)
-        self.visits = reserve((events if side == USERS else 0,), np.uint32)
-        self.floats = reserve((2, events), np.uint32, huge=False)
+        take = reserve_shared if side == USERS or spec.mix.neighbors else reserve
+        self.rows = take((events,), np.uint32)
+        self.visits = take((events if side == USERS else 0,), np.uint32)
+        self.floats = take((2, events), np.uint32, huge=False)
         self.touched = reserve((2, units), np.uint32, huge=False)
-        self.links = reserve((events // GRANULE, 2), np.uint32)
-        self.ends = reserve((rows, 2), np.uint32)
+        self.links = take((events // GRANULE, 2), np.uint32)
+        self.ends = take((rows, 2), np.uint32)
         self.marks = np.zeros(3, np.uint32)
-        self.fields = np.array(
-            [
-                address_of(self.rows),
-                address_of(self.visits) if self.visits.size else 0,
-                *(address_of(column) for column in self.floats),
-                *(address_of(column) for column in self.touched),
-                *(address_of(array) for array in (self.links, self.ends, self.seen, self.marks)),
-                self.length,
-            ],
-            np.uint64,
-        )
+        fields = [
+            address_of(self.rows),
+            address_of(self.visits) if self.visits.size else 0,
+            *(address_of(column) for column in self.floats),
+            *(address_of(column) for column in self.touched),
+            *(address_of(array) for array in (self.links, self.ends, self.seen, self.marks)),
+            self.length,
+        ]
+        super().__init__(take((len(fields),), np.uint64))
+        self.fields[:] = fields
+
+    @property
+    def read_arrays(self) -> tuple[np.ndarray, ...]:
+        """The arrays that `read` needs, beside `seen`."""
+        return self.fields, self.rows, self.visits, self.floats, self.links, self.ends
 
     @property
     def nbytes(self) -> int:
@@ -144,19 +178,6 @@ class Pages:
         if int(self.marks[2]) * GRANULE + 64 * events > self.rows.size >= POOL_EVENTS_MAX:
             raise MemoryError(f"histories of one side: at most {POOL_EVENTS_MAX} events")
 
-    def read(self, rows: np.ndarray, names: Iterable[str], places: Places) -> dict[str, np.ndarray]:
-        """The events of rows uint32[n], for those of `names` that are in `RINGS`: one-dimensional.
-
-        Rows that are `NO_ROW` have no events.
-        """
-        wanted = set(names)
-        columns = [
-            np.zeros(places.size if name in wanted else 0, dtype)
-            for name, dtype in zip(RINGS, _TYPES, strict=True)
-        ]
-        _read_kernel(self.fields, rows, places.counts, places.starts, *columns)
-        return {name: column for name, column in zip(RINGS, columns, strict=True) if name in wanted}
-
     def fill(self, sections: dict[str, np.ndarray], places: Places) -> None:
         """Writes the sections of the first rows to empty pages. `seen` is set before."""
         if self.length:
@@ -170,12 +191,6 @@ class Pages:
         """The rows of the last `most` events of each of `rows`, uint32[any]."""
         out = np.empty(len(rows) * most, np.uint32)
         return out[: int(_recent_kernel(self.fields, rows, np.uint64(most), out))]
-
-    def newest(self, rows: np.ndarray, seen: np.ndarray, most: int) -> Recent:
-        """The last `most` events of rows uint32[n] that had had `seen` uint32[n] events."""
-        found = Recent.of(len(rows), most)
-        _newest_kernel(self.fields, rows, seen, np.uint64(most), *found)
-        return found
 
 
 class Memory(NamedTuple):

@@ -43,6 +43,7 @@ def skip_columns(state: ModelState, records: Columns) -> None:
     """Passes interactions records that the state skips (`history/rollback.py`)."""
     last = records.revision + len(records) - 1
     state.backend.advance(last)
+    state.marks.publish()
     _settle(state, records)
     state.revision, state.log_hash = last, records.hashes[-1].tobytes()
 

@@ -8,6 +8,10 @@
 A change costs its own size, however many marks there are. Places that are not used are dropped when
 they outnumber the marks. The order of the marks in memory depends on the history. A snapshot has
 the ids in ascending order, so equal marks have equal bytes.
+
+Other processes read the bits, if the process has an arena (`simd/arena.py`). The marks have a head
+of their own, because they change after the rows: its version is odd while bits change. Its revision
+is the one whose marks the bits are, and its first count is the number of changes so far.
 """
 
 from __future__ import annotations
@@ -17,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from livefactor_kernels.backend import Backend, RowTable
-from livefactor_kernels.simd.memory import reserve
+from livefactor_kernels.simd.memory import is_sharing, reserve_shared
 from livefactor_kernels.tables import ITEMS, NO_ROW
+from livefactor_kernels.tables.head import Changed, Head, HeadReader
 from livefactor_kernels.tables.keymap import KeyMap
 
 UNKNOWN_MARK_BYTES = 72
@@ -111,7 +116,9 @@ class Marks:
 
     def __init__(self, backend: Backend) -> None:
         self._backend, self._items = backend, backend.items
-        self._bits = reserve((backend.items.capacity // 8 + 1,), np.uint8)
+        self._bits = reserve_shared((backend.items.capacity // 8 + 1,), np.uint8)
+        self._head = Head() if is_sharing() else None
+        self._changes = 0
         self._seen: np.ndarray | None = None
         self._unknown: _Unknown | None = None
         self._published = backend.published[ITEMS]
@@ -152,10 +159,20 @@ class Marks:
             self._unknown.remove(ids)
             self._compact()
 
+    @property
+    def shared(self) -> dict[str, np.ndarray]:
+        """What `SharedMarks` reads, by name; nothing without an arena."""
+        return {} if self._head is None else {"head": self._head.words, "bits": self._bits}
+
     def publish(self) -> None:
-        """Moves the marks of unknown ids to the rows of items that are published since the last
-        call.
+        """Follows a new revision of the backend: moves the marks of unknown ids to the rows of
+        items that are published since the last call.
         """
+        self._move()
+        if self._head is not None:
+            self._head.close(self._backend.revision, self._changes, self._published)
+
+    def _move(self) -> None:
         start, self._published = self._published, self._backend.published[ITEMS]
         if self._unknown is None or start == self._published:
             return
@@ -165,6 +182,9 @@ class Marks:
             self._compact()
 
     def _set(self, rows: np.ndarray, value: bool) -> None:
+        if self._head is not None:
+            self._head.open()
+        self._changes += 1
         places, bits = rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8)
         if value:
             np.bitwise_or.at(self._bits, places, bits)
@@ -204,6 +224,33 @@ class Marks:
         """
         self._published = self._backend.published[ITEMS]
         self.put(np.array(ids, np.uint64), available=False)
+        self.publish()
+
+
+class SharedMarks:
+    """The marks of a model of another process. Any thread may call it."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        """`arrays` are those of `Marks.shared`."""
+        self._head, self._bits = HeadReader(arrays["head"]), arrays["bits"]
+        self._seen: tuple[int, np.ndarray] = -1, np.empty(0, np.uint8)
+
+    def bits(self, revision: int) -> np.ndarray:
+        """As `Marks.bits`, at a revision.
+
+        Raises:
+            Changed: the marks are those of another revision.
+        """
+        version = self._head.version()
+        changes, published = self._head.counts
+        if self._head.revision != revision:
+            raise Changed
+        seen = self._seen
+        if seen[0] != changes:
+            seen = changes, self._bits[: (published + 7) // 8].copy()
+        self._head.check(version)
+        self._seen = seen
+        return seen[1]
 
 
 def rows_of(bits: np.ndarray) -> np.ndarray:

@@ -11,6 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from livefactor_kernels.simd.memory import is_sharing
+from livefactor_server.model.shared_labels import SharingLabels
+
 ENTRY_BYTES = 200
 """Approximate memory of an entry without its text, in bytes.
 
@@ -46,7 +49,9 @@ class FrozenLabels:
 class Labels:
     """Labels of one side. The APPLY stage writes them. Any thread may call `get`."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool = False) -> None:
+        """No labels. With `shared` other processes read them, if this process has an arena."""
+        self._sharing = SharingLabels() if shared and is_sharing() else None
         self._names: dict[int, str] = {}
         self._entries: list[tuple[int, str]] = []
         # Approximate memory.
@@ -71,8 +76,15 @@ class Labels:
                 self._names[key] = text
             else:
                 self._names.pop(key, None)
+        if self._sharing is not None:
+            self._sharing.put(dict(zip(keys.tolist(), labels, strict=True)))
         if len(self._entries) > 2 * len(self._names) + 1024:
             self._compact()
+
+    @property
+    def shared(self) -> dict[str, np.ndarray]:
+        """What `shared_labels.SharedLabels` reads, by name; nothing if it can read nothing."""
+        return {} if self._sharing is None else self._sharing.arrays
 
     def _compact(self) -> None:
         # It makes another list, because frozen labels use the present one.
@@ -91,4 +103,6 @@ class Labels:
         ends = arrays["offsets"].tolist()
         names = [text[start:end].decode() for start, end in pairwise(ends)]
         self._names = dict(zip(arrays["keys"].tolist(), names, strict=True))
+        if self._sharing is not None:
+            self._sharing.put(self._names)
         self._compact()

@@ -99,7 +99,7 @@ class ModelState:
     log_hash: bytes = b""
     events: int = 0
     producers: ProducerTable = field(default_factory=ProducerTable)
-    labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels(shared=True)))
     features: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
     skipped: tuple[tuple[int, int], ...] = ()
     erasures: tuple[tuple[int, Any], ...] = ()

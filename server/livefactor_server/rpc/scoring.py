@@ -5,7 +5,7 @@ from __future__ import annotations
 from livefactor.v1 import scoring_pb2
 from livefactor.wire.limits import EXPLAINED_MAX, MESSAGE_BYTES_MAX, over
 from livefactor.wire.scoring import encode_score_response
-from livefactor_server.engine.readers import Allowance
+from livefactor_server.engine.answering.answers import Allowance
 from livefactor_server.engine.short_reads import model_of
 from livefactor_server.hosting import explaining
 from livefactor_server.hosting.explaining import Question

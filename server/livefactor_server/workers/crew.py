@@ -15,7 +15,8 @@ from pathlib import Path
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.simd import memory
 from livefactor_kernels.simd.arena import arena_of_process
-from livefactor_server.engine import short_reads
+from livefactor_kernels.tables import ITEMS
+from livefactor_kernels.tables.shared import places_of
 from livefactor_server.hosting.host import Hosted, Hosting
 from livefactor_server.rpc import binding
 from livefactor_server.rpc.server import PortInUse
@@ -204,12 +205,18 @@ def _count(report: Report) -> None:
 def entry_of(hosted: Hosted) -> ModelEntry | None:
     """What workers must know of a model, or None if they cannot answer from it."""
     state = hosted.engine.state
-    backend = state.backend
-    places = backend.places() if isinstance(backend, CpuModel) else None
-    if places is None:
+    backend, marks, labels = state.backend, state.marks.shared, state.labels[ITEMS].shared
+    # The head notes which answers come from a challenger, and which do not.
+    if not isinstance(backend, CpuModel) or not marks or not labels or hosted.sharing is not None:
         return None
-    is_short = short_reads.is_answered(state.spec)
-    return ModelEntry(hosted.name, state.lineage.hex, state.spec_id, is_short, places)
+    parts = {"marks": marks, "labels": labels}
+    beside = places_of(
+        {f"{part}.{name}": array for part, own in parts.items() for name, array in own.items()}
+    )
+    places = backend.places()
+    if places is None or beside is None:
+        return None
+    return ModelEntry(hosted.name, state.lineage.hex, state.spec_id, state.spec_body.hex(), places + beside)
 
 
 def _take(host: str, port: int) -> tuple[list[socket.socket], int]:

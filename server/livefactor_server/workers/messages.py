@@ -80,14 +80,14 @@ class ModelEntry:
         name: its name.
         lineage: 32 hex digits.
         spec_id: the spec in force, 16 hex digits.
-        is_short: whether `engine.short_reads` answers its usual messages.
+        spec: the logged bytes of the spec, in hex digits.
         places: where it lies in the arena.
     """
 
     name: str
     lineage: str
     spec_id: str
-    is_short: bool
+    spec: str
     places: Places
 
 
@@ -140,8 +140,10 @@ class Report:
 
 
 def _model(given: dict[str, Any]) -> ModelEntry:
-    head, sums, users, items = given.pop("places")
-    return ModelEntry(**given, places=Places(head, sums, Place(*users), Place(*items)))
+    places = [
+        Place(name, address, tuple(shape), dtype) for name, address, shape, dtype in given.pop("places")
+    ]
+    return ModelEntry(**given, places=tuple(places))
 
 
 def _line(content: Any) -> bytes:

@@ -13,12 +13,14 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
+from queue import SimpleQueue
 
 from livefactor_kernels.simd import arena
 from livefactor_server.rpc.server import limit_libraries, raise_file_limit
 from livefactor_server.telemetry.durations import CALL_SECONDS
 from livefactor_server.telemetry.lines import set_up_logging
-from livefactor_server.workers.messages import Order, Report, Setup
+from livefactor_server.workers.messages import ModelEntry, Order, Report, Setup
 from livefactor_server.workers.metrics import counts
 from livefactor_server.workers.models import Models
 from livefactor_server.workers.server import WorkerServer
@@ -61,16 +63,32 @@ def run(control: socket.socket, arena_file: int) -> int:
     server = WorkerServer(setup, models)
     reports.send(is_first=True)
     threading.Thread(target=_report, args=(reports,), name="reports", daemon=True).start()
+    orders: SimpleQueue[Sequence[ModelEntry]] = SimpleQueue()
+    threading.Thread(target=_follow, args=(models, orders), name="models", daemon=True).start()
     for line in lines:
         order = Order.from_line(line)
         if order.models is not None:
-            models.replace(order.models)
+            orders.put(order.models)
         if order.stop_s is not None:
             server.stop(order.stop_s)
             reports.send()
             return 0
     # The head is gone.
     return 1
+
+
+def _follow(models: Models, orders: SimpleQueue[Sequence[ModelEntry]]) -> None:
+    """Carries out the newest of the orders. The socket stays empty while kernels are loaded."""
+    try:
+        while True:
+            entries = orders.get()
+            while not orders.empty():
+                entries = orders.get()
+            models.replace(entries)
+    except Exception:
+        logger.exception("score worker")
+        logging.shutdown()
+        os._exit(1)
 
 
 def _report(reports: Reports) -> None:

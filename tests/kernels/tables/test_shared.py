@@ -15,8 +15,9 @@ from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.scoring.cpu_candidates import CandidateReader
 from livefactor_kernels.simd import arena, memory
 from livefactor_kernels.spec.model import History, Limits, ModelSpec
-from livefactor_kernels.tables.shared import Place, Places, model_at
+from livefactor_kernels.tables.shared import Place, Places, SharedModel, arrays_at
 
+SPEC = ModelSpec(k=16, init_scale=0.0, limits=Limits(users_max=8, items_max=1 << 16))
 ITEMS_FIRST, ITEMS_LAST = 40, 40_000
 SECONDS = 1.0
 
@@ -25,20 +26,24 @@ import json, sys
 sys.path[:0] = json.loads(sys.argv[2])
 import numpy as np
 from livefactor_kernels.simd import arena
-from test_shared import places_from, reads
+from test_shared import candidates, places_from, reads
 arena.attach(int(sys.argv[1]))
 places = places_from(json.loads(sys.stdin.readline()))
 print("ready", flush=True)
 for line in sys.stdin:
     if line == "write\\n":
-        arena.view(places.users.bias, (1,), np.float32)[0] = 1
+        candidates(places)[0].users.bias[0] = 1
     print(json.dumps(reads(places, float(line))), flush=True)
 """
 
 
 def places_from(given: list) -> Places:
-    head, sums, users, items = given
-    return Places(head, sums, Place(*users), Place(*items))
+    return tuple(Place(name, address, tuple(shape), dtype) for name, address, shape, dtype in given)
+
+
+def candidates(places: Places) -> tuple[SharedModel, CandidateReader]:
+    model = SharedModel(SPEC, arrays_at(places))
+    return model, CandidateReader(model.head, model.state["mean"], model.users, model.items)
 
 
 def reads(places: Places, seconds: float) -> dict[str, int]:
@@ -46,8 +51,7 @@ def reads(places: Places, seconds: float) -> dict[str, int]:
 
     At revision r the biases of all users and items are r, and there are min(r, last) items.
     """
-    model = model_at(places)
-    reader = CandidateReader(*model)
+    model, reader = candidates(places)
     users, items = np.arange(4, dtype=np.uint64), np.arange(ITEMS_LAST, dtype=np.uint64)[::17].copy()
     counted = dict.fromkeys(("answers", "wrong", "last", "withdrawn"), 0)
     end = time.monotonic() + seconds
@@ -71,7 +75,7 @@ class Writer:
     """A model whose biases all are its revision."""
 
     def __init__(self) -> None:
-        self.model = CpuModel(ModelSpec(k=16, init_scale=0.0, limits=Limits(users_max=8, items_max=1 << 16)))
+        self.model = CpuModel(SPEC)
         self.model.users.allocate(np.arange(4, dtype=np.uint64))
 
     def write(self, revision: int) -> None:
@@ -155,20 +159,20 @@ def test_another_process_reads_one_revision_while_tables_change_and_grow(shared:
         assert reader.close() == -11, "a process that writes to the tables of another one ends"
 
 
-def test_a_model_with_histories_and_one_without_an_arena_are_not_shared(shared: int) -> None:
-    spec = ModelSpec(limits=Limits(users_max=8, items_max=8))
-    assert CpuModel(ModelSpec(limits=spec.limits, history=History(users=16))).places() is None
+def test_a_model_without_an_arena_is_not_shared(shared: int) -> None:
+    spec = ModelSpec(limits=Limits(users_max=8, items_max=8), history=History(users=16))
+    assert CpuModel(spec).places() is not None
     memory.share_from(None)
     assert CpuModel(spec).places() is None
 
 
 def test_a_map_without_addresses_left_is_read_no_more(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = CpuModel(ModelSpec(limits=Limits(users_max=8, items_max=1 << 16)))
+    model = CpuModel(SPEC)
     places = model.places()
     assert places is not None
     model.items.allocate(np.arange(100, dtype=np.uint64))
     model.advance(1, 0, 100)
-    reader = CandidateReader(*model_at(places))
+    reader = candidates(places)[1]
     nobody, some = np.zeros(1, np.uint64), np.arange(3, dtype=np.uint64)
     assert reader.read(nobody, some, None) is not None
     monkeypatch.setattr(arena.Arena, "reserve", lambda *_: None)

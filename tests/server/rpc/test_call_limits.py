@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from livefactor.v1 import models_pb2, scoring_pb2, updates_pb2
-from livefactor_server.engine import readers
+from livefactor_server.engine.answering import answers
 from livefactor_server.rpc import guards
 from livefactor_server.statuses import Refused
 from stubs import Stubs
@@ -95,10 +95,10 @@ def test_a_message_above_the_limit_is_never_answered_with_later(stubs: Stubs, mo
 
 def test_a_top_k_call_compares_a_limited_number_of_pairs(stubs: Stubs, model: str) -> None:
     with pytest.raises(Refused) as caught:
-        readers.check_pairs(11, 6000, 60_000)
+        answers.check_pairs(11, 6000, 60_000)
     assert caught.value.text == "user_ids: at most 10 users a call for 6000 items, got 11"
-    readers.check_pairs(10, 6000, 60_000)
-    readers.check_pairs(1, 60_001, 60_000)
+    answers.check_pairs(10, 6000, 60_000)
+    answers.check_pairs(1, 60_001, 60_000)
 
 
 @pytest.mark.parametrize("target", ["top_k", "candidates"])

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from livefactor.v1 import models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
+from livefactor_server.engine.answering.answers import Answers
 from livefactor_server.engine.readers import Reader
 from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.rpc.calls import ServiceSettings
@@ -232,14 +233,14 @@ def test_work_ends_when_its_caller_has_left_and_gives_its_slot_back(
     stubs: Stubs, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks: list[None] = []
-    best = Reader._best
+    best = Answers._best
 
     def slow(*arguments: Any) -> Any:
         blocks.append(None)
         time.sleep(0.05)
         return best(*arguments)
 
-    monkeypatch.setattr(Reader, "_best", slow)
+    monkeypatch.setattr(Answers, "_best", slow)
     # 16 blocks of 64 users would take 0.8 s.
     assert code_of(lambda: stubs.scoring.Score(top_k(model, 1024), timeout=0.2)) is (
         grpc.StatusCode.DEADLINE_EXCEEDED

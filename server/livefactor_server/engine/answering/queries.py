@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from livefactor.wire.scoring import ScoreQuery
-from livefactor_kernels.backend import Pin
+from livefactor_kernels.pins import View
 from livefactor_kernels.reading.context import Statistics
 from livefactor_kernels.reading.context.learning import factors_of
 from livefactor_kernels.reading.persons import Persons
@@ -22,7 +22,7 @@ from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import LANES, ModelSpec
 from livefactor_kernels.tables import ITEMS
 from livefactor_server.changes.content.bags import check_context, context_bags
-from livefactor_server.engine.similar import BLOCK_ROWS, Best, joined
+from livefactor_server.engine.answering.similar import BLOCK_ROWS, Best, joined
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import invalid
 
@@ -56,7 +56,7 @@ class QueryPart:
             )
         self._vectors, self._weight = _units(table), np.float32(query.query_weight)
 
-    def embeddings(self, pin: Pin, rows: np.ndarray) -> np.ndarray:
+    def embeddings(self, pin: View, rows: np.ndarray) -> np.ndarray:
         """The embeddings of item rows uint32[m], each divided by its norm; float32[m, d padded]."""
         return _units(pin.read(ITEMS, rows, ("embedding",))["embedding"])
 
@@ -68,7 +68,7 @@ class QueryPart:
         return np.asarray(self._weight * cosines)
 
     def best(
-        self, pin: Pin, read: Persons, first: int, keys: np.ndarray, k: int, common: np.ndarray,
+        self, pin: View, read: Persons, first: int, keys: np.ndarray, k: int, common: np.ndarray,
         own: np.ndarray, ends: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
         """The exact k best items of the users of `read`, as `pins.Pin.top_k` returns them.
@@ -121,6 +121,9 @@ class Shift:
         return shifted
 
 
+NO_SHIFT = Shift()
+
+
 def shift_of(state: ModelState, query: ScoreQuery) -> Shift:
     """What the context of a query adds at the present revision. The caller holds the gate.
 
@@ -129,7 +132,7 @@ def shift_of(state: ModelState, query: ScoreQuery) -> Shift:
     """
     columns, users = query.context, len(query.user_ids)
     if columns is None:
-        return Shift()
+        return NO_SHIFT
     if len(columns) not in (1, users):
         raise invalid(f"context: expected 1 bag, or one for each of {users} users, got {len(columns)}")
     check_context(columns, state.spec)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from livefactor_kernels.backend import Pin
+from livefactor_kernels.pins import View
 from livefactor_kernels.scoring import cpu as scoring
 from livefactor_kernels.tables import ITEMS, NO_ROW
 
@@ -40,7 +40,7 @@ class Best:
 
 
 def similar(
-    pin: Pin, keys: np.ndarray, asked: np.ndarray, k: int, excluded: np.ndarray, check: Callable[[], None]
+    pin: View, keys: np.ndarray, asked: np.ndarray, k: int, excluded: np.ndarray, check: Callable[[], None]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The k items with the highest cosines for each asked item.
 
