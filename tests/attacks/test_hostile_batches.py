@@ -84,6 +84,7 @@ def changing_messages(spec: models_pb2.ModelSpec) -> dict[str, list[Any]]:
                 without=[models_pb2.ProducerBatches(producer_id="p", first_sequence=1, last_sequence=9)],
             )
         ],
+        "Forget": [models_pb2.ForgetRequest(model="nosuchmodel", user_ids=[1, 2], item_ids=[4])],
         "AddChallenger": [
             challenging_pb2.AddChallengerRequest(model="nosuchmodel", name="x", preset="news", spec=spec)
         ],
