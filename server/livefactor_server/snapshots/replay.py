@@ -356,7 +356,7 @@ def apply_groups(state: ModelState, groups: Iterable[Sequence[Record]]) -> None:
 
 
 def _apply_singly(state: ModelState, records: Iterable[Record]) -> Iterator[None]:
-    for run in _runs(records, state):
+    for run in _runs(records, state.skipped, state.erasures):
         placements = changes.place(state, [change for _, change in run])
         changes.apply(
             state, [changes.Record(*pair, rows) for pair, rows in zip(run, placements, strict=True)]
@@ -364,7 +364,9 @@ def _apply_singly(state: ModelState, records: Iterable[Record]) -> Iterator[None
         yield
 
 
-def _runs(records: Iterable[Record], state: ModelState) -> Iterator[list[tuple[Header, Change]]]:
+def _runs(
+    records: Iterable[Record], skipped: Ranges, erasures: Erasures = ()
+) -> Iterator[list[tuple[Header, Change]]]:
     """Decodes the records, and yields them in runs of about `RUN_EVENTS` events.
 
     The grouping changes no bit.
@@ -373,10 +375,10 @@ def _runs(records: Iterable[Record], state: ModelState) -> Iterator[list[tuple[H
     events = 0
     for record in records:
         header, change = _decoded(record)
-        left = erase.left_of(change, record.revision, state.erasures)
+        left = erase.left_of(change, record.revision, erasures)
         if left is not change:
             header = erase.settling(header, record.count)
-        if record.kind in SKIPPABLE and is_in(state.skipped, record.revision):
+        if record.kind in SKIPPABLE and is_in(skipped, record.revision):
             left = SkippedChange(change.body, change.rows)
         change = left
         run.append((header, change))
