@@ -10,7 +10,7 @@ import pytest
 
 import livefactor
 from livefactor.errors import InvalidArgument
-from livefactor_server.engine import similar as engine_similar
+from livefactor_server.engine.answering import similar as engine_similar
 
 ITEMS = 40
 
