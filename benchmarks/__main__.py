@@ -140,7 +140,8 @@ def write(output: Path, figures: Figures) -> None:
 
 def merge(names: list[str], figures: Figures, about: Figures) -> None:
     """Writes the figures of some parts into cpu.json, with their time, and the tables again."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8")) | figures
+    # A quotient may have one figure of these parts and one of the others.
+    found = report.completed(json.loads(RESULTS.read_text(encoding="utf-8")) | figures, whole=False)
     when = f"{about['run_date']}, load average {about['machine_load_before']:.2f} before"
     found |= {f"{report.LATER}{name}": when for name in names}
     write(RESULTS, found)

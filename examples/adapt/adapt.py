@@ -37,7 +37,7 @@ def main() -> None:
             rows = csv.writer(file)
             rows.writerow(["item_id", "title"])
             rows.writerows(shop.labels.items())
-        with livefactor.local("auto", data=data) as server:
+        with livefactor.local("clicks", data=data) as server:
             command = [sys.executable, "-m", "livefactor", "adapt", data, items, "--text", "title"]
             command += [
                 "--out",
