@@ -14,7 +14,9 @@ REQUIRED: Any = object()
 
 IDS = ("user", "item")
 FIELDS = (*IDS, "value", "weight", "event_type", "time")
-"""What a row has. A field that no mapping names has the contract's default."""
+"""What a row has, in the order of its columns. A field that no mapping names has the contract's
+default.
+"""
 
 ID_CASTS = ("string", "integer")
 TIME_CASTS = ("iso", "s", "ms", "us", "ns")

@@ -149,7 +149,7 @@ class Intake:
         self._dead_rows()
         pushed = False
         while (due := self._held.due(now)) and (due >= self._config.batch_events or not whole):
-            self._push(self._held.take(min(due, self._config.batch_events), now))
+            self._push(self._held.take(min(due, self._config.batch_events)))
             pushed = True
         if not whole and self._unwritten:
             self._write([])
@@ -158,7 +158,7 @@ class Intake:
     def finish(self) -> None:
         """Push all rows that are due no more than they wait, and wait for their acks."""
         while self._held.rows:
-            self._push(self._held.take(min(self._held.due(float("inf")), self._config.batch_events), 0.0))
+            self._push(self._held.take(min(self._held.due(float("inf")), self._config.batch_events)))
         self._producer.flush()
         self._dead_rows()
         if self._unwritten:
@@ -285,12 +285,7 @@ class Intake:
             receipt, cut = self._outcomes.popleft()
             for reject in receipt.result().rejects:
                 partition, position, index = cut.origin(reject.row)
-                row = {
-                    name: column[reject.row]
-                    for name, column in zip(
-                        ("user", "item", "value", "weight", "event_type", "time"), cut.columns, strict=True
-                    )
-                }
+                row = {name: column[reject.row] for name, column in zip(FIELDS, cut.columns, strict=True)}
                 self._letters.add(
                     ROWS,
                     partition,
@@ -336,8 +331,3 @@ def _row_source(config: IngestConfig) -> SourceConfig:
     fields.update((side, FieldRule((side,), mapped.fields[side].cast)) for side in IDS)
     fields["time"] = FieldRule(("time",), "us")
     return SourceConfig(ROWS, "file", "json", {}, fields)
-
-
-def is_lookup(config: IngestConfig, source: SourceConfig) -> bool:
-    """Whether a source only has counterparts for a join, and is read from its start each time."""
-    return any(each.join and each.join.source == source.name for each in config.sources)

@@ -48,7 +48,7 @@ class Arrivals:
         """How many rows may be pushed at `now`."""
         return self.rows
 
-    def take(self, count: int, now: float) -> Cut:
+    def take(self, count: int) -> Cut:
         """Take out the first `count` rows that may be pushed."""
         columns: list[list[Any]] = [[] for _ in Rows._fields[1:]]
         origins = []
@@ -105,7 +105,7 @@ class Delayed:
             self._threshold = -1
         return len(self._due)
 
-    def take(self, count: int, now: float) -> Cut:
+    def take(self, count: int) -> Cut:
         """Take out the first `count` rows that may be pushed."""
         columns: list[list[Any]] = [[] for _ in Rows._fields[1:]]
         origins: list[Origin] = []
