@@ -16,6 +16,7 @@ from livefactor_kernels.backend import Backend, create_backend, state_sections
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
+    Context,
     Counts,
     Embeddings,
     FactorDtype,
@@ -77,6 +78,7 @@ SPECS: dict[str, ModelSpec] = {
         history=History(16),
         regularization=Regularization(0.05, 0.2, 0.5, adversarial_weight=0.7, adversarial_share=0.3),
     ),
+    "bpr_context": make_spec(Loss.BPR, k=20, negatives=3, micro_batch=16, context=Context(24)),
     "bpr_micro_float16": make_spec(
         Loss.BPR, k=20, negatives=3, micro_batch=100, factor_dtype=FactorDtype.FLOAT16
     ),
@@ -110,6 +112,15 @@ SPECS: dict[str, ModelSpec] = {
         solve=Solve(0.5, 4, 2),
         embeddings=Embeddings(12, 3.0),
         features=Features(64, 5),
+    ),
+    "solve_features_follow": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.5, 4, 2),
+        features=Features(64, 5, 3.0),
     ),
     "solve_start": make_spec(
         Loss.IMPLICIT,
@@ -263,6 +274,15 @@ def _tell(model: Backend, turn: int) -> None:
     model.set_features(side, rows, bags, model.revision + 1, table.allocated)
 
 
+def _tell_context(model: Backend, items: np.ndarray) -> None:
+    """Learn the events of a record with bags that are computed from the keys of their items."""
+    sizes = (items % np.uint64(4)).astype(np.int64)
+    features = np.repeat(items, sizes) * np.uint64(5) + np.arange(sizes.sum(), dtype=np.uint64)
+    weights = (features % np.uint64(8) + np.uint64(1)).astype(np.float32) / 4
+    rows = model.items.find(items, model.published[ITEMS])
+    model.learn_context(rows, Bags(np.cumsum(sizes), features % np.uint64(31), weights))
+
+
 def _begin(model: Backend) -> None:
     """Give users and items, of which some come later, factors that are computed from integers."""
     for side, table, stride in ((USERS, model.users, 0x9E3779B97F4A7C15), (ITEMS, model.items, 1)):
@@ -285,6 +305,8 @@ def digest(name: str, backend: str = "cpu") -> str:
             _describe(model, model.revision)
         if model.spec.features.size:
             _tell(model, model.revision)
+        if model.spec.context.size:
+            _tell_context(model, np.asarray(items, np.uint64))
     sha = hashlib.sha256()
     for section, view in state_sections(model).items():
         sha.update(f"{section} {view.dtype} {view.shape}\n".encode() + view.tobytes())
