@@ -82,6 +82,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("solve.start_events", spec.solve.start_events),
         ("history.paged", spec.history.paged),
         ("embeddings.dimension", spec.embeddings.dimension),
+        ("embeddings.user_dimension", spec.embeddings.user_dimension),
         ("features.size", spec.features.size),
         ("context.size", spec.context.size),
         ("merge.learning_rate", spec.merge.learning_rate),
@@ -176,8 +177,15 @@ def _check_embeddings(spec: ModelSpec) -> None:
     _require(0 <= dimension <= MAX_DIMENSION, "embeddings.dimension", f"0..{MAX_DIMENSION}", dimension)
     is_amount = _finite32(events) and 1e-3 <= events <= 1e6
     _require(is_amount, "embeddings.prior_events", "0.001..1e6", events)
-    if dimension:
+    of_users = spec.embeddings.user_dimension
+    _require(0 <= of_users <= MAX_DIMENSION, "embeddings.user_dimension", f"0..{MAX_DIMENSION}", of_users)
+    if dimension or of_users:
         _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with embeddings", spec.loss)
+    if of_users:
+        start, prior = spec.solve.start_events, spec.features.prior_events
+        _require(start == 0, "solve.start_events", "0 with embeddings.user_dimension", start)
+        is_followed = prior > 0 or not spec.features.size
+        _require(is_followed, "features.prior_events", "above 0 with embeddings.user_dimension", prior)
 
 
 def _check_features(spec: ModelSpec) -> None:
