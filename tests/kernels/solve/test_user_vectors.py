@@ -54,7 +54,7 @@ def odd_more(model: Backend, user: int) -> float:
     reader = PersonReader(model.spec)
     with model.pin() as pin:
         read = reader.read(pin, np.array([user], np.uint32), pin.counts[ITEMS])
-        items, _ = pin.gather(ITEMS, np.arange(24, dtype=np.uint32))
+        items, _ = pin.gather(ITEMS, model.items.find(np.arange(24, dtype=np.uint64), pin.counts[ITEMS]))
     scores = (read.factors @ items.T)[0]
     return float(scores[1::2].mean() - scores[::2].mean())
 
@@ -74,8 +74,10 @@ def test_a_vector_ranks_for_a_user_before_and_after_her_first_events(name: str) 
         embed(model, [20], [[0.0] * D])
         found[-1].append(odd_more(model, 20))
     even, odd, still_even, now_odd, without = found[0]
-    assert even < -0.1 and odd > 0.1
-    assert still_even < without < now_odd and now_odd - still_even > 0.05
+    # A mix ranks users without events by popularity, until it has learned that vectors foresee them.
+    assert name == "mix" or (even < -0.1 and odd > 0.1)
+    assert still_even < -0.1 and now_odd > 0.1
+    assert still_even < without < now_odd
     assert found[0] == found[1]
     assert_same(*models)
 
