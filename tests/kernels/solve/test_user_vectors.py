@@ -74,7 +74,7 @@ def test_a_vector_ranks_for_a_user_before_and_after_her_first_events(name: str) 
         embed(model, [20], [[0.0] * D])
         found[-1].append(odd_more(model, 20))
     even, odd, still_even, now_odd, without = found[0]
-    # A mix ranks users without events by popularity, until it has learned that vectors foresee them.
+    # A mix ranks users without events by popularity, until it has seen that vectors foresee them.
     assert name == "mix" or (even < -0.1 and odd > 0.1)
     assert still_even < -0.1 and now_odd > 0.1
     assert still_even < without < now_odd
