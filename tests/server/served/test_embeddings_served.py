@@ -272,23 +272,6 @@ def test_first_vectors_bring_an_earlier_spec_back(folder: Path, server: livefact
     assert report.root_hash == found.root_hash
 
 
-def test_a_restart_and_a_replay_give_the_same_state(folder: Path, server: livefactor.Local) -> None:
-    """The last test of the module: it ends the server."""
-    with server.models() as models:
-        live = models.describe("films", with_root_hash=True)
-    server.close()
-    with livefactor.local("auto", data=folder) as again:
-        with again.models() as models:
-            found = models.describe("films", with_root_hash=True)
-        assert (found.root_hash, found.position) == (live.root_hash, live.position)
-        with again.producer("p", model="films") as producer:
-            position = producer.push_embeddings("film 29", np.zeros(D)).result().position
-        with again.auditor(model="films") as auditor:
-            assert auditor.snapshot().position == position
-    report = replay_model(folder / "models" / "films", "reference", None)
-    assert report.good and len(report.snapshots) >= 2
-
-
 def test_vectors_of_users_say_what_they_like(folder: Path, server: livefactor.Local, tmp_path: Path) -> None:
     """The first ones decide their dimension. Replay and loaded snapshot agree with the server."""
     rng, kinds = np.random.default_rng(6), np.eye(2)[np.arange(42) % 2]
@@ -319,3 +302,20 @@ def test_vectors_of_users_say_what_they_like(folder: Path, server: livefactor.Lo
         assert loaded.score(user, items).tobytes() == answer.scores.tobytes()
     report = replay_model(folder / "models" / "people", "reference", None)
     assert report.root_hash == found.root_hash
+
+
+def test_a_restart_and_a_replay_give_the_same_state(folder: Path, server: livefactor.Local) -> None:
+    """The last test of the module: it ends the server."""
+    with server.models() as models:
+        live = models.describe("films", with_root_hash=True)
+    server.close()
+    with livefactor.local("auto", data=folder) as again:
+        with again.models() as models:
+            found = models.describe("films", with_root_hash=True)
+        assert (found.root_hash, found.position) == (live.root_hash, live.position)
+        with again.producer("p", model="films") as producer:
+            position = producer.push_embeddings("film 29", np.zeros(D)).result().position
+        with again.auditor(model="films") as auditor:
+            assert auditor.snapshot().position == position
+    report = replay_model(folder / "models" / "films", "reference", None)
+    assert report.good and len(report.snapshots) >= 2
