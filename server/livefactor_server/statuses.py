@@ -113,6 +113,17 @@ def unavailable(text: str) -> Refused:
     return Refused(grpc.StatusCode.UNAVAILABLE, text)
 
 
+class NotLeader(Refused):
+    """This server follows another one, which takes the updates. It ends an update stream, so that a
+    client with several targets goes on to the next one.
+    """
+
+    def __init__(self, leader: str) -> None:
+        super().__init__(
+            grpc.StatusCode.UNAVAILABLE, f"model: this server follows {leader}, which takes its updates"
+        )
+
+
 def late(text: str) -> Refused:
     """The deadline has passed. The outcome of an update is unknown."""
     return Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text)

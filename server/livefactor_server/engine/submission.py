@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes import Change, Rejects, encode_rejects
 from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry
-from livefactor_server.statuses import Refused
+from livefactor_server.statuses import Refused, unavailable
 from livefactor_server.telemetry.traces import Trace
 
 Seal = Callable[[bytes, bytes, bytes], bytes]
@@ -147,6 +147,10 @@ class Submission:
         for wake in self.answer(result):
             wake()
 
+    def refuse(self, refusal: Refused) -> None:
+        """Answers the batch with a refusal."""
+        self.finish(refusal)
+
     def _end_trace(self, result: Ack | Refused) -> None:
         assert self.trace is not None
         producer = self.producer.decode(errors="replace")
@@ -165,3 +169,10 @@ class Submission:
         for follower in self.followers:
             wakes |= follower.answer(result._replace(duplicate=True) if isinstance(result, Ack) else result)
         return wakes
+
+
+def abandon(batches: Sequence[Submission]) -> None:
+    """Refuses the batches that have no answer yet, because writes are stopped."""
+    for batch in batches:
+        if batch.result is None:
+            batch.finish(unavailable("model: writes are stopped"))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from livefactor_server.access.grants import ANY, Role
-from livefactor_server.rpc import challenging, models, scoring, snapshots, updates
+from livefactor_server.rpc import challenging, following, models, scoring, snapshots, updates
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Guard, Need
 
@@ -89,6 +89,8 @@ RPCS = (
     Rpc("ChallengeService.AddChallenger", Form.CONTROL, challenging.add_challenger, _ADMIN),
     Rpc("ChallengeService.ListChallengers", Form.CONTROL, challenging.list_challengers, ANY),
     Rpc("ChallengeService.SettleModel", Form.MODELS, challenging.settle_model, _ADMIN),
+    Rpc("FollowService.CopyModel", Form.STREAM, following.copy_model, _AUDITOR),
+    Rpc("FollowService.FollowLog", Form.STREAM, following.follow_log, _AUDITOR),
 )
 """All RPCs. Those of a service are consecutive."""
 

@@ -20,7 +20,7 @@ from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.rpc.streams import Answer, OneAhead, Stream
-from livefactor_server.statuses import Refused, busy, invalid, precondition, unavailable
+from livefactor_server.statuses import NotLeader, Refused, busy, invalid, precondition, unavailable
 from livefactor_server.telemetry import traces
 from livefactor_server.telemetry.traces import Trace
 
@@ -247,6 +247,8 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
                 engine.enqueue([batch])
             else:
                 await calls.stream_threads.in_thread(engine.submit, batch)
+    except NotLeader as error:
+        stream.put(error)
     except (Refused, ColumnError) as error:
         stream.put(Answer(index, sequence, guards.refusal(error), None))
     except Exception:
