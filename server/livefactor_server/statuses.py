@@ -114,14 +114,12 @@ def unavailable(text: str) -> Refused:
 
 
 class NotLeader(Refused):
-    """This server follows another one, which takes the updates. It ends an update stream, so that a
+    """Another server takes the updates. It ends an update stream, so that a
     client with several targets goes on to the next one.
     """
 
     def __init__(self, leader: str) -> None:
-        super().__init__(
-            grpc.StatusCode.UNAVAILABLE, f"model: this server follows {leader}, which takes its updates"
-        )
+        super().__init__(grpc.StatusCode.UNAVAILABLE, f"model: this server takes no updates; {leader} does")
 
 
 def late(text: str) -> Refused:

@@ -63,6 +63,7 @@ class FollowLogRequest(google.protobuf.message.Message):
     LINEAGE_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     HASH_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
     model: builtins.str
     lineage: builtins.bytes
     """16 bytes, as in Position."""
@@ -70,6 +71,8 @@ class FollowLogRequest(google.protobuf.message.Message):
     """The last revision that the follower has."""
     hash: builtins.bytes
     """The chain hash of that record, 32 bytes."""
+    term: builtins.int
+    """The newest term that the follower has seen."""
     def __init__(
         self,
         *,
@@ -77,10 +80,110 @@ class FollowLogRequest(google.protobuf.message.Message):
         lineage: builtins.bytes = ...,
         revision: builtins.int = ...,
         hash: builtins.bytes = ...,
+        term: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["hash", b"hash", "lineage", b"lineage", "model", b"model", "revision", b"revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hash", b"hash", "lineage", b"lineage", "model", b"model", "revision", b"revision", "term", b"term"]) -> None: ...
 
 global___FollowLogRequest = FollowLogRequest
+
+@typing.final
+class TakeLeadRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FORCE_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    force: builtins.bool
+    """True: also while the leader still answers. What it acknowledges from then on is lost."""
+    address: builtins.str
+    """Where clients and followers reach this server, "host:port". The leader before names it to them.
+    Empty: it is not known.
+    """
+    def __init__(
+        self,
+        *,
+        force: builtins.bool = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "force", b"force"]) -> None: ...
+
+global___TakeLeadRequest = TakeLeadRequest
+
+@typing.final
+class TakeLeadResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEADS_FIELD_NUMBER: builtins.int
+    @property
+    def leads(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Lead]: ...
+    def __init__(
+        self,
+        *,
+        leads: collections.abc.Iterable[global___Lead] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["leads", b"leads"]) -> None: ...
+
+global___TakeLeadResponse = TakeLeadResponse
+
+@typing.final
+class Lead(google.protobuf.message.Message):
+    """A model that has a new leader."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    revision: builtins.int
+    """The revision of the record that begins the term."""
+    term: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        revision: builtins.int = ...,
+        term: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "revision", b"revision", "term", b"term"]) -> None: ...
+
+global___Lead = Lead
+
+@typing.final
+class FenceRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    LINEAGE_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    lineage: builtins.bytes
+    """16 bytes, as in Position."""
+    term: builtins.int
+    """The term of the newer leader."""
+    address: builtins.str
+    """Its address; empty if it is not known."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        lineage: builtins.bytes = ...,
+        term: builtins.int = ...,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "lineage", b"lineage", "model", b"model", "term", b"term"]) -> None: ...
+
+global___FenceRequest = FenceRequest
+
+@typing.final
+class FenceResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___FenceResponse = FenceResponse
 
 @typing.final
 class FollowLogResponse(google.protobuf.message.Message):

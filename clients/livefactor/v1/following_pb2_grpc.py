@@ -44,6 +44,16 @@ class FollowServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_following__pb2.FollowLogRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_following__pb2.FollowLogResponse.FromString,
                 _registered_method=True)
+        self.TakeLead = channel.unary_unary(
+                '/livefactor.v1.FollowService/TakeLead',
+                request_serializer=livefactor_dot_v1_dot_following__pb2.TakeLeadRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_following__pb2.TakeLeadResponse.FromString,
+                _registered_method=True)
+        self.Fence = channel.unary_unary(
+                '/livefactor.v1.FollowService/Fence',
+                request_serializer=livefactor_dot_v1_dot_following__pb2.FenceRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_following__pb2.FenceResponse.FromString,
+                _registered_method=True)
 
 
 class FollowServiceServicer(object):
@@ -74,6 +84,26 @@ class FollowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeLead(self, request, context):
+        """Makes a follower the leader: it follows nobody from then on, begins a new term in the log of each
+        model, and takes updates. It tells the leader before, if it can reach it, to take no more.
+
+        - FAILED_PRECONDITION: the server follows nobody, or the leader still answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fence(self, request, context):
+        """Tells a leader that another server took its place. Its model takes no updates from then on, also
+        after a restart, until it follows the newer leader.
+
+        - FAILED_PRECONDITION: the lineage is another one, or the term is not above that of the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FollowServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -86,6 +116,16 @@ def add_FollowServiceServicer_to_server(servicer, server):
                     servicer.FollowLog,
                     request_deserializer=livefactor_dot_v1_dot_following__pb2.FollowLogRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_following__pb2.FollowLogResponse.SerializeToString,
+            ),
+            'TakeLead': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeLead,
+                    request_deserializer=livefactor_dot_v1_dot_following__pb2.TakeLeadRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_following__pb2.TakeLeadResponse.SerializeToString,
+            ),
+            'Fence': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fence,
+                    request_deserializer=livefactor_dot_v1_dot_following__pb2.FenceRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_following__pb2.FenceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -142,6 +182,60 @@ class FollowService(object):
             '/livefactor.v1.FollowService/FollowLog',
             livefactor_dot_v1_dot_following__pb2.FollowLogRequest.SerializeToString,
             livefactor_dot_v1_dot_following__pb2.FollowLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeLead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.FollowService/TakeLead',
+            livefactor_dot_v1_dot_following__pb2.TakeLeadRequest.SerializeToString,
+            livefactor_dot_v1_dot_following__pb2.TakeLeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.FollowService/Fence',
+            livefactor_dot_v1_dot_following__pb2.FenceRequest.SerializeToString,
+            livefactor_dot_v1_dot_following__pb2.FenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,26 @@ class FollowServiceStub:
     - RESOURCE_EXHAUSTED: as many followers as may be are being served.
     """
 
+    TakeLead: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.following_pb2.TakeLeadRequest,
+        livefactor.v1.following_pb2.TakeLeadResponse,
+    ]
+    """Makes a follower the leader: it follows nobody from then on, begins a new term in the log of each
+    model, and takes updates. It tells the leader before, if it can reach it, to take no more.
+
+    - FAILED_PRECONDITION: the server follows nobody, or the leader still answers.
+    """
+
+    Fence: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.following_pb2.FenceRequest,
+        livefactor.v1.following_pb2.FenceResponse,
+    ]
+    """Tells a leader that another server took its place. Its model takes no updates from then on, also
+    after a restart, until it follows the newer leader.
+
+    - FAILED_PRECONDITION: the lineage is another one, or the term is not above that of the model.
+    """
+
 class FollowServiceAsyncStub:
     CopyModel: grpc.aio.UnaryStreamMultiCallable[
         livefactor.v1.following_pb2.CopyModelRequest,
@@ -70,6 +90,26 @@ class FollowServiceAsyncStub:
       it is ahead, or it has other records. Or this log lacks the records that come next, and the
       follower needs a new copy. The text says which.
     - RESOURCE_EXHAUSTED: as many followers as may be are being served.
+    """
+
+    TakeLead: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.following_pb2.TakeLeadRequest,
+        livefactor.v1.following_pb2.TakeLeadResponse,
+    ]
+    """Makes a follower the leader: it follows nobody from then on, begins a new term in the log of each
+    model, and takes updates. It tells the leader before, if it can reach it, to take no more.
+
+    - FAILED_PRECONDITION: the server follows nobody, or the leader still answers.
+    """
+
+    Fence: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.following_pb2.FenceRequest,
+        livefactor.v1.following_pb2.FenceResponse,
+    ]
+    """Tells a leader that another server took its place. Its model takes no updates from then on, also
+    after a restart, until it follows the newer leader.
+
+    - FAILED_PRECONDITION: the lineage is another one, or the term is not above that of the model.
     """
 
 class FollowServiceServicer(metaclass=abc.ABCMeta):
@@ -100,6 +140,30 @@ class FollowServiceServicer(metaclass=abc.ABCMeta):
           it is ahead, or it has other records. Or this log lacks the records that come next, and the
           follower needs a new copy. The text says which.
         - RESOURCE_EXHAUSTED: as many followers as may be are being served.
+        """
+
+    @abc.abstractmethod
+    def TakeLead(
+        self,
+        request: livefactor.v1.following_pb2.TakeLeadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.following_pb2.TakeLeadResponse, collections.abc.Awaitable[livefactor.v1.following_pb2.TakeLeadResponse]]:
+        """Makes a follower the leader: it follows nobody from then on, begins a new term in the log of each
+        model, and takes updates. It tells the leader before, if it can reach it, to take no more.
+
+        - FAILED_PRECONDITION: the server follows nobody, or the leader still answers.
+        """
+
+    @abc.abstractmethod
+    def Fence(
+        self,
+        request: livefactor.v1.following_pb2.FenceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.following_pb2.FenceResponse, collections.abc.Awaitable[livefactor.v1.following_pb2.FenceResponse]]:
+        """Tells a leader that another server took its place. Its model takes no updates from then on, also
+        after a restart, until it follows the newer leader.
+
+        - FAILED_PRECONDITION: the lineage is another one, or the term is not above that of the model.
         """
 
 def add_FollowServiceServicer_to_server(servicer: FollowServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -83,7 +83,7 @@ class Engine:
         # The reads of a GPU share memory for transfers.
         self.gate = Gate(is_shared=state.backend_name != "cuda")
         self.failure: str | None = None
-        # The server that this one follows; "" for a model that takes updates.
+        # The server that takes the updates in place of this one; "" for this one.
         self.leader = ""
         self.torn, self.switched = False, 0
         self.on_switch: Callable[[], None] = lambda: None
@@ -289,6 +289,12 @@ class Engine:
             if alone:
                 self._promoting.release()
 
+    def lead(self) -> None:
+        """Takes updates from now on. Nobody applies records of another leader any more."""
+        self._parts = self._parts_of(self.state)
+        self._recogniser.start()
+        self.leader = ""
+
     def drain(self) -> None:
         """Refuses new batches, finishes the accepted ones, stops both stages and closes the log."""
         with self._submitting:
@@ -420,10 +426,10 @@ class Engine:
             else:
                 commit.append()
         except LogFull:
-            self._refuse(commit, later("disk: it is full; nothing was logged"))
+            commit.refuse(later("disk: it is full; nothing was logged"))
         except LogFailed as error:
             self.fail(str(error))
-            self._refuse(commit, unavailable("model: writes are stopped after a failed log write"))
+            commit.refuse(unavailable("model: writes are stopped after a failed log write"))
         else:
             self._durable = commit
 
@@ -438,11 +444,6 @@ class Engine:
             self._apply(commit)
         else:
             self._to_apply.put(commit, commit.work)
-
-    def _refuse(self, commit: Commit, refusal: Refused) -> None:
-        self._parts.admission.withdraw(commit.batches)
-        for batch in commit.batches:
-            batch.finish(refusal)
 
     def _end(self) -> None:
         """Calls back the waiting readers, because the engine publishes no further revision."""

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from livefactor_server.engine.engine import Engine
+from livefactor_server.log.acts import ALONE
 from livefactor_server.log.columns import Columns
 from livefactor_server.log.errors import LogError
 from livefactor_server.log.following import Follower
@@ -40,8 +41,6 @@ HELD_EVENTS, HELD_RECORDS = 16_384, 1024
 
 RESTATING = frozenset({Kind.SWITCH, Kind.ROLLBACK, Kind.ERASED})
 """Kinds of records after which the state is another one, which is computed from the log."""
-
-_ALONE = RESTATING | {Kind.ERASE}
 
 
 class Mismatch(Exception):
@@ -127,8 +126,8 @@ def _commits(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     for entry in entries:
         producers.add((entry.producer, entry.epoch))
         if commit and (
-            entry.kind in _ALONE
-            or commit[0].kind in _ALONE
+            entry.kind in ALONE
+            or commit[0].kind in ALONE
             or len(commit) == COMMIT_RECORDS_MAX
             or size >= COMMIT_BYTES_MAX
             or abs(entry.time_us - commit[0].time_us) > TIME_SPAN_US

@@ -37,6 +37,8 @@ from livefactor_server.hosting.folders import DataFolderBusy as DataFolderBusy
 from livefactor_server.hosting.folders import Folders, hold
 from livefactor_server.hosting.following.follower import Following
 from livefactor_server.hosting.following.leader import Leader
+from livefactor_server.hosting.following.leading import Fencing, Lead, begin_terms
+from livefactor_server.hosting.following.terms import Terms
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.hosted import Hosted as Hosted
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
@@ -105,6 +107,8 @@ class Hosting:
         self._models: dict[str, Hosted] = {}
         self._faults = Faults(data)
         self._lock = threading.Lock()
+        self._leading = threading.Lock()
+        self._fencing: Fencing | None = None
         self._open_for_calls = False
         self._draining = False
         self._folders = Folders(data)
@@ -179,6 +183,7 @@ class Hosting:
                 progress(name, at, last)
 
         try:
+            terms = Terms.load(folder)
             identity.check(folder, log.lineage, self._folders.siblings(name))
             store.clean()
             state = replay.recover(folder, log, self._settings.engine.backend, report)
@@ -186,7 +191,7 @@ class Hosting:
         except BaseException:
             log.close()
             raise
-        engine.leader = "" if self.following is None else self.following.leader
+        engine.leader = terms.fence(log.acts.term) if self.following is None else self.following.leader
         kernels.prepare(state.spec, self._settings.engine.backend)
         engine.start()
         # The first report comes after kernels were compiled and the snapshot was loaded.
@@ -200,7 +205,7 @@ class Hosting:
             *state.backend.published,
         )
         forgetter = Forgetter(folder, engine, keeper)
-        hosted = Hosted(name, folder, engine, keeper, forgetter, board)
+        hosted = Hosted(name, folder, engine, keeper, forgetter, board, terms=terms)
         engine.on_switch, forgetter.is_sharing = hosted.forget_reader, lambda: hosted.sharing is not None
         if (share := self._settings.auto_cpu_share) and not engine.leader:
             start = partial(replay.start_of, folder, log, "cpu")
@@ -401,6 +406,36 @@ class Hosting:
                 self._models[name] = self._open(name, None)
                 before.engine.withdraw()
 
+    def note_term(self, name: str) -> int:
+        """See `following.follower.Models`."""
+        hosted = self.get(name)
+        if hosted.term > hosted.terms.term:
+            hosted.terms = replace(hosted.terms, term=hosted.term)
+            hosted.terms.save(hosted.folder)
+        return hosted.term
+
+    def take_lead(self, force: bool, address: str) -> list[Lead]:
+        """Makes this server the leader of its models. `address` is where it can be reached.
+
+        Raises:
+            Refused: FAILED_PRECONDITION if it follows nobody, or if the leader still answers and
+                nothing is forced.
+        """
+        with self._leading:
+            following = self.following
+            if following is None:
+                raise precondition("server: it follows no other one")
+            if not force and following.calls.answers():
+                raise precondition(
+                    f"server: {following.leader} still answers; stop it first, or force the change"
+                )
+            following.stop()
+            self.following = None
+            models = self._by_name()
+            leads = begin_terms(models, following.leader)
+            self._fencing = Fencing(following.calls, models, address)
+            return leads
+
     def _check_leads(self) -> None:
         if self.following is not None:
             raise NotLeader(self.following.leader)
@@ -430,8 +465,12 @@ class Hosting:
             if self._draining:
                 return
             self._draining = True
-        if self.following is not None:
-            self.following.stop()
+        with self._leading:
+            if self.following is not None:
+                self.following.stop()
+                self.following.calls.close()
+            if self._fencing is not None:
+                self._fencing.stop()
         with self._lock:
             for hosted in self._by_name():
                 hosted.engine.drain()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.readers import Reader
 from livefactor_server.hosting import kernels
+from livefactor_server.hosting.following.terms import Terms
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.keeper import Keeper
 from livefactor_server.judging.board import Board
@@ -42,7 +43,13 @@ class Hosted:
     forgetter: Forgetter
     board: Board | None = None
     challengers: Challengers | None = None
+    terms: Terms = field(default_factory=Terms)
     _reader: Reader | None = None
+
+    @property
+    def term(self) -> int:
+        """The newest term in the log."""
+        return max(self.terms.term, self.engine.log.acts.term)
 
     @property
     def reader(self) -> Reader:
@@ -103,6 +110,8 @@ class Description:
         skipped: the revisions that were rolled back (`changes/history/rollback.py`).
         gap: the revisions that the log lacks, None for a whole log.
         spec_revision: the revision from which `spec` is in force, None if it is not known yet.
+        term: how often a follower took its leader's place.
+        leader: the server that takes the updates, "" for this one.
     """
 
     name: str
@@ -126,6 +135,8 @@ class Description:
     spec_revision: int | None = None
     gap: Gap | None = None
     skipped: Ranges = ()
+    term: int = 0
+    leader: str = ""
 
 
 def describe(
@@ -161,6 +172,8 @@ def describe(
             hold=hold,
             gap=engine.log.gap,
             skipped=skipped_at(engine.log, state.revision),
+            term=hosted.term,
+            leader=engine.leader,
         )
     found = replace(found, **_specs(engine.log, found.revision))
     if hold is not None:

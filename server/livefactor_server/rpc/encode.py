@@ -97,6 +97,8 @@ def description(found: Description) -> models_pb2.ModelDescription:
         writable=found.writable,
         root_hash=found.root_hash,
         spec_id=int(found.spec_id, 16),
+        term=found.term,
+        leader=found.leader,
     )
     if found.spec_revision is not None:
         message.spec_revision = found.spec_revision

@@ -9,13 +9,17 @@ from contextlib import suppress
 from livefactor.v1 import following_pb2
 from livefactor_server.engine.engine import Engine
 from livefactor_server.hosting.backup import BackupError
+from livefactor_server.hosting.following import leading
 from livefactor_server.hosting.following.copying import pieces
 from livefactor_server.hosting.following.tail import Tail
 from livefactor_server.log.errors import LogError
 from livefactor_server.rpc import guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
-from livefactor_server.statuses import later, unavailable
+from livefactor_server.statuses import invalid, later, unavailable
+
+ADDRESS_CHARACTERS_MAX = 256
+"""Maximum length of the address of a server."""
 
 HEARTBEAT_S = 1.0
 """Seconds after which a follower without new records hears that there are none."""
@@ -45,9 +49,7 @@ async def follow_log(calls: Calls, requests: Requests, send: Send, call: Call) -
     engine, name = hosted.engine, hosted.name
     async with calls.follows.slot(0, ""):
         # The log of a model that follows a leader itself is read as any other one.
-        tail = await calls.follows.in_thread(
-            Tail, engine, hosted.folder, request.lineage, request.revision, request.hash
-        )
+        tail = await calls.follows.in_thread(Tail, hosted, request)
         await send(following_pb2.FollowLogResponse(revision=engine.revision).SerializeToString())
         while True:
             call.allow(name)
@@ -62,6 +64,30 @@ async def follow_log(calls: Calls, requests: Requests, send: Send, call: Call) -
                     continue
                 message = following_pb2.FollowLogResponse(revision=engine.revision).SerializeToString()
             await send(message)
+
+
+def take_lead(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles TakeLead."""
+    request = guards.parse(following_pb2.TakeLeadRequest, raw)
+    call.allow(*calls.hosting.names())
+    leads = calls.hosting.take_lead(request.force, _address(request.address))
+    return following_pb2.TakeLeadResponse(
+        leads=[following_pb2.Lead(**lead._asdict()) for lead in leads]
+    ).SerializeToString()
+
+
+def fence(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles Fence."""
+    request = guards.parse(following_pb2.FenceRequest, raw)
+    hosted = calls.model(call, request.model)
+    leading.fence(hosted, request.lineage, request.term, _address(request.address))
+    return following_pb2.FenceResponse().SerializeToString()
+
+
+def _address(text: str) -> str:
+    if len(text) > ADDRESS_CHARACTERS_MAX or not text.isprintable():
+        raise invalid(f"address: expected at most {ADDRESS_CHARACTERS_MAX} printable characters")
+    return text
 
 
 async def _news(calls: Calls, engine: Engine, revision: int) -> None:

@@ -64,7 +64,10 @@ class Rpc(NamedTuple):
         """Whether it counts as administration in the limit of open calls. Streams do not."""
         if self.form is Form.STREAM:
             return False
-        return self.name.startswith(("ModelService.", "ChallengeService.")) or self.form is Form.CONTROL
+        return (
+            self.name.startswith(("ModelService.", "ChallengeService.", "FollowService."))
+            or self.form is Form.CONTROL
+        )
 
 
 RPCS = (
@@ -91,6 +94,8 @@ RPCS = (
     Rpc("ChallengeService.SettleModel", Form.MODELS, challenging.settle_model, _ADMIN),
     Rpc("FollowService.CopyModel", Form.STREAM, following.copy_model, _AUDITOR),
     Rpc("FollowService.FollowLog", Form.STREAM, following.follow_log, _AUDITOR),
+    Rpc("FollowService.TakeLead", Form.MODELS, following.take_lead, _ADMIN),
+    Rpc("FollowService.Fence", Form.MODELS, following.fence, _ADMIN),
 )
 """All RPCs. Those of a service are consecutive."""
 

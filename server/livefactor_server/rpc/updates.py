@@ -33,6 +33,9 @@ INLINE_INTERACTIONS_BYTES_MAX = 256 << 10
 A thread costs more than it saves up to this size.
 """
 
+TERM = "livefactor-term"
+"""The metadata with the newest term that a client has seen."""
+
 Reply = Callable[[Submission], Wake]
 
 logger = logging.getLogger(__name__)
@@ -209,21 +212,34 @@ async def _read(requests: Requests, stream: Stream, ahead: OneAhead) -> None:
 
 
 async def _submit_all(calls: Calls, stream: Stream, ahead: OneAhead, call: Call) -> None:
-    index = 0
+    index, seen = 0, _seen_term(call)
     while (raw := await ahead.take()) is not None:
-        await _submit_from_stream(calls, raw, index, stream, call)
+        await _submit_from_stream(calls, raw, index, stream, call, seen)
         index += 1
         ahead.done()
     stream.put(None)
 
 
-async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stream, call: Call) -> None:
+def _seen_term(call: Call) -> int:
+    """The newest term that the client has seen."""
+    for name, value in call.metadata or ():
+        if name == TERM and isinstance(value, str) and value.isascii() and value.isdigit():
+            return int(value[:20])
+    return 0
+
+
+async def _submit_from_stream(
+    calls: Calls, raw: bytes, index: int, stream: Stream, call: Call, seen: int
+) -> None:
     sequence = 0
     try:
         guards.check_size(raw)
         update = decode.update_request(raw)
         sequence = update.sequence
-        engine = calls.model(call, update.model).engine
+        hosted = calls.model(call, update.model)
+        engine, term = hosted.engine, hosted.term
+        if seen > term:
+            raise NotLeader(f"another server, in term {seen},")
         call.producer = update.producer_id
         lineage, payer = engine.state.lineage, _payer(call, update)
         while wait_s := engine.quotas.wait_s(payer):
@@ -234,7 +250,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
             # Only the answer: a batch in the queue would keep its payload in memory until the peer
             # reads the answer.
             assert item.result is not None
-            stream.prepare(Answer(index, item.sequence, item.result, lineage))
+            stream.prepare(Answer(index, item.sequence, item.result, lineage, term))
             return calls.loop.wake
 
         if _is_large(engine, update, raw):
@@ -257,7 +273,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
 
 
 def _message(answers: list[Answer]) -> bytes:
-    message = updates_pb2.StreamUpdatesResponse()
+    message = updates_pb2.StreamUpdatesResponse(term=max(answer.term for answer in answers))
     for answer in answers:
         encode.add_stream_answer(message, answer.index, answer.sequence, answer.result, answer.lineage)
     return message.SerializeToString()

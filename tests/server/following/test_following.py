@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import livefactor
-from conftest import Node
+from following_nodes import Node
 from livefactor.errors import DeadlineExceeded, Unavailable
 from livefactor.position import Position
 from livefactor_server.log.store import Log
@@ -99,9 +99,9 @@ def test_updates_are_refused_with_the_name_of_the_leader(pair: tuple[Node, Node]
             lambda: models.delete(MODEL),
             lambda: models.promote(MODEL, k=16),
         ):
-            with pytest.raises(Unavailable, match=f"follows {leader.target}"):
+            with pytest.raises(Unavailable, match=f"takes no updates; {leader.target} does"):
                 call()
-    with pytest.raises((Unavailable, DeadlineExceeded), match=f"follows {leader.target}"):
+    with pytest.raises((Unavailable, DeadlineExceeded), match=f"takes no updates; {leader.target} does"):
         livefactor.Producer(producer_id="x", target=follower.target, model=MODEL, connect_s=0.2)
     before = described(leader).position
     with livefactor.Producer(producer_id="y", target=[follower.target, leader.target], model=MODEL) as both:

@@ -24,7 +24,7 @@ FILES_MAX = 100_000
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
 _PATH = re.compile(rf"(?:{_PART}/){{0,2}}{_PART}")
-_SENT = re.compile(r"log/.*\.log|snapshots/.*|base/.*|model\.json|erasure-.*\.json")
+_SENT = re.compile(r"log/.*\.log|snapshots/.*|base/.*|model\.json|term\.json|erasure-.*\.json")
 
 
 class Piece(NamedTuple):

@@ -18,7 +18,7 @@ from livefactor_server.engine.following import Applier, Mismatch
 from livefactor_server.hosting.following import copying
 from livefactor_server.hosting.following.leader import Leader
 from livefactor_server.log.errors import LogError
-from livefactor_server.log.format import Entry
+from livefactor_server.log.format import Entry, Kind
 from livefactor_server.snapshots.replay import log_folder
 from livefactor_server.statuses import Refused
 
@@ -57,6 +57,9 @@ class Models(Protocol):
 
     def reopen(self, name: str) -> None:
         """Opens a model again, which computes its state from the log."""
+
+    def note_term(self, name: str) -> int:
+        """Keeps the newest term of a model's log durably, and returns it."""
 
     def add_copy(self, name: str, fill: Callable[[Path], None]) -> None:
         """Makes a model whose files `fill` writes, and opens it."""
@@ -142,8 +145,9 @@ class ModelFollower:
         engine, folder = self._models.followed(self.name)
         log = engine.log
         request = following_pb2.FollowLogRequest(
-            model=self.name, lineage=log.lineage.bytes, revision=log.last_revision, hash=log.last_hash
-        )
+            model=self.name, lineage=log.lineage.bytes, revision=log.last_revision, hash=log.last_hash,
+            term=self._models.note_term(self.name),
+        )  # fmt: skip
         if engine.revision != log.last_revision:
             # The state after the last record was not computed.
             self._models.reopen(self.name)
@@ -156,6 +160,8 @@ class ModelFollower:
             for message in stream:
                 self.leader_revision = message.revision
                 self._take(applier, message)
+                if any(each.kind == Kind.TERM for each in message.records):
+                    self._models.note_term(self.name)
                 if applier.is_restated:
                     break
                 if engine.revision >= self.leader_revision:
@@ -192,7 +198,8 @@ class Following:
 
     def __init__(self, models: Models, leader: Leader) -> None:
         self.leader = leader.target
-        self._models, self._calls = models, leader
+        self.calls = leader
+        self._models = models
         self._followers: dict[str, ModelFollower] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -206,11 +213,10 @@ class Following:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends all threads."""
+        """Ends all threads. The connection stays open."""
         self._stopped.set()
         for follower in self._followers.values():
             follower.end()
-        self._calls.close()
         self._thread.join()
         for follower in self._followers.values():
             follower.stop()
@@ -221,14 +227,14 @@ class Following:
 
     def _add(self, name: str) -> None:
         with self._lock:
-            follower = self._followers[name] = ModelFollower(name, self._models, self._calls)
+            follower = self._followers[name] = ModelFollower(name, self._models, self.calls)
             follower.start()
 
     def _look(self) -> None:
         while True:
             rest_s = LOOK_S
             try:
-                self._copy_new(self._calls.models())
+                self._copy_new(self.calls.models())
                 self._error = ""
             except grpc.RpcError as error:
                 self._note(f"{error.code().name}: {error.details()}")
@@ -247,7 +253,7 @@ class Following:
                 logger.info("model %s: it is copied from %s", name, self.leader)
                 self._models.add_copy(
                     name,
-                    lambda folder, name=name: copying.receive(self._calls.copy(name), folder),  # type: ignore[misc]
+                    lambda folder, name=name: copying.receive(self.calls.copy(name), folder),  # type: ignore[misc]
                 )
                 self._add(name)
 

@@ -12,6 +12,9 @@ from livefactor.channel import DEADLINE_S, may_be_remote, open_channel
 from livefactor.v1 import following_pb2, models_pb2
 
 _FOLLOW = "/livefactor.v1.FollowService/"
+FENCE_S = 0.9
+"""Deadline of a question whether the leader lives, seconds. A dead machine answers nothing."""
+
 _LIST = "/livefactor.v1.ModelService/ListModels"
 
 
@@ -48,6 +51,20 @@ class Leader:
     def follow(self, request: following_pb2.FollowLogRequest) -> Any:
         """The records of a model, as an iterator with `cancel`."""
         return self._stream("FollowLog", request, following_pb2.FollowLogResponse)
+
+    def fence(self, request: following_pb2.FenceRequest) -> None:
+        """Tells the leader that another server took its place."""
+        call: Any = self._channel.unary_unary(_FOLLOW + "Fence")
+        call(request.SerializeToString(), timeout=FENCE_S, metadata=self._metadata)
+
+    def answers(self) -> bool:
+        """Whether the leader still serves its models."""
+        try:
+            call: Any = self._channel.unary_unary(_LIST)
+            call(b"", timeout=FENCE_S, metadata=self._metadata)
+        except grpc.RpcError as error:
+            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return True
 
     def _stream(self, name: str, request: Any, kind: Any) -> Any:
         call: Any = self._channel.unary_stream(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from livefactor.v1 import following_pb2
-from livefactor_server.engine.engine import Engine
+from livefactor_server.hosting.hosted import Hosted
 from livefactor_server.log.erasing import entry_of
 from livefactor_server.log.errors import LogDamaged, LogGap
 from livefactor_server.log.following import Follower
@@ -25,16 +24,15 @@ class Tail:
     It holds what it read and has not sent: the records of one group, whose bodies lie in the file.
     """
 
-    def __init__(self, engine: Engine, folder: Path, lineage: bytes, revision: int, hash: bytes) -> None:
-        """Begins after a revision that a follower has. `folder` is the model's.
+    def __init__(self, hosted: Hosted, request: following_pb2.FollowLogRequest) -> None:
+        """Begins after the revision that the follower has.
 
         Raises:
             Refused: FAILED_PRECONDITION if the follower's log is no beginning of this one, or if
                 this log lacks the records that come next.
         """
-        _check(engine, lineage, revision, hash)
-        self._engine = engine
-        self._reader = Follower(log_folder(folder), revision)
+        _check(hosted, request)
+        self._reader = Follower(log_folder(hosted.folder), request.revision)
         self._groups: Iterator[Sequence[Record]] = iter(())
         self._group: Sequence[Record] = ()
         self._at = 0
@@ -86,12 +84,18 @@ def _add(message: following_pb2.FollowLogResponse, entry: Entry) -> None:
     )  # fmt: skip
 
 
-def _check(engine: Engine, lineage: bytes, revision: int, hash: bytes) -> None:
-    """Checks that a log that ends at `revision` is a beginning of this one."""
+def _check(hosted: Hosted, request: following_pb2.FollowLogRequest) -> None:
+    """Checks that the log of the follower is a beginning of this one."""
+    engine, lineage, revision = hosted.engine, request.lineage, request.revision
     log, own = engine.log, engine.log.lineage
     if lineage != own.bytes:
         theirs = uuid.UUID(bytes=lineage) if len(lineage) == len(own.bytes) else lineage.hex()
         raise precondition(f"follow: the leader's model has lineage {own}, the follower's has {theirs}")
+    if request.term > hosted.term:
+        raise precondition(
+            f"follow: the follower has seen term {request.term}, and this server leads in term {hosted.term}: another"
+            " server took its place"
+        )
     if revision > engine.revision:
         raise precondition(
             f"follow: the follower is at revision {revision}, ahead of the leader at {engine.revision}"
@@ -100,7 +104,7 @@ def _check(engine: Engine, lineage: bytes, revision: int, hash: bytes) -> None:
         found = next(log.read(revision)).hash
     except LogGap as gap:
         raise precondition(f"follow: {gap}; the follower needs a new copy of the model") from None
-    if found != hash:
+    if found != request.hash:
         raise precondition(
             f"follow: the follower has other records than the leader up to revision {revision}"
         )
