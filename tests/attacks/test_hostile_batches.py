@@ -139,6 +139,7 @@ def valid_messages() -> dict[str, list[Any]]:
         "SettleModel": [challenging_pb2.SettleModelRequest(model="nosuchmodel", challenger="x")],
         # With the model's own lineage the stream would not end.
         "FollowLog": [following_pb2.FollowLogRequest(model=MODEL, lineage=bytes(16), hash=bytes(32))],
+        "ConfirmLog": [following_pb2.ConfirmLogRequest(model=MODEL, lineage=bytes(16), follower="f")],
         "TakeLead": [following_pb2.TakeLeadRequest(address="a:1")],
         "Fence": [following_pb2.FenceRequest(model=MODEL, lineage=bytes(16), term=1, address="a:1")],
         "CopyModel": [following_pb2.CopyModelRequest(model=MODEL)],

@@ -64,6 +64,7 @@ class FollowLogRequest(google.protobuf.message.Message):
     REVISION_FIELD_NUMBER: builtins.int
     HASH_FIELD_NUMBER: builtins.int
     TERM_FIELD_NUMBER: builtins.int
+    FOLLOWER_FIELD_NUMBER: builtins.int
     model: builtins.str
     lineage: builtins.bytes
     """16 bytes, as in Position."""
@@ -73,6 +74,8 @@ class FollowLogRequest(google.protobuf.message.Message):
     """The chain hash of that record, 32 bytes."""
     term: builtins.int
     """The newest term that the follower has seen."""
+    follower: builtins.str
+    """What the follower calls itself in ConfirmLog, at most 64 characters."""
     def __init__(
         self,
         *,
@@ -81,10 +84,48 @@ class FollowLogRequest(google.protobuf.message.Message):
         revision: builtins.int = ...,
         hash: builtins.bytes = ...,
         term: builtins.int = ...,
+        follower: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["hash", b"hash", "lineage", b"lineage", "model", b"model", "revision", b"revision", "term", b"term"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["follower", b"follower", "hash", b"hash", "lineage", b"lineage", "model", b"model", "revision", b"revision", "term", b"term"]) -> None: ...
 
 global___FollowLogRequest = FollowLogRequest
+
+@typing.final
+class ConfirmLogRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    LINEAGE_FIELD_NUMBER: builtins.int
+    FOLLOWER_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    lineage: builtins.bytes
+    """16 bytes, as in Position."""
+    follower: builtins.str
+    """As in FollowLogRequest, whose stream is open."""
+    revision: builtins.int
+    """The last revision that is on the follower's disk."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        lineage: builtins.bytes = ...,
+        follower: builtins.str = ...,
+        revision: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["follower", b"follower", "lineage", b"lineage", "model", b"model", "revision", b"revision"]) -> None: ...
+
+global___ConfirmLogRequest = ConfirmLogRequest
+
+@typing.final
+class ConfirmLogResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ConfirmLogResponse = ConfirmLogResponse
 
 @typing.final
 class TakeLeadRequest(google.protobuf.message.Message):
@@ -192,10 +233,13 @@ class FollowLogResponse(google.protobuf.message.Message):
     REVISION_FIELD_NUMBER: builtins.int
     RECORDS_FIELD_NUMBER: builtins.int
     HASH_FIELD_NUMBER: builtins.int
+    CONFIRM_FIELD_NUMBER: builtins.int
     revision: builtins.int
     """The last revision that the leader has published."""
     hash: builtins.bytes
     """The chain hash of the last one of them, 32 bytes."""
+    confirm: builtins.bool
+    """The leader waits for ConfirmLog before it acknowledges the records."""
     @property
     def records(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LogRecord]:
         """The records that come next. They may end before `revision`."""
@@ -206,8 +250,9 @@ class FollowLogResponse(google.protobuf.message.Message):
         revision: builtins.int = ...,
         records: collections.abc.Iterable[global___LogRecord] | None = ...,
         hash: builtins.bytes = ...,
+        confirm: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["hash", b"hash", "records", b"records", "revision", b"revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["confirm", b"confirm", "hash", b"hash", "records", b"records", "revision", b"revision"]) -> None: ...
 
 global___FollowLogResponse = FollowLogResponse
 

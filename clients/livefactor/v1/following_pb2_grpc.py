@@ -44,6 +44,11 @@ class FollowServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_following__pb2.FollowLogRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_following__pb2.FollowLogResponse.FromString,
                 _registered_method=True)
+        self.ConfirmLog = channel.unary_unary(
+                '/livefactor.v1.FollowService/ConfirmLog',
+                request_serializer=livefactor_dot_v1_dot_following__pb2.ConfirmLogRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_following__pb2.ConfirmLogResponse.FromString,
+                _registered_method=True)
         self.TakeLead = channel.unary_unary(
                 '/livefactor.v1.FollowService/TakeLead',
                 request_serializer=livefactor_dot_v1_dot_following__pb2.TakeLeadRequest.SerializeToString,
@@ -84,6 +89,15 @@ class FollowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ConfirmLog(self, request, context):
+        """Says that a follower has records on disk. It says so only if the leader asks for it.
+
+        - FAILED_PRECONDITION: the lineage is another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def TakeLead(self, request, context):
         """Makes a follower the leader: it follows nobody from then on, begins a new term in the log of each
         model, and takes updates. It tells the leader before, if it can reach it, to take no more.
@@ -116,6 +130,11 @@ def add_FollowServiceServicer_to_server(servicer, server):
                     servicer.FollowLog,
                     request_deserializer=livefactor_dot_v1_dot_following__pb2.FollowLogRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_following__pb2.FollowLogResponse.SerializeToString,
+            ),
+            'ConfirmLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmLog,
+                    request_deserializer=livefactor_dot_v1_dot_following__pb2.ConfirmLogRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_following__pb2.ConfirmLogResponse.SerializeToString,
             ),
             'TakeLead': grpc.unary_unary_rpc_method_handler(
                     servicer.TakeLead,
@@ -182,6 +201,33 @@ class FollowService(object):
             '/livefactor.v1.FollowService/FollowLog',
             livefactor_dot_v1_dot_following__pb2.FollowLogRequest.SerializeToString,
             livefactor_dot_v1_dot_following__pb2.FollowLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.FollowService/ConfirmLog',
+            livefactor_dot_v1_dot_following__pb2.ConfirmLogRequest.SerializeToString,
+            livefactor_dot_v1_dot_following__pb2.ConfirmLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

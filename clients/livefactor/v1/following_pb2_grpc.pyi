@@ -46,6 +46,15 @@ class FollowServiceStub:
     - RESOURCE_EXHAUSTED: as many followers as may be are being served.
     """
 
+    ConfirmLog: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.following_pb2.ConfirmLogRequest,
+        livefactor.v1.following_pb2.ConfirmLogResponse,
+    ]
+    """Says that a follower has records on disk. It says so only if the leader asks for it.
+
+    - FAILED_PRECONDITION: the lineage is another one.
+    """
+
     TakeLead: grpc.UnaryUnaryMultiCallable[
         livefactor.v1.following_pb2.TakeLeadRequest,
         livefactor.v1.following_pb2.TakeLeadResponse,
@@ -90,6 +99,15 @@ class FollowServiceAsyncStub:
       it is ahead, or it has other records. Or this log lacks the records that come next, and the
       follower needs a new copy. The text says which.
     - RESOURCE_EXHAUSTED: as many followers as may be are being served.
+    """
+
+    ConfirmLog: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.following_pb2.ConfirmLogRequest,
+        livefactor.v1.following_pb2.ConfirmLogResponse,
+    ]
+    """Says that a follower has records on disk. It says so only if the leader asks for it.
+
+    - FAILED_PRECONDITION: the lineage is another one.
     """
 
     TakeLead: grpc.aio.UnaryUnaryMultiCallable[
@@ -140,6 +158,17 @@ class FollowServiceServicer(metaclass=abc.ABCMeta):
           it is ahead, or it has other records. Or this log lacks the records that come next, and the
           follower needs a new copy. The text says which.
         - RESOURCE_EXHAUSTED: as many followers as may be are being served.
+        """
+
+    @abc.abstractmethod
+    def ConfirmLog(
+        self,
+        request: livefactor.v1.following_pb2.ConfirmLogRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.following_pb2.ConfirmLogResponse, collections.abc.Awaitable[livefactor.v1.following_pb2.ConfirmLogResponse]]:
+        """Says that a follower has records on disk. It says so only if the leader asks for it.
+
+        - FAILED_PRECONDITION: the lineage is another one.
         """
 
     @abc.abstractmethod

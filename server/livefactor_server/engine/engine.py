@@ -43,7 +43,7 @@ from livefactor_server.engine.promotion import Erasing, Progress, Promotion, Sol
 from livefactor_server.engine.quotas import Quotas
 from livefactor_server.engine.ratings import Recogniser
 from livefactor_server.engine.settings import EngineSettings as EngineSettings
-from livefactor_server.engine.submission import Submission, abandon
+from livefactor_server.engine.submission import Confirmations, Submission, abandon
 from livefactor_server.judging.observer import Observer
 from livefactor_server.log.store import Log, LogFailed, LogFull
 from livefactor_server.model.gate import Gate
@@ -89,6 +89,8 @@ class Engine:
         self.on_switch: Callable[[], None] = lambda: None
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
+        needed = settings.ack_after_followers
+        self.confirmations = Confirmations(needed, settings.ack_wait_s) if needed else None
         self._memory_bytes_max = settings.memory_bytes_max
         self.quotas = Quotas(name, settings.quotas)
         self._parts = self._parts_of(state)

@@ -38,9 +38,9 @@ from livefactor_server.hosting.folders import Folders, hold
 from livefactor_server.hosting.following.follower import Following
 from livefactor_server.hosting.following.leader import Leader
 from livefactor_server.hosting.following.leading import Fencing, Lead, begin_terms
-from livefactor_server.hosting.following.terms import Terms
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.hosted import Hosted as Hosted
+from livefactor_server.hosting.identity import Terms
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.judging.board import start_board
 from livefactor_server.log.errors import WrongKey

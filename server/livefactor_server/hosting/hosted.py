@@ -20,8 +20,8 @@ from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.readers import Reader
 from livefactor_server.hosting import kernels
-from livefactor_server.hosting.following.terms import Terms
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
+from livefactor_server.hosting.identity import Terms
 from livefactor_server.hosting.keeper import Keeper
 from livefactor_server.judging.board import Board
 from livefactor_server.judging.hold import Hold

@@ -7,6 +7,7 @@ import uuid
 from contextlib import suppress
 
 from livefactor.v1 import following_pb2
+from livefactor.wire.limits import over
 from livefactor_server.engine.engine import Engine
 from livefactor_server.hosting.backup import BackupError
 from livefactor_server.hosting.following import leading
@@ -16,7 +17,10 @@ from livefactor_server.log.errors import LogError
 from livefactor_server.rpc import guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
-from livefactor_server.statuses import invalid, later, unavailable
+from livefactor_server.statuses import invalid, later, precondition, unavailable
+
+FOLLOWER_CHARACTERS_MAX = 64
+"""Maximum length of what a follower calls itself."""
 
 ADDRESS_CHARACTERS_MAX = 256
 """Maximum length of the address of a server."""
@@ -51,19 +55,50 @@ async def follow_log(calls: Calls, requests: Requests, send: Send, call: Call) -
         # The log of a model that follows a leader itself is read as any other one.
         tail = await calls.follows.in_thread(Tail, hosted, request)
         await send(following_pb2.FollowLogResponse(revision=engine.revision).SerializeToString())
-        while True:
-            call.allow(name)
-            if calls.hosting.get(name).engine is not engine:
-                raise unavailable("follow: the model was opened again; ask again")
-            revision = engine.revision
-            message = await calls.follows.in_thread(tail.message, revision)
-            if message is None:
-                if not engine.has_reached(revision + 1):
-                    await _news(calls, engine, revision + 1)
-                if engine.revision > revision:
-                    continue
-                message = following_pb2.FollowLogResponse(revision=engine.revision).SerializeToString()
-            await send(message)
+        confirmations, follower = engine.confirmations, _follower(request.follower)
+        if confirmations is not None:
+            confirmations.join(follower, request.revision)
+        try:
+            while True:
+                call.allow(name)
+                if calls.hosting.get(name).engine is not engine:
+                    raise unavailable("follow: the model was opened again; ask again")
+                await _send_next(calls, engine, tail, send)
+        finally:
+            if confirmations is not None:
+                confirmations.leave(follower)
+
+
+async def _send_next(calls: Calls, engine: Engine, tail: Tail, send: Send) -> None:
+    """Sends the next records, or after some time the news that there are none."""
+    revision = engine.revision
+    message = await calls.follows.in_thread(tail.message, revision)
+    if message is None:
+        if not engine.has_reached(revision + 1):
+            await _news(calls, engine, revision + 1)
+        if engine.revision > revision:
+            return
+        message = following_pb2.FollowLogResponse(revision=engine.revision).SerializeToString()
+    await send(message)
+
+
+async def confirm_log(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles ConfirmLog."""
+    request = guards.parse(following_pb2.ConfirmLogRequest, raw)
+    engine = calls.model(call, request.model).engine
+    if request.lineage != engine.log.lineage.bytes:
+        raise precondition("confirm: the model has another lineage")
+    if request.revision > engine.revision:
+        raise precondition(f"confirm: the model is at revision {engine.revision}")
+    if engine.confirmations is not None:
+        engine.confirmations.confirm(_follower(request.follower), request.revision)
+    return following_pb2.ConfirmLogResponse().SerializeToString()
+
+
+def _follower(name: str) -> str:
+    if len(name) > FOLLOWER_CHARACTERS_MAX:
+        raise invalid(over("follower", FOLLOWER_CHARACTERS_MAX, len(name), "characters"))
+    return name
 
 
 def take_lead(calls: Calls, raw: bytes, call: Call) -> bytes:

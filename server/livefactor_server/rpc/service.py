@@ -94,6 +94,7 @@ RPCS = (
     Rpc("ChallengeService.SettleModel", Form.MODELS, challenging.settle_model, _ADMIN),
     Rpc("FollowService.CopyModel", Form.STREAM, following.copy_model, _AUDITOR),
     Rpc("FollowService.FollowLog", Form.STREAM, following.follow_log, _AUDITOR),
+    Rpc("FollowService.ConfirmLog", Form.LOOP, following.confirm_log, _AUDITOR),
     Rpc("FollowService.TakeLead", Form.MODELS, following.take_lead, _ADMIN),
     Rpc("FollowService.Fence", Form.MODELS, following.fence, _ADMIN),
 )

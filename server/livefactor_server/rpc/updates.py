@@ -63,6 +63,7 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
             seal=engine.log.seal,
             reply=reply,
             is_late=call.is_late,
+            confirmations=engine.confirmations,
         )
 
     async with calls.updates.slot(len(raw), engine.name):
@@ -138,6 +139,7 @@ def _batch(
         spec=spec,
         is_late=is_late,
         payer=payer,
+        confirmations=engine.confirmations,
         trace=trace,
         ends_trace=is_late is None,
     )

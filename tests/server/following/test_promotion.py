@@ -13,8 +13,9 @@ import pytest
 
 import livefactor
 from following_nodes import Node
-from livefactor.errors import FailedPrecondition, Unavailable
-from livefactor_server.hosting.following.terms import Terms
+from livefactor.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from livefactor_server.engine.engine import EngineSettings
+from livefactor_server.hosting.identity import Terms
 from server_process import wait_until
 
 MODEL = "m"
@@ -180,3 +181,27 @@ def test_a_log_with_other_records_does_not_follow_the_new_leader(pair: tuple[Nod
     leader.start(follower.target)
     found = leader.hosting.following.of(MODEL)
     wait_until(lambda: "the follower" in found.error, "the leader's own records are named", 60)
+
+
+def test_an_ack_waits_until_a_follower_has_the_batch_on_disk(node: MakeNode) -> None:
+    engine = EngineSettings(ack_after_followers=1, ack_wait_s=0.3)
+    leader, follower = node("leader").start(engine=engine), node("follower")
+    with livefactor.Models(leader.target) as models:
+        models.create(MODEL, "clicks_sgd", **SPEC)
+    follower.start(leader.target)
+    with livefactor.Producer(producer_id="p", target=leader.target, model=MODEL) as producer:
+        producer.push([1], [2]).result(60)
+        follower.vanish()
+        receipt = producer.push([1], [2])
+        with pytest.raises(DeadlineExceeded):
+            receipt.result(1.0)
+        waits_for = "followers: fewer than 1 have revision"
+        wait_until(lambda: waits_for in producer.status.waiting_for, "the reason is known")
+        follower.start(leader.target)
+        acks = [receipt.result(60)]
+        for number in range(20):
+            acks.append(producer.push([number], [number]).result(30))
+            engine_of = follower.hosting.followed(MODEL)[0]
+            assert engine_of.log.last_revision >= acks[-1].position.revision
+    same(leader, follower)
+    assert described(follower).events == 22

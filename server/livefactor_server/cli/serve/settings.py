@@ -244,6 +244,21 @@ class ServerSettings:
             " takes no updates. LIVEFACTOR_TOKEN and LIVEFACTOR_CA are those of a client."
         ),
     ] = ""
+    ack_after_followers: Annotated[
+        int,
+        _option(
+            "Acknowledge a batch only when this many followers have it on disk. 0 waits for none.",
+            min=0,
+            max=16,
+        ),
+    ] = 0
+    ack_wait_s: Annotated[
+        float,
+        _option(
+            "Seconds after which a batch that too few followers have gets UNAVAILABLE. Clients then send it again.",
+            min=0.1,
+        ),
+    ] = 10.0
     tensorboard: Annotated[
         Path | None,
         _option("Folder for TensorBoard files with the judge's figures. Without a folder, none are written."),
@@ -354,6 +369,8 @@ class ServerSettings:
                 backend,
                 self._observer(),
                 QuotaSettings(self.producer_rows_per_s, self.producer_new_ids_per_minute),
+                self.ack_after_followers,
+                self.ack_wait_s,
             ),
             keeper=KeeperSettings(
                 self.snapshot_every_events,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,7 +147,7 @@ class ModelFollower:
         log = engine.log
         request = following_pb2.FollowLogRequest(
             model=self.name, lineage=log.lineage.bytes, revision=log.last_revision, hash=log.last_hash,
-            term=self._models.note_term(self.name),
+            term=self._models.note_term(self.name), follower=uuid.uuid4().hex,
         )  # fmt: skip
         if engine.revision != log.last_revision:
             # The state after the last record was not computed.
@@ -160,6 +161,15 @@ class ModelFollower:
             for message in stream:
                 self.leader_revision = message.revision
                 self._take(applier, message)
+                if message.confirm and not applier.is_restated:
+                    self._leader.confirm(
+                        following_pb2.ConfirmLogRequest(
+                            model=self.name,
+                            lineage=request.lineage,
+                            follower=request.follower,
+                            revision=log.last_revision,
+                        )
+                    )
                 if any(each.kind == Kind.TERM for each in message.records):
                     self._models.note_term(self.name)
                 if applier.is_restated:

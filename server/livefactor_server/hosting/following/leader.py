@@ -52,6 +52,11 @@ class Leader:
         """The records of a model, as an iterator with `cancel`."""
         return self._stream("FollowLog", request, following_pb2.FollowLogResponse)
 
+    def confirm(self, request: following_pb2.ConfirmLogRequest) -> None:
+        """Says that records are on disk."""
+        call: Any = self._channel.unary_unary(_FOLLOW + "ConfirmLog")
+        call(request.SerializeToString(), timeout=DEADLINE_S, metadata=self._metadata)
+
     def fence(self, request: following_pb2.FenceRequest) -> None:
         """Tells the leader that another server took its place."""
         call: Any = self._channel.unary_unary(_FOLLOW + "Fence")

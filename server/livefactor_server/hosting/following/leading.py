@@ -17,8 +17,8 @@ import grpc
 from livefactor.v1 import following_pb2
 from livefactor_server.changes.history.term import TermChange
 from livefactor_server.hosting.following.leader import Leader
-from livefactor_server.hosting.following.terms import UNKNOWN_LEADER, Terms
 from livefactor_server.hosting.hosted import Hosted
+from livefactor_server.hosting.identity import UNKNOWN_LEADER, Terms
 from livefactor_server.statuses import precondition
 
 FENCE_EVERY_S = 1.0

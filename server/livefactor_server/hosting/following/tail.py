@@ -36,6 +36,7 @@ class Tail:
         self._groups: Iterator[Sequence[Record]] = iter(())
         self._group: Sequence[Record] = ()
         self._at = 0
+        self._confirm = hosted.engine.confirmations is not None
 
     def message(self, until: int) -> bytes | None:
         """The next records up to a published revision, as a FollowLogResponse. None without any.
@@ -44,7 +45,7 @@ class Tail:
             Refused: FAILED_PRECONDITION if the records were deleted meanwhile, UNAVAILABLE if they
                 were rewritten. A new Tail finds them.
         """
-        message = following_pb2.FollowLogResponse(revision=until)
+        message = following_pb2.FollowLogResponse(revision=until, confirm=self._confirm)
         size, last = 0, b""
         try:
             while size < MESSAGE_BYTES and len(message.records) < MESSAGE_RECORDS:
