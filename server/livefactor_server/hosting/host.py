@@ -215,6 +215,8 @@ class Hosting:
             forgetter.is_contesting = lambda: made.pid is not None
             hosted.challengers = made
         forgetter.resume()
+        if engine.leader:
+            forgetter.follow()
         return hosted
 
     def get(self, name: str, covers: Callable[[str], bool] | None = None) -> Hosted:

@@ -13,7 +13,8 @@ import livefactor
 from following_nodes import Node
 from livefactor.errors import DeadlineExceeded, Unavailable
 from livefactor.position import Position
-from livefactor_server.log.store import Log
+from livefactor_server.changes import change_of
+from livefactor_server.log.store import Kind, Log
 from server_process import wait_until
 
 MODEL = "m"
@@ -132,12 +133,18 @@ def test_acts_of_the_leader_change_the_followers_state(pair: tuple[Node, Node]) 
     kept = push(leader, 5)
     push(leader, 5, "q")
     with livefactor.Models(leader.target) as models:
-        models.promote(MODEL, learning_rate=0.03)
+        models.promote(MODEL, l2=0.03)
         models.roll_back(MODEL, to_revision=kept.revision)
         models.forget(MODEL, users=[7])
     position = push(leader, 3, "r")
     caught_up(follower, position)
     same(leader, follower)
+    hosted = follower.hosting.get(MODEL)
+    wait_until(lambda: hosted.forgetter.running is None, "the follower's files are rewritten", 60)
+    log = hosted.engine.log
+    assert list(log.acts.erases.values()) == [b""]
+    rows = [change_of(r.kind, r.body) for r in log.read() if r.kind == Kind.INTERACTIONS]
+    assert rows and all(7 not in change.keys[0] for change in rows)
 
 
 def test_a_follower_goes_on_after_a_restart(pair: tuple[Node, Node]) -> None:

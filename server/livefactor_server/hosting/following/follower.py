@@ -236,6 +236,11 @@ class Following:
         return self._followers.get(name)
 
     def _add(self, name: str) -> None:
+        try:
+            self._models.followed(name)
+        except Refused as refusal:
+            logger.warning("model %s: it follows nobody: %s", name, refusal.text)
+            return
         with self._lock:
             follower = self._followers[name] = ModelFollower(name, self._models, self.calls)
             follower.start()
