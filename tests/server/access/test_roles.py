@@ -154,7 +154,7 @@ def test_a_role_may_call_what_its_row_says(place: Place, path: str) -> None:
             assert status == "PERMISSION_DENIED", (role, status)
     if name not in ("DeleteModel", "ListModels"):
         assert status_of(place, path, place.tokens[Role.ADMIN]) not in DENIALS
-    # They name no model: ListModels leaves others out, and TakeLead needs a grant for all that are there.
+    # They name no model. ListModels leaves others out, and TakeLead needs a grant for all.
     if name not in ("ListModels", "TakeLead"):
         assert status_of(place, path, place.tokens[Role.ADMIN], model="other") == "PERMISSION_DENIED"
 
