@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from livefactor.access import Access
+from livefactor_server.access.entry import OPEN, Entry
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.hosting.following.leader import Leader
 from livefactor_server.hosting.host import Hosting, HostingSettings
@@ -29,12 +30,12 @@ class Node:
         self.target = f"unix:{folder / name}.sock"
         self.is_up = False
 
-    def start(self, follow: str = "", **settings: object) -> Node:
+    def start(self, follow: str = "", token: str = "", entry: Entry = OPEN, **settings: object) -> Node:
         self.data.mkdir(exist_ok=True)
         Path(self.target.removeprefix("unix:")).unlink(missing_ok=True)
-        leader = Leader(follow, Access()) if follow else None
+        leader = Leader(follow, Access(token=token)) if follow else None
         self.hosting = Hosting(self.data, replace(SETTINGS, leader=leader, **settings))  # type: ignore[arg-type]
-        self.server = RpcServer(self.hosting, ServiceSettings(), self.target)
+        self.server = RpcServer(self.hosting, ServiceSettings(), self.target, entry)
         self.hosting.open_all()
         self.server.start()
         self.is_up = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import livefactor
 from following_nodes import Node
 from livefactor.errors import DeadlineExceeded, Unavailable
 from livefactor.position import Position
+from livefactor_server.access.entry import Entry
+from livefactor_server.access.grants import Grant, Grants, Role, add_grant, new_token
 from livefactor_server.changes import change_of
 from livefactor_server.log.store import Kind, Log
 from server_process import wait_until
@@ -156,6 +159,24 @@ def test_a_follower_goes_on_after_a_restart(pair: tuple[Node, Node]) -> None:
     follower.start(leader.target)
     caught_up(follower, position)
     same(leader, follower)
+
+
+def test_a_follower_needs_the_role_of_an_auditor(node: MakeNode, tmp_path: Path) -> None:
+    file, tokens = tmp_path / "access.toml", {}
+    for role in (Role.ADMIN, Role.AUDITOR, Role.CONSUMER):
+        tokens[role] = new_token()
+        add_grant(file, Grant(role, role, None), tokens[role])
+    leader = node("leader").start(entry=Entry(None, Grants(file)))
+    admin = livefactor.Access(token=tokens[Role.ADMIN])
+    with livefactor.Models(leader.target, access=admin) as models:
+        models.create(MODEL, "clicks_sgd", **SPEC)
+    refused = node("refused").start(leader.target, tokens[Role.CONSUMER])
+    wait_until(lambda: "PERMISSION_DENIED" in refused.hosting.following.error, "the role is refused")
+    assert MODEL not in refused.hosting.names()
+    follower = node("follower").start(leader.target, tokens[Role.AUDITOR])
+    wait_until(lambda: MODEL in follower.hosting.names(), "the model is copied", 60)
+    found = follower.hosting.following.of(MODEL)
+    wait_until(lambda: found.is_connected, "the log is followed")
 
 
 def test_a_follower_of_another_history_is_refused_by_name(pair: tuple[Node, Node], node: MakeNode) -> None:

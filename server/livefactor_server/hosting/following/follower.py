@@ -204,6 +204,8 @@ class Following:
 
     Attributes:
         leader: the leader's address.
+        calls: the connection to it.
+        error: why its models are not known or copied; "" if they are.
     """
 
     def __init__(self, models: Models, leader: Leader) -> None:
@@ -213,7 +215,7 @@ class Following:
         self._followers: dict[str, ModelFollower] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._error = ""
+        self.error = ""
         self._thread = threading.Thread(target=self._look, name="follow", daemon=True)
 
     def start(self) -> None:
@@ -250,7 +252,7 @@ class Following:
             rest_s = LOOK_S
             try:
                 self._copy_new(self.calls.models())
-                self._error = ""
+                self.error = ""
             except grpc.RpcError as error:
                 self._note(f"{error.code().name}: {error.details()}")
                 rest_s = REST_S_MAX
@@ -273,6 +275,6 @@ class Following:
                 self._add(name)
 
     def _note(self, error: str) -> None:
-        if error != self._error and not self._stopped.is_set():
+        if error != self.error and not self._stopped.is_set():
             logger.warning("the models of %s are not known: %s", self.leader, error)
-        self._error = error
+        self.error = error
