@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlivefactor/v1/following.proto\x12\rlivefactor.v1\"!\n\x10\x43opyModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"R\n\x11\x43opyModelResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x11\n\tfile_size\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"r\n\x10\x46ollowLogRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x10\n\x08\x66ollower\x18\x06 \x01(\t\"W\n\x11\x43onfirmLogRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\x0c\x12\x10\n\x08\x66ollower\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x04\"\x14\n\x12\x43onfirmLogResponse\"1\n\x0fTakeLeadRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"6\n\x10TakeLeadResponse\x12\"\n\x05leads\x18\x01 \x03(\x0b\x32\x13.livefactor.v1.Lead\"5\n\x04Lead\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\"M\n\x0c\x46\x65nceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\x0c\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"\x0f\n\rFenceResponse\"o\n\x11\x46ollowLogResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.livefactor.v1.LogRecord\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63onfirm\x18\x04 \x01(\x08\"\xd0\x01\n\tLogRecord\x12\x0c\n\x04kind\x18\x01 \x01(\r\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08producer\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0f\n\x07time_us\x18\x06 \x01(\x12\x12\r\n\x05\x63ount\x18\x07 \x01(\x04\x12\x0f\n\x07rejects\x18\x08 \x01(\x0c\x12\x0c\n\x04\x62ody\x18\t \x01(\x0c\x12\x0c\n\x04salt\x18\n \x01(\x0c\x12\x12\n\ncommitment\x18\x0b \x01(\x0c\x12\x0f\n\x07\x65rasure\x18\x0c \x01(\x0c\x32\x97\x03\n\rFollowService\x12P\n\tCopyModel\x12\x1f.livefactor.v1.CopyModelRequest\x1a .livefactor.v1.CopyModelResponse0\x01\x12P\n\tFollowLog\x12\x1f.livefactor.v1.FollowLogRequest\x1a .livefactor.v1.FollowLogResponse0\x01\x12Q\n\nConfirmLog\x12 .livefactor.v1.ConfirmLogRequest\x1a!.livefactor.v1.ConfirmLogResponse\x12K\n\x08TakeLead\x12\x1e.livefactor.v1.TakeLeadRequest\x1a\x1f.livefactor.v1.TakeLeadResponse\x12\x42\n\x05\x46\x65nce\x12\x1b.livefactor.v1.FenceRequest\x1a\x1c.livefactor.v1.FenceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlivefactor/v1/following.proto\x12\rlivefactor.v1\"!\n\x10\x43opyModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"R\n\x11\x43opyModelResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x11\n\tfile_size\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x98\x01\n\x10\x46ollowLogRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0c\n\x04hash\x18\x04 \x01(\x0c\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x10\n\x08\x66ollower\x18\x06 \x01(\t\x12$\n\x07\x65\x61rlier\x18\x07 \x03(\x0b\x32\x13.livefactor.v1.Mark\"&\n\x04Mark\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"W\n\x11\x43onfirmLogRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\x0c\x12\x10\n\x08\x66ollower\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x04\"\x14\n\x12\x43onfirmLogResponse\"1\n\x0fTakeLeadRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"6\n\x10TakeLeadResponse\x12\"\n\x05leads\x18\x01 \x03(\x0b\x32\x13.livefactor.v1.Lead\"5\n\x04Lead\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\"M\n\x0c\x46\x65nceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\x0c\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"\x0f\n\rFenceResponse\"o\n\x11\x46ollowLogResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12)\n\x07records\x18\x02 \x03(\x0b\x32\x18.livefactor.v1.LogRecord\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63onfirm\x18\x04 \x01(\x08\"\xd0\x01\n\tLogRecord\x12\x0c\n\x04kind\x18\x01 \x01(\r\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08producer\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0f\n\x07time_us\x18\x06 \x01(\x12\x12\r\n\x05\x63ount\x18\x07 \x01(\x04\x12\x0f\n\x07rejects\x18\x08 \x01(\x0c\x12\x0c\n\x04\x62ody\x18\t \x01(\x0c\x12\x0c\n\x04salt\x18\n \x01(\x0c\x12\x12\n\ncommitment\x18\x0b \x01(\x0c\x12\x0f\n\x07\x65rasure\x18\x0c \x01(\x0c\x32\x97\x03\n\rFollowService\x12P\n\tCopyModel\x12\x1f.livefactor.v1.CopyModelRequest\x1a .livefactor.v1.CopyModelResponse0\x01\x12P\n\tFollowLog\x12\x1f.livefactor.v1.FollowLogRequest\x1a .livefactor.v1.FollowLogResponse0\x01\x12Q\n\nConfirmLog\x12 .livefactor.v1.ConfirmLogRequest\x1a!.livefactor.v1.ConfirmLogResponse\x12K\n\x08TakeLead\x12\x1e.livefactor.v1.TakeLeadRequest\x1a\x1f.livefactor.v1.TakeLeadResponse\x12\x42\n\x05\x46\x65nce\x12\x1b.livefactor.v1.FenceRequest\x1a\x1c.livefactor.v1.FenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,26 +35,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COPYMODELREQUEST']._serialized_end=81
   _globals['_COPYMODELRESPONSE']._serialized_start=83
   _globals['_COPYMODELRESPONSE']._serialized_end=165
-  _globals['_FOLLOWLOGREQUEST']._serialized_start=167
-  _globals['_FOLLOWLOGREQUEST']._serialized_end=281
-  _globals['_CONFIRMLOGREQUEST']._serialized_start=283
-  _globals['_CONFIRMLOGREQUEST']._serialized_end=370
-  _globals['_CONFIRMLOGRESPONSE']._serialized_start=372
-  _globals['_CONFIRMLOGRESPONSE']._serialized_end=392
-  _globals['_TAKELEADREQUEST']._serialized_start=394
-  _globals['_TAKELEADREQUEST']._serialized_end=443
-  _globals['_TAKELEADRESPONSE']._serialized_start=445
-  _globals['_TAKELEADRESPONSE']._serialized_end=499
-  _globals['_LEAD']._serialized_start=501
-  _globals['_LEAD']._serialized_end=554
-  _globals['_FENCEREQUEST']._serialized_start=556
-  _globals['_FENCEREQUEST']._serialized_end=633
-  _globals['_FENCERESPONSE']._serialized_start=635
-  _globals['_FENCERESPONSE']._serialized_end=650
-  _globals['_FOLLOWLOGRESPONSE']._serialized_start=652
-  _globals['_FOLLOWLOGRESPONSE']._serialized_end=763
-  _globals['_LOGRECORD']._serialized_start=766
-  _globals['_LOGRECORD']._serialized_end=974
-  _globals['_FOLLOWSERVICE']._serialized_start=977
-  _globals['_FOLLOWSERVICE']._serialized_end=1384
+  _globals['_FOLLOWLOGREQUEST']._serialized_start=168
+  _globals['_FOLLOWLOGREQUEST']._serialized_end=320
+  _globals['_MARK']._serialized_start=322
+  _globals['_MARK']._serialized_end=360
+  _globals['_CONFIRMLOGREQUEST']._serialized_start=362
+  _globals['_CONFIRMLOGREQUEST']._serialized_end=449
+  _globals['_CONFIRMLOGRESPONSE']._serialized_start=451
+  _globals['_CONFIRMLOGRESPONSE']._serialized_end=471
+  _globals['_TAKELEADREQUEST']._serialized_start=473
+  _globals['_TAKELEADREQUEST']._serialized_end=522
+  _globals['_TAKELEADRESPONSE']._serialized_start=524
+  _globals['_TAKELEADRESPONSE']._serialized_end=578
+  _globals['_LEAD']._serialized_start=580
+  _globals['_LEAD']._serialized_end=633
+  _globals['_FENCEREQUEST']._serialized_start=635
+  _globals['_FENCEREQUEST']._serialized_end=712
+  _globals['_FENCERESPONSE']._serialized_start=714
+  _globals['_FENCERESPONSE']._serialized_end=729
+  _globals['_FOLLOWLOGRESPONSE']._serialized_start=731
+  _globals['_FOLLOWLOGRESPONSE']._serialized_end=842
+  _globals['_LOGRECORD']._serialized_start=845
+  _globals['_LOGRECORD']._serialized_end=1053
+  _globals['_FOLLOWSERVICE']._serialized_start=1056
+  _globals['_FOLLOWSERVICE']._serialized_end=1463
 # @@protoc_insertion_point(module_scope)

@@ -65,6 +65,7 @@ class FollowLogRequest(google.protobuf.message.Message):
     HASH_FIELD_NUMBER: builtins.int
     TERM_FIELD_NUMBER: builtins.int
     FOLLOWER_FIELD_NUMBER: builtins.int
+    EARLIER_FIELD_NUMBER: builtins.int
     model: builtins.str
     lineage: builtins.bytes
     """16 bytes, as in Position."""
@@ -76,6 +77,12 @@ class FollowLogRequest(google.protobuf.message.Message):
     """The newest term that the follower has seen."""
     follower: builtins.str
     """What the follower calls itself in ConfirmLog, at most 64 characters."""
+    @property
+    def earlier(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Mark]:
+        """Earlier records of the follower, newest first, at most 64. A refusal names the newest one that the
+        leader has, too.
+        """
+
     def __init__(
         self,
         *,
@@ -85,10 +92,31 @@ class FollowLogRequest(google.protobuf.message.Message):
         hash: builtins.bytes = ...,
         term: builtins.int = ...,
         follower: builtins.str = ...,
+        earlier: collections.abc.Iterable[global___Mark] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["follower", b"follower", "hash", b"hash", "lineage", b"lineage", "model", b"model", "revision", b"revision", "term", b"term"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["earlier", b"earlier", "follower", b"follower", "hash", b"hash", "lineage", b"lineage", "model", b"model", "revision", b"revision", "term", b"term"]) -> None: ...
 
 global___FollowLogRequest = FollowLogRequest
+
+@typing.final
+class Mark(google.protobuf.message.Message):
+    """A record of a log, named by its revision and its chain hash."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    HASH_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    hash: builtins.bytes
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        hash: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hash", b"hash", "revision", b"revision"]) -> None: ...
+
+global___Mark = Mark
 
 @typing.final
 class ConfirmLogRequest(google.protobuf.message.Message):

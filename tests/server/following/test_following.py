@@ -197,6 +197,11 @@ def test_a_follower_of_another_history_is_refused_by_name(pair: tuple[Node, Node
     copy.start(leader.target)
     found = copy.hosting.following.of(MODEL)
     wait_until(lambda: "other records than the leader" in found.error, "the other records are refused")
+    # Both have the records up to `position`. The follower sends some that are farther and farther back.
+    wait_until(
+        lambda: "both have the same records up to revision 4 at least" in found.error, "what is shared"
+    )
+    assert position.revision == 6
     assert described(copy).position.revision > position.revision
     stranger = follower.start()
     create(stranger)

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +18,9 @@ from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.following import Applier, Mismatch
 from livefactor_server.hosting.following import copying
 from livefactor_server.hosting.following.leader import Leader
-from livefactor_server.log.errors import LogError
+from livefactor_server.log.errors import LogError, LogGap
 from livefactor_server.log.format import Entry, Kind
+from livefactor_server.log.store import Log
 from livefactor_server.snapshots.replay import log_folder
 from livefactor_server.statuses import Refused
 
@@ -79,6 +80,8 @@ class ModelFollower:
         self.name, self._models, self._leader = name, models, leader
         self.leader_revision, self.is_connected, self.error = 0, False, ""
         self._equal_at = time.monotonic()
+        # After a first refusal it sends more of its log, so that the second one says more.
+        self._is_refused = False
         self._stopped = threading.Event()
         self._stream: Any = None
         self._thread = threading.Thread(target=self._run, name=f"follow-{name}", daemon=True)
@@ -124,7 +127,8 @@ class ModelFollower:
             except grpc.RpcError as error:
                 self._note(f"{error.code().name}: {error.details()}")
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                    rest_s = REFUSED_REST_S
+                    rest_s = REFUSED_REST_S if self._is_refused else REST_S
+                    self._is_refused = True
                     continue
             except (Mismatch, LogError, Refused) as error:
                 self._note(str(error))
@@ -153,6 +157,8 @@ class ModelFollower:
             # The state after the last record was not computed.
             self._models.reopen(self.name)
             return False
+        if self._is_refused:
+            request.earlier.extend(_marks(log))
         applier = Applier(engine, log_folder(folder))
         self._stream = stream = self._leader.follow(request)
         if self._stopped.is_set():
@@ -178,7 +184,7 @@ class ModelFollower:
                     self._equal_at = time.monotonic()
                 if not self.is_connected:
                     logger.info("model %s: it follows %s", self.name, self._leader.target)
-                self.is_connected, self.error = True, ""
+                self.is_connected, self._is_refused, self.error = True, False, ""
         finally:
             stream.cancel()
         if applier.is_restated:
@@ -197,6 +203,17 @@ class ModelFollower:
             for each in message.records
         ]  # fmt: skip
         applier.take(entries, message.hash)
+
+
+def _marks(log: Log) -> Iterator[following_pb2.Mark]:
+    """Records before the last one, each twice as far back as the one before it."""
+    back = 1
+    while (revision := log.last_revision - back) >= log.first_revision:
+        try:
+            yield following_pb2.Mark(revision=revision, hash=next(log.read(revision)).hash)
+        except LogGap:
+            return
+        back *= 2
 
 
 class Following:

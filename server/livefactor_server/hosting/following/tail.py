@@ -18,6 +18,10 @@ MESSAGE_BYTES, MESSAGE_RECORDS = 1 << 20, 4096
 """Bytes of payloads after which a message takes no further record, and the most records in one."""
 
 
+MARKS_MAX = 64
+"""Maximum number of a follower's earlier records that are compared."""
+
+
 class Tail:
     """Reads a log from one revision on. One thread at a time uses it.
 
@@ -99,7 +103,8 @@ def _check(hosted: Hosted, request: following_pb2.FollowLogRequest) -> None:
         )
     if revision > engine.revision:
         raise precondition(
-            f"follow: the follower is at revision {revision}, ahead of the leader at {engine.revision}"
+            f"follow: the follower is at revision {revision}, ahead of the leader at {engine.revision};"
+            f" {_shared(hosted, request)}"
         )
     try:
         found = next(log.read(revision)).hash
@@ -107,5 +112,19 @@ def _check(hosted: Hosted, request: following_pb2.FollowLogRequest) -> None:
         raise precondition(f"follow: {gap}; the follower needs a new copy of the model") from None
     if found != request.hash:
         raise precondition(
-            f"follow: the follower has other records than the leader up to revision {revision}"
+            f"follow: the follower has other records than the leader up to revision {revision};"
+            f" {_shared(hosted, request)}"
         )
+
+
+def _shared(hosted: Hosted, request: following_pb2.FollowLogRequest) -> str:
+    """How much both logs are known to share."""
+    log = hosted.engine.log
+    for mark in request.earlier[:MARKS_MAX]:
+        if log.first_revision <= mark.revision <= hosted.engine.revision:
+            try:
+                if next(log.read(mark.revision)).hash == mark.hash:
+                    return f"both have the same records up to revision {mark.revision} at least"
+            except LogGap:
+                break
+    return "it is not known where they begin to differ"
