@@ -197,7 +197,7 @@ def test_a_follower_of_another_history_is_refused_by_name(pair: tuple[Node, Node
     copy.start(leader.target)
     found = copy.hosting.following.of(MODEL)
     wait_until(lambda: "other records than the leader" in found.error, "the other records are refused")
-    # Both have the records up to `position`. The follower sends some that are farther and farther back.
+    # Both have the records up to `position`. The follower sends some of its own.
     wait_until(
         lambda: "both have the same records up to revision 4 at least" in found.error, "what is shared"
     )
