@@ -75,6 +75,9 @@ def fence(hosted: Hosted, lineage: bytes, term: int, leader: str) -> None:
     """
     if lineage != hosted.engine.log.lineage.bytes:
         raise precondition("fence: the model has another lineage")
+    if term == hosted.term and hosted.engine.leader:
+        # It follows already.
+        return
     if term <= hosted.term:
         raise precondition(f"fence: the model is in term {hosted.term} already")
     hosted.terms = Terms(hosted.term, term, leader)
