@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import click.testing
 import numpy as np
 import pytest
+import typer
 
 import livefactor
 from following_nodes import Node
 from livefactor.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from livefactor_server.cli.app import app
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.hosting.identity import Terms
 from server_process import wait_until
@@ -126,8 +129,12 @@ def test_a_follower_takes_the_lead_and_the_old_leader_follows_it(pair: tuple[Nod
 
 def test_the_old_leader_is_fenced_when_it_comes_back(pair: tuple[Node, Node]) -> None:
     leader, follower = pair
+    command, run = typer.main.get_command(app), click.testing.CliRunner().invoke
+    refused = run(command, ["promote", follower.target])
+    assert refused.exit_code == 1 and "still answers" in refused.output
     leader.vanish()
-    take_lead(follower)
+    promoted = run(command, ["promote", follower.target])
+    assert promoted.exit_code == 0 and "leads it since revision 1, in term 1" in promoted.output
     with livefactor.Producer(producer_id="p", target=follower.target, model=MODEL) as producer:
         producer.push([1], [2]).result(30)
         leader.start()
