@@ -206,6 +206,7 @@ class Hosting:
         )
         forgetter = Forgetter(folder, engine, keeper)
         hosted = Hosted(name, folder, engine, keeper, forgetter, board, terms=terms)
+        hosted.keep_term()
         engine.on_switch, forgetter.is_sharing = hosted.forget_reader, lambda: hosted.sharing is not None
         if (share := self._settings.auto_cpu_share) and not engine.leader:
             start = partial(replay.start_of, folder, log, "cpu")
@@ -411,9 +412,7 @@ class Hosting:
     def note_term(self, name: str) -> int:
         """See `following.follower.Models`."""
         hosted = self.get(name)
-        if hosted.term > hosted.terms.term:
-            hosted.terms = replace(hosted.terms, term=hosted.term)
-            hosted.terms.save(hosted.folder)
+        hosted.keep_term()
         return hosted.term
 
     def take_lead(self, force: bool, address: str) -> list[Lead]:

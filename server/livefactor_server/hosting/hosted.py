@@ -49,7 +49,17 @@ class Hosted:
     @property
     def term(self) -> int:
         """The newest term in the log."""
-        return max(self.terms.term, self.engine.log.acts.term)
+        return self.terms.term
+
+    def keep_term(self) -> None:
+        """Takes the newest term from the log, and keeps it durably.
+
+        Raises:
+            OSError: it cannot be written to the model's folder.
+        """
+        if (logged := self.engine.log.acts.term) > self.term:
+            self.terms = replace(self.terms, term=logged)
+            self.terms.save(self.folder)
 
     @property
     def reader(self) -> Reader:
