@@ -285,7 +285,7 @@ def test_vectors_of_users_say_what_they_like(folder: Path, server: livefactor.Lo
             producer.push([40, 41], [1, 0]).result()
             with pytest.raises(InvalidArgument, match="dimension: expected 2, got 3"):
                 producer.push_embeddings([1], [[1.0, 2.0, 3.0]], side="user").result()
-            with pytest.raises(ColumnError, match="side"):
+            with pytest.raises(ValueError, match="side: expected"):
                 producer.push_embeddings([1], [[1.0, 2.0]], side="neither")
         found = models.describe("people", with_root_hash=True)
     assert found.spec["embeddings"]["user_dimension"] == 2 and len(found.earlier_specs) == 1
