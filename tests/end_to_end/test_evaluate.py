@@ -102,7 +102,10 @@ def test_a_spec_is_judged_with_and_without_the_context_of_events(tmp_path: Path)
     """Users have no taste, and the words of a query name the kind of the item."""
     rng = np.random.default_rng(3)
     users, items = rng.integers(0, 200, 2000), rng.integers(0, 120, 2000)
-    lines = [f"{u},{i},the kind{i // 10},{at}" for at, (u, i) in enumerate(zip(users, items, strict=True))]
+    lines = [
+        f"{u},{i},the kind{i // 10},{at + 1_500_000_000}"
+        for at, (u, i) in enumerate(zip(users, items, strict=True))
+    ]
     file, spec = tmp_path / "searched.csv", tmp_path / "own.toml"
     file.write_text("\n".join(["user,item,query,time", *lines]) + "\n")
     write_spec(spec, preset("clicks"), "clicks", [])

@@ -276,13 +276,13 @@ def test_vectors_of_users_say_what_they_like(folder: Path, server: livefactor.Lo
     """The first ones decide their dimension. Replay and loaded snapshot agree with the server."""
     rng, kinds = np.random.default_rng(6), np.eye(2)[np.arange(42) % 2]
     with server.models() as models:
-        models.create("people", **{key: value for key, value in SPEC.items() if key != "embeddings"})
+        models.create("people", "clicks", **{key: each for key, each in SPEC.items() if key != "embeddings"})
         with server.producer("p", model="people") as producer:
             producer.push_embeddings(range(42), kinds, side="user").result()
             for _ in range(12):
                 users = rng.integers(0, 40, 100)
                 producer.push(users, 2 * rng.integers(0, 12, 100) + users % 2)
-            producer.push([40, 41], [1, 0]).result()
+            producer.flush()
             with pytest.raises(InvalidArgument, match="dimension: expected 2, got 3"):
                 producer.push_embeddings([1], [[1.0, 2.0, 3.0]], side="user").result()
             with pytest.raises(ValueError, match="side: expected"):
