@@ -21,6 +21,7 @@ from hostile import MODEL, Target
 from livefactor.v1 import (
     challenging_pb2,
     models_pb2,
+    privacy_pb2,
     scoring_pb2,
     scoring_pb2_grpc,
     snapshots_pb2,
@@ -140,6 +141,16 @@ def valid_messages() -> dict[str, list[Any]]:
         "RestoreSnapshot": [
             models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")
         ],
+        "Contribute": [
+            privacy_pb2.ContributeRequest(
+                model=MODEL,
+                release=1,
+                user_id=7,
+                deltas=updates_pb2.FactorDeltas(side=2, ids=[4], dimension=2, deltas=[1, 2], biases=[3]),
+            )
+        ],
+        "MakeRelease": [privacy_pb2.MakeReleaseRequest(model=MODEL, release=1)],
+        "DescribePrivacy": [privacy_pb2.DescribePrivacyRequest(model=MODEL)],
     } | changing_messages(spec)
 
 

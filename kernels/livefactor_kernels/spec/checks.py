@@ -59,6 +59,8 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_adaptive_rate(spec)
     _check_admission(spec)
     _check_merge(spec)
+    for name, expected, got in spec.privacy.problems(spec.merge.learning_rate > 0):
+        _require(False, name, expected, got)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
     if spec.rule == Rule.SOLVE:

@@ -32,6 +32,7 @@ from livefactor_server.changes.columns import apply_columns, skip_columns
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
 from livefactor_server.changes.content.factors import FactorsChange
 from livefactor_server.changes.content.features import DroppedFeaturesChange, FeaturesChange
+from livefactor_server.changes.content.release import ReleaseChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.history.erase import EraseChange, ErasedChange, EvidenceChange
@@ -70,6 +71,7 @@ __all__ = [
     "Placement",
     "Record",
     "Rejects",
+    "ReleaseChange",
     "ReplayError",
     "RetentionChange",
     "Rollback",
@@ -106,6 +108,7 @@ _ALL: tuple[type[Change], ...] = (
     EvidenceChange,
     FactorsChange,
     DeltasChange,
+    ReleaseChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

@@ -35,6 +35,7 @@ from livefactor_server.challenging.sharing import Sharing
 from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
+from livefactor_server.engine.releasing import Releaser
 from livefactor_server.hosting import compiling, earlier, identity, kernels
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.faults import Fault, Faults
@@ -106,6 +107,10 @@ class Hosted:
     board: Board | None = None
     challengers: Challengers | None = None
     _reader: Reader | None = None
+    releaser: Releaser = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.releaser = Releaser(self.engine)
 
     @property
     def reader(self) -> Reader:

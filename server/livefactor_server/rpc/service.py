@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from livefactor_server.access.grants import ANY, Role
-from livefactor_server.rpc import challenging, models, scoring, snapshots, updates
+from livefactor_server.rpc import challenging, models, privacy, scoring, snapshots, updates
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Guard, Need
 
@@ -64,7 +64,10 @@ class Rpc(NamedTuple):
         """Whether it counts as administration in the limit of open calls. Streams do not."""
         if self.form is Form.STREAM:
             return False
-        return self.name.startswith(("ModelService.", "ChallengeService.")) or self.form is Form.CONTROL
+        return (
+            self.name.startswith(("ModelService.", "ChallengeService.", "PrivacyService."))
+            or self.form is Form.CONTROL
+        )
 
 
 RPCS = (
@@ -89,6 +92,9 @@ RPCS = (
     Rpc("ChallengeService.AddChallenger", Form.CONTROL, challenging.add_challenger, _ADMIN),
     Rpc("ChallengeService.ListChallengers", Form.CONTROL, challenging.list_challengers, ANY),
     Rpc("ChallengeService.SettleModel", Form.MODELS, challenging.settle_model, _ADMIN),
+    Rpc("PrivacyService.Contribute", Form.CONTROL, privacy.contribute, _PRODUCER),
+    Rpc("PrivacyService.MakeRelease", Form.MODELS, privacy.make_release, _ADMIN),
+    Rpc("PrivacyService.DescribePrivacy", Form.CONTROL, privacy.describe_privacy, ANY),
 )
 """All RPCs. Those of a service are consecutive."""
 
