@@ -32,10 +32,10 @@ from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.challenging.challengers import Challengers, Subject
 from livefactor_server.challenging.contests import Contests
 from livefactor_server.challenging.sharing import Sharing
+from livefactor_server.changes.content.releasing import Releaser
 from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.engine.readers import Reader
-from livefactor_server.engine.releasing import Releaser
 from livefactor_server.hosting import compiling, earlier, identity, kernels
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.faults import Fault, Faults

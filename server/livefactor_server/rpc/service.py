@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from livefactor_server.access.grants import ANY, Role
-from livefactor_server.rpc import challenging, models, privacy, scoring, snapshots, updates
+from livefactor_server.rpc import challenging, models, scoring, snapshots, updates
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Guard, Need
 
@@ -92,9 +92,9 @@ RPCS = (
     Rpc("ChallengeService.AddChallenger", Form.CONTROL, challenging.add_challenger, _ADMIN),
     Rpc("ChallengeService.ListChallengers", Form.CONTROL, challenging.list_challengers, ANY),
     Rpc("ChallengeService.SettleModel", Form.MODELS, challenging.settle_model, _ADMIN),
-    Rpc("PrivacyService.Contribute", Form.CONTROL, privacy.contribute, _PRODUCER),
-    Rpc("PrivacyService.MakeRelease", Form.MODELS, privacy.make_release, _ADMIN),
-    Rpc("PrivacyService.DescribePrivacy", Form.CONTROL, privacy.describe_privacy, ANY),
+    Rpc("PrivacyService.Contribute", Form.CONTROL, models.contribute, _PRODUCER),
+    Rpc("PrivacyService.MakeRelease", Form.MODELS, models.make_release, _ADMIN),
+    Rpc("PrivacyService.DescribePrivacy", Form.CONTROL, models.describe_privacy, ANY),
 )
 """All RPCs. Those of a service are consecutive."""
 

@@ -13,7 +13,7 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Merge, Privacy, SpecError
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.spec.privacy import delta_of, epsilon_of
-from livefactor_server.engine.releasing import GRID_BITS, clipped, normal, released
+from livefactor_server.changes.content.releasing import GRID_BITS, clipped, normal, released
 from livefactor_server.model.ledger import BudgetSpent, Ledger
 
 SCHEDULES = 10_000

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -23,15 +24,30 @@ from livefactor.wire.deltas import DeltaColumns
 from livefactor.wire.limits import DELTA_NUMBERS_MAX
 from livefactor_kernels.spec.model import Privacy
 from livefactor_kernels.tables import ITEMS
-from livefactor_server.changes.change import require_finite, require_once, require_rows
+from livefactor_server.changes.change import Change, require_finite, require_once, require_rows
 from livefactor_server.changes.content.release import ReleaseChange, release_misfit
-from livefactor_server.engine.engine import Engine
+from livefactor_server.model.gate import Gate
 from livefactor_server.model.ledger import BudgetSpent, Ledger
+from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import exhausted, invalid, precondition
 
 GRID_BITS = 20
 CONTRIBUTIONS_MAX = 1 << 18
 """Maximum number of contributions of a release. Their ids take about 20 MB."""
+
+
+class Writer(Protocol):
+    """What a releaser needs of an engine."""
+
+    state: ModelState
+    gate: Gate
+
+    @property
+    def revision(self) -> int:
+        """The published revision."""
+
+    def append(self, change: Change) -> int:
+        """Logs a change and applies it. Returns its revision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +83,7 @@ class _Pending:
 class Releaser:
     """Collects the contributions of a model, and makes its releases. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Writer) -> None:
         self._engine = engine
         self._lock = threading.Lock()
         self._pending: _Pending | None = None
