@@ -251,10 +251,8 @@ class Hosting:
         board = self._board(engine)
         logger.info(
             "model %s is open at revision %d with %d users and %d items",
-            name,
-            state.revision,
-            *state.backend.published,
-        )
+            name, state.revision, *state.backend.published,
+        )  # fmt: skip
         forgetter = Forgetter(folder, engine, keeper)
         hosted = Hosted(name, folder, engine, keeper, forgetter, board)
         engine.on_switch, forgetter.is_sharing = hosted.forget_reader, lambda: hosted.sharing is not None
