@@ -57,6 +57,8 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
         return False
     if old.merge.learning_rate and not _merges_alike(new, old):
         return False
+    if new.privacy != old.privacy:
+        return False
     if new.loss == Loss.SQUARED and old.loss != Loss.SQUARED:
         # Only squared loss requires values.
         return False
