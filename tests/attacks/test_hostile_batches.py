@@ -97,13 +97,9 @@ def valid_messages() -> dict[str, list[Any]]:
     stamp = updates_pb2.ProducerStamp(id="p", epoch=1, sequence=1)
     here = updates_pb2.Position(lineage=bytes(16), revision=3)
     rows = Rows(
-        user_ids=[1, 2, 3],
-        item_ids=[4, 5, 6],
-        values=[1, 2, 3],
-        weights=[1, 1, 2],
-        event_types=[1, 2, 3],
-        times_us=[7, 8, 9],
-    )
+        user_ids=[1, 2, 3], item_ids=[4, 5, 6], values=[1, 2, 3], weights=[1, 1, 2],
+        event_types=[1, 2, 3], times_us=[7, 8, 9],
+    )  # fmt: skip
     update = _changes(stamp, rows)
     few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
     best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)
