@@ -284,6 +284,10 @@ def _is_sighted(spec: Spec) -> bool:
     return spec.admission.sightings > 1
 
 
+def _is_private(spec: Spec) -> bool:
+    return spec.privacy.epsilon > 0
+
+
 def _follows_data(spec: Spec) -> bool:
     return spec.rule == models_pb2.RULE_SOLVE and spec.solve.unobserved_density > 0
 
@@ -336,6 +340,8 @@ _BESIDE = (
     # recent popularity also its 2 factors, and with similar users 4 more weights.
     _Beside("mix", "F64", _mixed, lambda spec: spec.mix.learning_rate > 0),
     *_map_sections("prior", "items"),
+    # The ledger of differential privacy: the window, its releases, all releases.
+    _Beside("privacy", "U64", lambda spec: 3, _is_private),
     # The server's table of producers for exactly-once delivery. The client does not interpret it.
     _Beside("producers", "U8"),
     # The adaptive rate: step, moves, events in the window, sum and sum of squares.
