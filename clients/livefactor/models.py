@@ -18,7 +18,7 @@ from livefactor.position import position_of
 from livefactor.pushing.labels import SIDES
 from livefactor.results.answers import spec_name
 from livefactor.results.contest import Contest, contest_of
-from livefactor.results.descriptions import FeatureReport, LogGap
+from livefactor.results.descriptions import FeatureReport, LogGap, ProducerReport, producer_of
 from livefactor.results.descriptions import ModelDescription as ModelDescription
 from livefactor.results.descriptions import SpecPeriod as SpecPeriod
 from livefactor.results.erasure import ErasureReport, ForgetCost, cost_of, report_of
@@ -31,7 +31,7 @@ from livefactor.wire.limits import check_model
 _SERVICE = "/livefactor.v1.ModelService/"
 _CHALLENGES = "/livefactor.v1.ChallengeService/"
 _OF_CHALLENGES = frozenset({"AddChallenger", "ListChallengers", "SettleModel"})
-_READS = frozenset({"DescribeModel", "ListFeatures", "ListModels", "ListChallengers"})
+_READS = frozenset({"DescribeModel", "ListFeatures", "ListProducers", "ListModels", "ListChallengers"})
 LONG_DEADLINE_S = 600.0
 """Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
 restore.
@@ -128,6 +128,19 @@ class Models(ModelsBase, BlockingClient):
         data = yield from self._call("ListFeatures", request, name, timeout)
         found = models_pb2.ListFeaturesResponse.FromString(data).features
         return tuple(FeatureReport(each.name, each.ids, each.strength) for each in found)
+
+    @blocking
+    def producers(
+        self, name: str = "default", *, limit: int = 100, timeout: float = DEADLINE_S
+    ) -> Plan[tuple[ProducerReport, ...]]:
+        """The producers of a model, with how far each one is behind. Those that sent last come
+        first.
+
+        limit: at most 1000. Raises NotFound.
+        """
+        request = models_pb2.ListProducersRequest(model=name, limit=limit)
+        data = yield from self._call("ListProducers", request, name, timeout)
+        return tuple(map(producer_of, models_pb2.ListProducersResponse.FromString(data).producers))
 
     @blocking
     def list(self, *, timeout: float = DEADLINE_S) -> Plan[tuple[ModelDescription, ...]]:

@@ -41,6 +41,7 @@ class AsyncModels(ModelsBase, AsyncClient):
     create = awaited(Models.create)
     describe = awaited(Models.describe)
     features = awaited(Models.features)
+    producers = awaited(Models.producers)
     list = awaited(Models.list)
     delete = awaited(Models.delete)
     restore = awaited(Models.restore)

@@ -7,6 +7,7 @@ from functools import partial
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from livefactor_server.engine.arrivals import Arrivals
 from livefactor_server.engine.submission import Submission
 from livefactor_server.judging.observer import Observer
 from livefactor_server.judging.prometheus import JUDGES
@@ -80,6 +81,7 @@ class EngineMetrics:
             COMMIT_TIME.labels(model, step) for step in ("append", "place", "apply")
         )
         self._switches = SWITCHES.labels(model)
+        self.arrivals = Arrivals()
         # Estimated time that a replay of all records applied since the start would take.
         self.replay_s = 0.0
         self._learned = self._learned_s = 0.0

@@ -29,7 +29,7 @@ from livefactor_server.rpc.server import RpcServer
 ALLOWED = {
     Role.PRODUCER: {"OpenProducer", "ApplyUpdates", "StreamUpdates"},
     Role.CONSUMER: {"Score"},
-    Role.AUDITOR: {"Snapshot", "ListSnapshots", "FetchSnapshot", "Explain"},
+    Role.AUDITOR: {"Snapshot", "ListSnapshots", "FetchSnapshot", "Explain", "ListProducers"},
     Role.ADMIN: {path.rsplit("/", 1)[1] for path in METHODS},
 }
 """Written out by hand: the matrix is a promise, and the table of RPCs must keep it."""
