@@ -53,3 +53,4 @@ class AsyncModels(ModelsBase, AsyncClient):
     challengers = awaited(Models.challengers)
     settle = awaited(Models.settle)
     release = awaited(Models.release)
+    take_lead = awaited(Models.take_lead)

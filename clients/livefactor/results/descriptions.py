@@ -84,6 +84,27 @@ class LogGap:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """A model whose updates a server takes since `revision`, where `term` begins."""
+
+    model: str
+    revision: int
+    term: int
+
+
+def gap_of(message: Any) -> LogGap:
+    """The gap that a message of the contract tells."""
+    return LogGap(
+        message.first_revision,
+        message.last_revision,
+        message.time_us,
+        message.archived,
+        message.snapshot_revision,
+        message.snapshot_root_hash,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class SpecPeriod:
     """A spec that was in force from `revision` on, until the next one.
 
@@ -111,7 +132,8 @@ class ModelDescription:
     revision from which the spec is in force; None if the server has not read that part of the log
     yet. earlier_specs: the specs before, as far as they are known; empty in lists.
     skipped: revisions that were rolled back, as (first, last); empty in lists. log_gap: what is not
-    in the log any more; None for a whole log.
+    in the log any more; None for a whole log. term: how often a follower took its leader's place.
+    leader: the address of the server that takes the updates; "" for this one.
     """
 
     name: str
@@ -135,6 +157,8 @@ class ModelDescription:
     earlier_specs: tuple[SpecPeriod, ...] = ()
     log_gap: LogGap | None = None
     skipped: tuple[tuple[int, int], ...] = ()
+    term: int = 0
+    leader: str = ""
 
     def __repr__(self) -> str:
         if self.fault:

@@ -742,27 +742,36 @@ global___EmbeddingMap = EmbeddingMap
 @typing.final
 class FeatureRows(google.protobuf.message.Message):
     """Features of users and items, and their learned rows (docs/content.md). Needs rule SOLVE and loss
-    IMPLICIT. EmbeddingMap.prior_events says how much they count. An absent field has the preset's value.
+    IMPLICIT. An absent field has the preset's value.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SIZE_FIELD_NUMBER: builtins.int
     PER_ID_FIELD_NUMBER: builtins.int
+    PRIOR_EVENTS_FIELD_NUMBER: builtins.int
     size: builtins.int
     """The most distinct features of each side, up to 1048576. 0: no features."""
     per_id: builtins.int
     """The most features of a user or an item, 1..64."""
+    prior_events: builtins.float
+    """Above 0: what a bag says of a user or an item counts as much as so many events, and a changed bag
+    counts at once. 0: EmbeddingMap.prior_events says how much a bag of an item counts, and that of a user
+    counts until her first event.
+    """
     def __init__(
         self,
         *,
         size: builtins.int | None = ...,
         per_id: builtins.int | None = ...,
+        prior_events: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_per_id", b"_per_id", "_size", b"_size", "per_id", b"per_id", "size", b"size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_per_id", b"_per_id", "_size", b"_size", "per_id", b"per_id", "size", b"size"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_per_id", b"_per_id", "_prior_events", b"_prior_events", "_size", b"_size", "per_id", b"per_id", "prior_events", b"prior_events", "size", b"size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_per_id", b"_per_id", "_prior_events", b"_prior_events", "_size", b"_size", "per_id", b"per_id", "prior_events", b"prior_events", "size", b"size"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_per_id", b"_per_id"]) -> typing.Literal["per_id"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_prior_events", b"_prior_events"]) -> typing.Literal["prior_events"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_size", b"_size"]) -> typing.Literal["size"] | None: ...
 
@@ -1062,6 +1071,8 @@ class ModelDescription(google.protobuf.message.Message):
     EARLIER_SPECS_FIELD_NUMBER: builtins.int
     SKIPPED_FIELD_NUMBER: builtins.int
     LOG_GAP_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    LEADER_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -1094,6 +1105,10 @@ class ModelDescription(google.protobuf.message.Message):
     """The revision from which `spec` is in force. Absent: it is not known yet, because the server has
     not read that part of the log since its start. It reads the whole log by and by.
     """
+    term: builtins.int
+    """How often a follower took its leader's place."""
+    leader: builtins.str
+    """The address of the server that takes the updates of this model. Empty: this one does."""
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position: ...
     @property
@@ -1146,9 +1161,11 @@ class ModelDescription(google.protobuf.message.Message):
         earlier_specs: collections.abc.Iterable[global___SpecPeriod] | None = ...,
         skipped: collections.abc.Iterable[global___RevisionRange] | None = ...,
         log_gap: global___LogGap | None = ...,
+        term: builtins.int = ...,
+        leader: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "log_gap", b"log_gap", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "skipped", b"skipped", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "leader", b"leader", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "skipped", b"skipped", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "term", b"term", "users", b"users", "writable", b"writable"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
     @typing.overload
