@@ -3,7 +3,7 @@
 A checkpoint names a model, its lineage, a revision, and the two hashes there: the root hash of the
 state, and the chain hash of the log, which covers all records up to the revision. So who keeps a
 checkpoint can tell later whether the history before it was changed. The signature says who made it
-(Ed25519); it needs the package `cryptography`.
+(Ed25519). The server signs, and `livefactor verify` checks signatures.
 
 A checkpoint is a JSON object with sorted keys. What is signed is the same text without the
 signature, after the line `livefactor-checkpoint 1`.
@@ -13,19 +13,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots.format import Manifest
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-
 FILE = "checkpoint"
 BYTES_MAX = 4096
 _HEAD = b"livefactor-checkpoint 1\n"
-_SIGNATURE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,47 +88,9 @@ class Checkpoint:
             raise SnapshotInvalid(FILE, f"is no checkpoint: {error}") from None
         return made
 
-    def signed(self, key: Ed25519PrivateKey) -> Checkpoint:
-        """The checkpoint with the signature of a key."""
-        return replace(self, signature=key.sign(self.signed_bytes))
-
-    def check(self, key: Ed25519PublicKey) -> None:
-        """Check the signature. Raises SnapshotInvalid."""
-        from cryptography.exceptions import InvalidSignature
-
-        try:
-            key.verify(self.signature, self.signed_bytes)
-        except InvalidSignature:
-            raise SnapshotInvalid(FILE, "its signature is not one of the given key") from None
-
     def check_fits(self, manifest: Manifest) -> None:
         """Check that it is about this snapshot. Raises SnapshotInvalid that names what differs."""
         other = Checkpoint.of(manifest)
         for name in ("lineage", "revision", "root_hash", "log_hash", "log_hash_name"):
             if getattr(self, name) != getattr(other, name):
                 raise SnapshotInvalid(FILE, f"it is of another snapshot: its {name} differs")
-
-
-def public_key_of(data: bytes) -> Ed25519PublicKey:
-    """An Ed25519 public key in PEM form. Raises ValueError."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    key = load_pem_public_key(data)
-    if not isinstance(key, Ed25519PublicKey):
-        raise ValueError("the key is not one of Ed25519")
-    return key
-
-
-def signing_key_of(data: bytes) -> Ed25519PrivateKey:
-    """An Ed25519 private key in PEM form without a password. Raises ValueError."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        key = load_pem_private_key(data, None)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError("the key is not one of Ed25519")
-    return key

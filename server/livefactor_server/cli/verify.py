@@ -81,13 +81,15 @@ def verify_command(
     elif is_model and public_key is not None:
         return
     from livefactor.errors import SnapshotInvalid
+    from livefactor_server.snapshots.signing import check_signature
     from livefactor_server.snapshots.store import verify
 
     try:
         manifest = verify(path).manifest
         if public_key is not None:
+            key = _key(public_key)
             for each in _checkpoints(checkpoint or [_beside(path)]):
-                each.check(_key(public_key))
+                check_signature(each, key)
                 each.check_fits(manifest)
     except (SnapshotInvalid, OSError) as error:
         if as_json:
@@ -129,7 +131,7 @@ def _checkpoints(paths: list[Path]) -> list[Checkpoint]:
 
 
 def _key(path: Path) -> Any:
-    from livefactor.snapshots.checkpoint import public_key_of
+    from livefactor_server.snapshots.signing import public_key_of
 
     try:
         return public_key_of(path.read_bytes())

@@ -27,6 +27,7 @@ from livefactor.snapshots.format import Manifest
 from livefactor_server.engine.engine import Engine
 from livefactor_server.hosting.retention import Policy, Retention, archive_of
 from livefactor_server.log.store import LogError
+from livefactor_server.snapshots.signing import signed
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
 from livefactor_server.statuses import Refused, later
 
@@ -133,7 +134,7 @@ class Keeper:
             if (key := self._settings.signing_key) is not None and not self.store.checkpoint(
                 info.snapshot_id
             ):
-                self.store.put_checkpoint(info.snapshot_id, Checkpoint.of(info).signed(key).to_json())
+                self.store.put_checkpoint(info.snapshot_id, signed(Checkpoint.of(info), key).to_json())
             self.store.prune(max(1, self._settings.snapshots_kept))
             self._last_replay_s, self._last_taken = replay_s, time.monotonic()
             self._taken_s = self._last_taken - start

@@ -22,6 +22,8 @@ from livefactor_server.snapshots.increments import Chain, Changes, Level
 from livefactor_server.snapshots.sealed import SealedSnapshot, is_sealed
 
 _PIECE_ROWS = 1 << 15
+_MISFITS = (IndexError, KeyError, TypeError, ValueError, OverflowError, StopIteration, MemoryError)
+"""What an index raises that is not of its parents, although its hash is right."""
 
 
 def is_incremental(path: Path) -> bool:
@@ -68,10 +70,10 @@ def _mapped(file: io.FileIO) -> np.ndarray:
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def _changes(path: Path) -> Changes:
+def _changes(path: Path, is_checked: bool = True) -> Changes:
     if not is_sealed(path):
         with snapshot_files.open_file(path, CHANGES_FILE) as file:
-            return Changes(_mapped(file))
+            return Changes(_mapped(file), is_checked)
     with SealedSnapshot(path) as sealed:
         return Changes(np.frombuffer(b"".join(data for _, data in sealed.pieces(CHANGES_FILE)), np.uint8))
 
@@ -115,9 +117,10 @@ def parents_of(path: Path) -> list[str]:
     The list ends early where one of them cannot be read.
     """
     found: list[str] = []
-    with contextlib.suppress(SnapshotInvalid, OSError):
+    with contextlib.suppress(SnapshotInvalid, OSError, ValueError, KeyError):
         while is_incremental(path):
-            parent = _changes(path).parent
+            # The names alone are read. Who reads the rows checks all bytes.
+            parent = _changes(path, is_checked=False).parent
             if not fmt.is_snapshot_id(parent) or parent in found:
                 break
             found.append(parent)
@@ -134,10 +137,10 @@ def whole_files(path: Path) -> dict[str, io.FileIO]:
     Raises:
         SnapshotInvalid: a file of the chain is damaged or missing.
     """
-    chain = open_chain(path)
-    layout = chain.manifest.layout
     made: dict[str, io.FileIO] = {}
     try:
+        chain = open_chain(path)
+        layout = chain.manifest.layout
         for name in fmt.FILES:
             made[name] = _scratch(path.parent, is_sealed(path))
         _write(made[fmt.MANIFEST_FILE], chain.manifest.to_json(), 0)
@@ -146,9 +149,11 @@ def whole_files(path: Path) -> dict[str, io.FileIO]:
             _write(made[name], header, 0)
         for place, at, data in chain.pieces(_PIECE_ROWS):
             _write(made[place.file], data.data, place.offset + at)
-    except BaseException:
+    except BaseException as error:
         for file in made.values():
             file.close()
+        if isinstance(error, _MISFITS) and not isinstance(error, SnapshotInvalid):
+            raise SnapshotInvalid(CHANGES_FILE, f"its index does not fit its parents: {error}") from None
         raise
     return made
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from livefactor.errors import SnapshotInvalid
-from livefactor.snapshots.checkpoint import FILE, Checkpoint, signing_key_of
+from livefactor.snapshots.checkpoint import FILE, Checkpoint
 from livefactor_server.log.store import Log
 from livefactor_server.snapshots.replay import log_folder
 
@@ -39,6 +40,50 @@ def read_signing_key(path: Path) -> Ed25519PrivateKey:
         raise SigningKeyError(f"{path}: {error}") from None
 
 
+def signing_key_of(data: bytes) -> Ed25519PrivateKey:
+    """An Ed25519 private key in PEM form without a password. Raises ValueError."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(data, None)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError("the key is not one of Ed25519")
+    return key
+
+
+def public_key_of(data: bytes) -> Ed25519PublicKey:
+    """An Ed25519 public key in PEM form. Raises ValueError."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    key = load_pem_public_key(data)
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("the key is not one of Ed25519")
+    return key
+
+
+def signed(checkpoint: Checkpoint, key: Ed25519PrivateKey) -> Checkpoint:
+    """The checkpoint with the signature of a key."""
+    return replace(checkpoint, signature=key.sign(checkpoint.signed_bytes))
+
+
+def check_signature(checkpoint: Checkpoint, key: Ed25519PublicKey) -> None:
+    """Checks that a key signed the checkpoint.
+
+    Raises:
+        SnapshotInvalid: it did not.
+    """
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(checkpoint.signature, checkpoint.signed_bytes)
+    except InvalidSignature:
+        raise SnapshotInvalid(FILE, "its signature is not one of the given key") from None
+
+
 def check_log(model_folder: Path, checkpoints: Iterable[Checkpoint], key: Ed25519PublicKey) -> list[int]:
     """Checks that checkpoints are of one history: that of the log of a model.
 
@@ -52,7 +97,7 @@ def check_log(model_folder: Path, checkpoints: Iterable[Checkpoint], key: Ed2551
     missing = []
     with Log.open(log_folder(model_folder), read_only=True) as log:
         for each in sorted(checkpoints, key=lambda one: one.revision):
-            each.check(key)
+            check_signature(each, key)
             if each.lineage != log.lineage:
                 raise SnapshotInvalid(FILE, f"revision {each.revision}: it is of another model")
             if each.revision > log.last_revision:

@@ -25,6 +25,7 @@ from livefactor_server.log import sealing
 from livefactor_server.log.sealing import Key
 from livefactor_server.snapshots import chains, replay
 from livefactor_server.snapshots.freezing import freeze_idle
+from livefactor_server.snapshots.increments import ChangesWriter
 from livefactor_server.snapshots.store import SnapshotStore
 
 BASE = preset(
@@ -34,7 +35,7 @@ SPEC = check(
     replace(
         BASE,
         optimizer=replace(BASE.optimizer, kind=OptimizerKind.ADAGRAD),
-        history=History(users=6, items=4, paged=True),
+        history=History(users=16, items=16, paged=True),
     )
 )
 
@@ -193,3 +194,28 @@ def test_encrypted_increments(tmp_path: Path) -> None:
         assert copied.ids() == tuple(taken) and copied.verify(taken[2]).manifest.snapshot_id == taken[2]
     finally:
         sealing.use(None)
+
+
+@pytest.mark.parametrize("rows", [[4_000_000_000], [0] * 5])
+def test_an_index_that_does_not_fit_is_refused(rig: Rig, rows: list[int]) -> None:
+    """The hashes of the file are right, as if an attacker had written it."""
+    push(rig, 0, 400)
+    take(rig)
+    push(rig, 1)
+    taken = take(rig)
+    folder = rig.folder / "snapshots"
+    chain = chains.open_chain(folder / taken)
+    parent = chains.read_manifest(folder / replay.snapshot_store(rig.folder).ids()[0])
+    made = bytearray()
+
+    class Forged:
+        def append(self, data: bytes | memoryview) -> None:
+            made.extend(data)
+
+    writer = ChangesWriter(Forged(), 1 << 20)
+    writer.frame("users.factors", np.array(rows), np.zeros(4, np.uint8))
+    writer.finish(parent, 1, 0)
+    (folder / taken / CHANGES_FILE).write_bytes(made)
+    assert chain.depth == 1
+    with pytest.raises(SnapshotInvalid):
+        replay.snapshot_store(rig.folder).verify(taken)

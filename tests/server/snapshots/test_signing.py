@@ -21,14 +21,21 @@ from cryptography.hazmat.primitives.serialization import (
 
 import livefactor
 from livefactor.errors import SnapshotInvalid
-from livefactor.snapshots.checkpoint import Checkpoint, public_key_of
+from livefactor.snapshots.checkpoint import Checkpoint
 from livefactor_server.cli.app import app
 from livefactor_server.cli.serve.settings import ServerSettings
 from livefactor_server.hosting.backup import back_up
 from livefactor_server.hosting.host import Hosting
 from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.server import RpcServer
-from livefactor_server.snapshots.signing import SigningKeyError, check_log, read_signing_key
+from livefactor_server.snapshots.signing import (
+    SigningKeyError,
+    check_log,
+    check_signature,
+    public_key_of,
+    read_signing_key,
+    signed,
+)
 from tally import Tally
 
 
@@ -125,18 +132,19 @@ def test_any_two_checkpoints_are_of_one_history(place: Place, tmp_path: Path) ->
         with pytest.raises(SnapshotInvalid, match="signature"):
             check_log(model, [bad], key)
         with pytest.raises(SnapshotInvalid, match=fault):
-            check_log(model, [bad.signed(forger)], forger.public_key())
+            check_log(model, [signed(bad, forger)], forger.public_key())
 
 
 @pytest.mark.torture
 def test_every_changed_byte_of_a_checkpoint_is_found(place: Place, tally: Tally) -> None:
     data = beside(place.fetched[0]).read_bytes()
     key = public_key_of(place.public.read_bytes())
-    Checkpoint.from_json(data).check(key)
+    check_signature(Checkpoint.from_json(data), key)
     for at in range(len(data)):
         for mask in (1, 32, 128):
+            changed = data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :]
             with pytest.raises(SnapshotInvalid):
-                Checkpoint.from_json(data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :]).check(key)
+                check_signature(Checkpoint.from_json(changed), key)
     tally.add("changed bytes of a checkpoint", 3 * len(data))
     for text in (b"", b"[]", b"{}", b"[" * 4000, data + b" ", data * 20):
         with pytest.raises(SnapshotInvalid, match="no checkpoint"):
