@@ -22,7 +22,7 @@ from livefactor_server.snapshots.increments import Chain, Changes, Level
 from livefactor_server.snapshots.sealed import SealedSnapshot, is_sealed
 
 _PIECE_ROWS = 1 << 15
-_MISFITS = (IndexError, KeyError, TypeError, ValueError, OverflowError, StopIteration, MemoryError)
+MISFITS = (IndexError, KeyError, TypeError, ValueError, OverflowError, StopIteration, MemoryError)
 """What an index raises that is not of its parents, although its hash is right."""
 
 
@@ -152,7 +152,7 @@ def whole_files(path: Path) -> dict[str, io.FileIO]:
     except BaseException as error:
         for file in made.values():
             file.close()
-        if isinstance(error, _MISFITS) and not isinstance(error, SnapshotInvalid):
+        if isinstance(error, MISFITS) and not isinstance(error, SnapshotInvalid):
             raise SnapshotInvalid(CHANGES_FILE, f"its index does not fit its parents: {error}") from None
         raise
     return made

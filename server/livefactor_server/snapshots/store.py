@@ -141,6 +141,10 @@ class SnapshotStore:
                 tensors = scan(state, layout, lambda place, offset, data: None, progress, seen.take)
             except TooMuch:
                 return None
+            except chains.MISFITS as error:
+                # Of a damaged chain. If it was the state, writing it whole says so.
+                log.warning("a whole snapshot follows, because snapshot %s does not fit: %s", parent, error)
+                return None
             if not seen.verifies():
                 log.warning("a whole snapshot follows, because snapshot %s does not verify", parent)
                 return None
