@@ -121,9 +121,9 @@ battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for half an 
 	@BATTLE_RESULTS=benchmarks/results/battle.json $(BIN)/python -m pytest tests/battle -m 'long or not long' -k 'not short' --timeout=7200 $(ARGS)
 
 .PHONY: torture
-torture: $(VENV)/.stamp-dev ## Kills, cuts and changes models for a quarter of an hour; writes benchmarks/results/torture.json. KILLS=500 CUTS=500
+torture: $(VENV)/.stamp-dev ## Kills, cuts and changes models for a quarter of an hour; writes benchmarks/results/torture.json. KILLS=500 CUTS=500 LEADER_KILLS=100
 	@TORTURE_RESULTS=benchmarks/results/torture.json TORTURE_KILLS=$(or $(KILLS),500) TORTURE_CUTS=$(or $(CUTS),500) TORTURE_CRASHES=1000 \
-		TORTURE_ROUNDS=20 $(BIN)/python -m pytest -n 0 -p no:rerunfailures -m 'torture and not long' --timeout=7200 $(ARGS)
+		TORTURE_LEADER_KILLS=$(or $(LEADER_KILLS),100) TORTURE_ROUNDS=20 $(BIN)/python -m pytest -n 0 -p no:rerunfailures -m 'torture and not long' --timeout=7200 $(ARGS)
 
 .PHONY: test-browser
 test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chromium; PICTURES=1 draws the pictures of docs/console.md anew.
