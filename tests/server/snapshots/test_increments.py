@@ -48,10 +48,10 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     made.close()
 
 
-def push(rig: Rig, seed: int, rows: int = 12) -> None:
+def push(rig: Rig, seed: int, rows: int = 4) -> None:
     rng = np.random.default_rng(seed)
-    users = rng.integers(0, 1000 + 4 * seed, rows, np.uint64)
-    rig.push(wire.encode_interactions(users, rng.integers(0, 600 + seed, rows, np.uint64)))
+    users = rng.integers(0, 2000 + 4 * seed, rows, np.uint64)
+    rig.push(wire.encode_interactions(users, rng.integers(0, 1000 + seed, rows, np.uint64)))
 
 
 def take(rig: Rig, chain_max: int = 1000) -> str:
@@ -64,7 +64,7 @@ def is_incremental(rig: Rig, snapshot_id: str) -> bool:
 
 
 def test_a_chain_of_50_restores_to_each_state(rig: Rig, tmp_path: Path) -> None:
-    push(rig, 0, 3000)
+    push(rig, 0, 6000)
     store, taken, roots = replay.snapshot_store(rig.folder), [], []
     for seed in range(1, 52):
         push(rig, seed)
@@ -102,18 +102,18 @@ def test_one_per_cent_of_the_rows_takes_below_two_per_cent(tmp_path: Path) -> No
 
 
 def test_a_chain_ends_with_a_whole_snapshot(rig: Rig) -> None:
-    push(rig, 0, 3000)
+    push(rig, 0, 6000)
     kinds = []
     for seed in range(1, 8):
         push(rig, seed)
         kinds.append(is_incremental(rig, take(rig, chain_max=2)))
     assert kinds == [False, True, True, False, True, True, False]
-    push(rig, 9, 4000)
+    push(rig, 9, 9000)
     assert not is_incremental(rig, take(rig))
 
 
 def test_parents_stay_and_leave_with_the_last_one_that_needs_them(rig: Rig) -> None:
-    push(rig, 0, 3000)
+    push(rig, 0, 6000)
     store, taken = replay.snapshot_store(rig.folder), []
     for seed in range(1, 7):
         push(rig, seed)
@@ -128,7 +128,7 @@ def test_parents_stay_and_leave_with_the_last_one_that_needs_them(rig: Rig) -> N
 
 @pytest.mark.parametrize("at", [0, 9, 600, -300, -60, -45, -20, -1])
 def test_a_changed_byte_of_an_increment_is_found(rig: Rig, at: int) -> None:
-    push(rig, 0, 3000)
+    push(rig, 0, 6000)
     take(rig)
     push(rig, 1)
     taken = take(rig)
@@ -144,7 +144,7 @@ def test_a_changed_byte_of_an_increment_is_found(rig: Rig, at: int) -> None:
 
 
 def test_a_damaged_parent_is_found_and_a_missing_one_named(rig: Rig) -> None:
-    push(rig, 0, 3000)
+    push(rig, 0, 6000)
     first = take(rig)
     push(rig, 1)
     second = take(rig)
@@ -174,7 +174,7 @@ def test_encrypted_increments(tmp_path: Path) -> None:
         folder = tmp_path / "data" / "models" / "m"
         (folder / "snapshots").mkdir(parents=True)
         rig = Rig(folder, SPEC)
-        push(rig, 0, 3000)
+        push(rig, 0, 6000)
         taken = [take(rig)]
         for seed in range(1, 4):
             push(rig, seed)
@@ -199,7 +199,7 @@ def test_encrypted_increments(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [[4_000_000_000], [0] * 5])
 def test_an_index_that_does_not_fit_is_refused(rig: Rig, rows: list[int]) -> None:
     """The hashes of the file are right, as if an attacker had written it."""
-    push(rig, 0, 3000)
+    push(rig, 0, 6000)
     take(rig)
     push(rig, 1)
     taken = take(rig)
