@@ -43,6 +43,7 @@ ALLOWED = {
         "ListSnapshots",
         "FetchSnapshot",
         "Explain",
+        "ListProducers",
         "CopyModel",
         "FollowLog",
         "ConfirmLog",
