@@ -144,7 +144,7 @@ class Sharing:
         self._thread.join()
 
     def keep(self, folder: Path) -> None:
-        """Keeps the challenger's state, if there is one, in the model's folder. Call `close` first."""
+        """Keeps the challenger's state, if any, in the folder of the model. Call `close` first."""
         if hasattr(self, "state") and not self._has_failed:
             keep(folder, self._live.name, [self.state], self._live.log.hash_name)
 
