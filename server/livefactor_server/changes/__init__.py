@@ -38,6 +38,7 @@ from livefactor_server.changes.history.erase import EraseChange, ErasedChange, E
 from livefactor_server.changes.history.retention import RetentionChange
 from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.history.switch import SwitchChange
+from livefactor_server.changes.history.term import TermChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
@@ -78,6 +79,7 @@ __all__ = [
     "SkippedChange",
     "SpecChange",
     "SwitchChange",
+    "TermChange",
     "WireChange",
     "apply",
     "apply_columns",
@@ -104,6 +106,7 @@ _ALL: tuple[type[Change], ...] = (
     EraseChange,
     ErasedChange,
     EvidenceChange,
+    TermChange,
     FactorsChange,
     DeltasChange,
 )
