@@ -25,8 +25,8 @@ from livefactor import (
     load,
     verify,
 )
+from livefactor.models import fill, plain
 from livefactor.v1 import models_pb2
-from livefactor.wire.values import fill, plain
 
 HERE = Position(bytes(range(16)), 12)
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from livefactor.models import fill, plain
 from livefactor.v1 import models_pb2
-from livefactor.wire.values import fill, plain
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import PRESET_NAMES
 from livefactor_server.model import spec_codec

@@ -1,4 +1,4 @@
-"""Messages of the contract as nested plain values, and back."""
+"""Messages as nested plain values, and back. Enums are lower-case names without their prefix."""
 
 from __future__ import annotations
 
