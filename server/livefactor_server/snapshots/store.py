@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -293,6 +293,14 @@ class SnapshotStore:
             ids = self.ids()
             needed = {parent for each in ids[-keep:] for parent in chains.parents_of(self.folder / each)}
             doomed = tuple(each for each in ids[:-keep] if each not in needed)
+            for snapshot_id in doomed:
+                self._discard(self.folder / snapshot_id)
+        return doomed
+
+    def keep(self, kept: Collection[str]) -> tuple[str, ...]:
+        """Removes all snapshots except those with the ids `kept`. Returns the removed ids."""
+        with self._lock:
+            doomed = tuple(each for each in self.ids() if each not in kept)
             for snapshot_id in doomed:
                 self._discard(self.folder / snapshot_id)
         return doomed
