@@ -121,7 +121,9 @@ class ModelState:
         needed = self.spec.admission.sightings
         self.sightings, self.placed = (Sightings(needed) if needed > 1 else None for _ in range(2))
         learned = self.backend.state().items()
-        self._map_bytes = sum(array.nbytes for name, array in learned if name.startswith("prior."))
+        self._map_bytes = sum(
+            array.nbytes for name, array in learned if name.startswith(("prior.", "user_prior."))
+        )
 
     @classmethod
     def empty(
