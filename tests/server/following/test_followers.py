@@ -106,7 +106,7 @@ def test_updates_are_refused_with_the_name_of_the_leader(pair: tuple[Node, Node]
             with pytest.raises(Unavailable, match=f"takes no updates; {leader.target} does"):
                 call()
     with pytest.raises((Unavailable, DeadlineExceeded), match=f"takes no updates; {leader.target} does"):
-        livefactor.Producer(producer_id="x", target=follower.target, model=MODEL, connect_s=0.2)
+        livefactor.Producer(producer_id="x", target=follower.target, model=MODEL, open_timeout=0.5)
     before = described(leader).position
     with livefactor.Producer(producer_id="y", target=[follower.target, leader.target], model=MODEL) as both:
         both.push([1], [2])
