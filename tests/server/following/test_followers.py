@@ -84,8 +84,11 @@ def test_a_follower_from_nothing_has_the_leaders_log_and_states(pair: tuple[Node
         )
     found = follower.hosting.following.of(MODEL)
     wait_until(lambda: found.is_connected and found.lag == 0 and found.lag_s < 5, "the lag is known")
-    assert REGISTRY.get_sample_value("livefactor_followers", {"model": MODEL}) == 1
-    assert REGISTRY.get_sample_value("livefactor_follower_lag_revisions", {"model": MODEL}) == 0
+    of_model = {"model": MODEL}
+    wait_until(
+        lambda: REGISTRY.get_sample_value("livefactor_followers", of_model) == 1, "the follower is counted"
+    )
+    assert REGISTRY.get_sample_value("livefactor_follower_lag_revisions", of_model) == 0
     leader.stop()
     follower.stop()
     with (
