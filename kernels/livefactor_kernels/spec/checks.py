@@ -59,6 +59,8 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_adaptive_rate(spec)
     _check_admission(spec)
     _check_merge(spec)
+    for name, expected, got in spec.privacy.problems(spec.merge.learning_rate > 0):
+        _require(False, name, expected, got)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
     if spec.rule == Rule.SOLVE:
@@ -114,12 +116,8 @@ def _check_shape(spec: ModelSpec) -> None:
     )
     _require(0 <= spec.seed < 1 << 64, "seed", "an unsigned 64-bit number", spec.seed)
     _require(spec.factor_dtype in tuple(FactorDtype), "factor_dtype", "a known dtype", spec.factor_dtype)
-    _require(
-        spec.kernel_semantics == KERNEL_SEMANTICS,
-        "kernel_semantics",
-        str(KERNEL_SEMANTICS),
-        spec.kernel_semantics,
-    )
+    found = spec.kernel_semantics
+    _require(found == KERNEL_SEMANTICS, "kernel_semantics", str(KERNEL_SEMANTICS), found)
 
 
 def _check_history(spec: ModelSpec) -> None:

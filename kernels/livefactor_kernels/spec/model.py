@@ -10,6 +10,7 @@ from livefactor_kernels.spec.admission import Admission
 from livefactor_kernels.spec.content import Context as Context
 from livefactor_kernels.spec.content import Embeddings as Embeddings
 from livefactor_kernels.spec.content import Features as Features
+from livefactor_kernels.spec.privacy import Privacy as Privacy
 from livefactor_kernels.spec.regularization import Regularization as Regularization
 
 KERNEL_SEMANTICS = 1
@@ -392,6 +393,7 @@ class ModelSpec:
         replay: replay, with any rule.
         adaptive_rate: adaptive learning rate, with rule SGD.
         merge: deltas that someone else learned, with rules SGD and SOFTMAX.
+        privacy: differential privacy, with `merge`.
         admission: when new users and items get rows.
         event_types: weights by event type.
         regularization: clipping, max-norm, frequency-scaled L2, dropout.
@@ -423,6 +425,7 @@ class ModelSpec:
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     merge: Merge = field(default_factory=Merge)
+    privacy: Privacy = field(default_factory=Privacy)
     admission: Admission = field(default_factory=Admission)
     event_types: tuple[EventType, ...] = ()
     regularization: Regularization = field(default_factory=Regularization)

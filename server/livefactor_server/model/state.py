@@ -19,6 +19,7 @@ from livefactor_server.model import producers as producer_codec
 from livefactor_server.model import spec_codec
 from livefactor_server.model.availability import FrozenMarks, Marks
 from livefactor_server.model.labels import FrozenLabels, Labels
+from livefactor_server.model.ledger import Ledger
 from livefactor_server.model.producers import FrozenProducer, ProducerTable
 from livefactor_server.model.sightings import Sightings
 
@@ -85,6 +86,7 @@ class ModelState:
         marks: the unavailable items.
         sightings: of ids without rows, with `admission.sightings`. `placed` is the same after the
             last record whose keys have rows, and belongs to the LOG stage.
+        ledger: what of the budget of differential privacy is spent.
         skipped: revisions whose records change no table, as pairs (first, last).
         erasures: what the state is without: pairs of a revision and the subjects that records
             before it may not name (`changes/history/erase.py`).
@@ -101,6 +103,7 @@ class ModelState:
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels(shared=True)))
     features: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    ledger: Ledger = field(init=False)
     skipped: tuple[tuple[int, int], ...] = ()
     erasures: tuple[tuple[int, Any], ...] = ()
     spec_id: str = field(init=False)
@@ -114,6 +117,7 @@ class ModelState:
         self.spec_id = spec_codec.id_of(self.spec_body)
         self.meanings = Meanings(self.spec)
         self.marks = Marks(self.backend)
+        self.ledger = Ledger(self.spec.privacy)
         needed = self.spec.admission.sightings
         self.sightings, self.placed = (Sightings(needed) if needed > 1 else None for _ in range(2))
         learned = self.backend.state().items()
@@ -175,7 +179,8 @@ class ModelState:
         return FrozenSections(
             self.spec_body,
             {name: array.copy() for name, array in self.backend.state().items()}
-            | (self.sightings.arrays() if self.sightings is not None else {}),
+            | (self.sightings.arrays() if self.sightings is not None else {})
+            | (self.ledger.arrays() if self.spec.privacy.epsilon else {}),
             self.events,
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
@@ -188,7 +193,8 @@ class ModelState:
 class FrozenSections:
     """Frozen state beside the table rows.
 
-    `learned` is a copy of the backend's state (`Backend.state`), and of the sightings.
+    `learned` is a copy of the backend's state (`Backend.state`), of the sightings and of the
+    ledger.
     """
 
     spec_body: bytes
@@ -240,6 +246,8 @@ def restored(
     for sketch in (state.sightings, state.placed):
         if sketch is not None:
             sketch.load(tensors["sightings"], tensors["sightings.since"])
+    if spec.privacy.epsilon:
+        state.ledger.load(tensors["privacy"])
     state.events = int(tensors["events"][0])
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
     for book, side in zip(state.labels, ("user", "item"), strict=True):
