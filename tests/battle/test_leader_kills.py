@@ -26,8 +26,8 @@ from tally import Tally, amount
 Serve = Callable[..., Server]
 
 MODEL = "m"
-KILLS, KILLS_LONG = 2, 100
-BATCHES_A_KILL, ROWS = 30, 7
+KILLS, KILLS_LONG = 1, 100
+BATCHES_A_KILL, ROWS = 20, 7
 FLAGS = ("--preset", "", "--ack-after-followers", "1", "--ack-wait-s", "5", "--auto-cpu-share", "0")
 LIMITS = {"users_max": 5000, "items_max": 5000}
 
