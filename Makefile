@@ -129,6 +129,10 @@ test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chrom
 notebook: $(VENV)/.stamp-dev ## Runs the notebook examples/notebook/shop.ipynb and keeps what it shows.
 	@$(BIN)/jupyter execute --inplace examples/notebook/shop.ipynb
 
+.PHONY: privacy-attack
+privacy-attack: $(VENV)/.stamp-dev ## Audits differential privacy with 1,000 canaries; writes benchmarks/results/privacy.json and docs/privacy.md.
+	@$(BIN)/python -m benchmarks.privacy.attack $(ARGS)
+
 .PHONY: test-brokers
 test-brokers: $(VENV)/.stamp-dev ## Ingests from real brokers: Debian's nats-server and redis-server, and librdkafka's mock of Kafka.
 	@command -v nats-server redis-server >/dev/null || { apt-get update -q && apt-get install -qy nats-server redis-server; }
