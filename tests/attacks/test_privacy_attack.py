@@ -20,8 +20,8 @@ def test_the_audit_finds_each_planted_fault_and_no_other(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attacks, "SHARE", 0.5)
-    found = attacks.attack(tmp_path, 1.2, 4.0, 60, fault)
-    assert found["guesses"] == 30 and found["epsilon_claimed"] == 1.0607
+    found = attacks.attack(tmp_path, 1.2, 4.0, 80, fault)
+    assert found["guesses"] == 40 and found["epsilon_claimed"] == 1.0607
     assert found["releases"] == (1 if fault != "the budget is not charged" else attacks.RELEASES_MAX)
     assert found["refuted"] == bool(fault), found
 
