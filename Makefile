@@ -138,6 +138,10 @@ test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chrom
 notebook: $(VENV)/.stamp-dev ## Runs the notebook examples/notebook/shop.ipynb and keeps what it shows.
 	@$(BIN)/jupyter execute --inplace examples/notebook/shop.ipynb
 
+.PHONY: privacy-attack
+privacy-attack: $(VENV)/.stamp-dev ## Audits differential privacy with 1,000 canaries; writes benchmarks/results/privacy.json and docs/privacy.md.
+	@$(BIN)/python -m benchmarks.privacy.attack $(ARGS)
+
 .PHONY: test-trackers
 test-trackers: $(VENV)/.stamp-trackers ## Logs a fit to TensorBoard, to MLflow in a folder, and to W&B offline.
 	@$(BIN)/python -m pytest -n 0 tests/end_to_end/test_trackers.py $(ARGS)
