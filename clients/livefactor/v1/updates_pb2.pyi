@@ -118,6 +118,10 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The id has a new feature, and the model has no room for further features of this side:
     ModelSpec.features.size, or the server's memory.
     """
+    REJECT_REASON_USER_RATE: _RejectReason.ValueType  # 12
+    """The user has had as many events in this minute as the server lets a user have. The row can be
+    sent again later.
+    """
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
@@ -156,6 +160,10 @@ add in a minute. The row can be sent again later.
 REJECT_REASON_FEATURES_FULL: RejectReason.ValueType  # 11
 """The id has a new feature, and the model has no room for further features of this side:
 ModelSpec.features.size, or the server's memory.
+"""
+REJECT_REASON_USER_RATE: RejectReason.ValueType  # 12
+"""The user has had as many events in this minute as the server lets a user have. The row can be
+sent again later.
 """
 global___RejectReason = RejectReason
 

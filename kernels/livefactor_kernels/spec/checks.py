@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from livefactor_kernels.spec.admission import MAX_SIGHTINGS
+from livefactor_kernels.spec.admission import MAX_SIGHTINGS, MIN_IDLE_EVENTS
 from livefactor_kernels.spec.model import (
     FLOAT16_MAX,
     KERNEL_SEMANTICS,
@@ -85,6 +85,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("features.size", spec.features.size),
         ("context.size", spec.context.size),
         ("merge.learning_rate", spec.merge.learning_rate),
+        ("eviction.idle_events", spec.eviction.idle_events),
         ("regularization.adversarial_weight", spec.regularization.adversarial_weight),
     ):
         _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
@@ -216,8 +217,11 @@ def _check_replay(spec: ModelSpec) -> None:
 
 
 def _check_admission(spec: ModelSpec) -> None:
-    sightings = spec.admission.sightings
+    sightings, idle = spec.admission.sightings, spec.eviction.idle_events
     _require(0 <= sightings <= MAX_SIGHTINGS, "admission.sightings", f"0..{MAX_SIGHTINGS}", sightings)
+    is_ok = not idle or MIN_IDLE_EVENTS <= idle <= 1 << 53
+    _require(is_ok, "eviction.idle_events", f"0, or {MIN_IDLE_EVENTS}..2**53", idle)
+    _require(not (idle and spec.replay.size), "replay.size", "0 with eviction", spec.replay.size)
 
 
 def _check_adaptive_rate(spec: ModelSpec) -> None:

@@ -29,6 +29,7 @@ from livefactor_server.changes import (
     EngineChange,
     EraseChange,
     ErasedChange,
+    EvictChange,
     EvidenceChange,
     Header,
     KeyedChange,
@@ -121,6 +122,7 @@ def received(kind: type[Change]) -> Change:
         EraseChange: EraseChange.of(Subjects(users=(1, 2), items=(3,))),
         ErasedChange: ErasedChange(Erased(5, 2, 3).to_body()),
         EvidenceChange: EvidenceChange(Evidence(5, bytes(range(32))).to_body()),
+        EvictChange: EvictChange.of(1000),
     }
     return made[kind]
 
@@ -204,7 +206,7 @@ def test_what_each_change_does_to_a_state() -> None:
     begun = done[Kind.FACTORS].backend
     assert begun.published == (2, 0) and not done[Kind.FACTORS].events
     assert begun.sections(0, 2)["factors"][:, :3].tolist() == [[0.5, 1, 0], [1.5, 2, 0]]
-    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK):
+    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK, Kind.EVICT):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():
         assert found.revision == found.backend.revision == 1, kind
