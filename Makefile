@@ -186,6 +186,11 @@ proto-baseline: $(VENV)/.stamp-dev ## Accepts an addition to the contract; BREAK
 docs: $(VENV)/.stamp-dev ## Writes docs/api.md from the comments of the contract.
 	@$(BIN)/python scripts/api_page.py
 
+.PHONY: docs-site
+docs-site: $(VENV)/.stamp-dev ## Builds the site of the docs in build/site; a warning fails it.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
+
 .PHONY: clean
 clean: ## Removes the environments and everything that was built.
 	@rm -rf $(VENV) $(PROTO_VENV) $(FLOOR_VENV) $(SUCCESSOR_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -123,6 +123,7 @@ class Challengers:
         self._sent: Go | None = None
         self._metrics = ContestMetrics(self._name)
         self._sharing: Sharing | None = None
+        subject.engine.dimension.may_return = lambda: not self._notes.settled
         for each in self._notes.added:
             if each.share:
                 self._share(each)

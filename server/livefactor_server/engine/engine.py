@@ -94,7 +94,7 @@ class Engine:
         self._promoting = threading.Lock()
         self._promotion: Promotion | None = None
         self._recogniser = Recogniser(name, state.spec, log, self.promote)
-        self.dimension = dimension.Recogniser(lambda: self.state.spec, self.promote)
+        self.dimension = dimension.Recogniser(name, lambda: self.state, log, self.promote)
         self._to_apply: Handover[Commit] = Handover(GROUPS_AHEAD_MAX)
         self._intake: Intake[Promotion | Solo] = Intake(self._to_apply, self._mark)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{name}")

@@ -13,7 +13,6 @@ from livefactor.wire import columns as wire
 from livefactor.wire.columns import ColumnError
 from livefactor.wire.limits import NOTE_BYTES_MAX, over
 from livefactor_server.changes import NO_REJECTS, OpenProducerChange
-from livefactor_server.engine import dimension
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Ack, Submission, Wake
 from livefactor_server.rpc import decode, encode, guards
@@ -94,7 +93,7 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
 
 def _is_large(engine: Engine, update: decode.UpdateRequest, raw: bytes) -> bool:
     """Whether a thread decodes the batch. First vectors and factors wait for a switch."""
-    if dimension.lacks_part(engine.state.spec, update.change):
+    if engine.dimension.lacks_part(update.change):
         return True
     is_quick = update.change == wire.INTERACTIONS
     return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
@@ -117,8 +116,8 @@ def _batch(
     spec, rows_max = engine.state.spec, calls.settings.batch_events_max
     if update.change == wire.FACTORS and engine.state.backend_name == "cuda":
         raise precondition("factors: backend cuda lacks this part (docs/gpu.md)")
-    if dimension.lacks_part(spec, update.change):
-        decode.change_from_wire(update, dimension.spec_for(spec, update.change, update.body), rows_max)
+    if engine.dimension.lacks_part(update.change):
+        decode.change_from_wire(update, engine.dimension.spec_for(update.change, update.body), rows_max)
         engine.dimension.recognise(update.change, update.body)
         spec = engine.state.spec
     change, rejects = decode.change_from_wire(update, spec, rows_max)

@@ -246,6 +246,31 @@ def test_the_first_vectors_decide_the_dimension(folder: Path, server: livefactor
     assert report.root_hash == found.root_hash
 
 
+def test_first_vectors_bring_an_earlier_spec_back(folder: Path, server: livefactor.Local) -> None:
+    """The model had given itself a spec that takes none. A settled model keeps its spec."""
+    softmax = {"k": 8, "limits": SPEC["limits"] | {"value_abs_max": 100.0}, "auto": {"ratings_events": 1000}}
+    plain = {key: value for key, value in SPEC.items() if key != "embeddings"}
+    ids, vectors = np.arange(5, dtype=np.uint64), np.ones((5, 3), np.float32)
+    with server.models() as models:
+        for name in ("returns", "stays"):
+            models.create(name, **plain)
+            with server.producer("p", model=name) as producer:
+                producer.push([1, 2, 1, 3], [4, 1, 2, 3]).result()
+            models.promote(name, "purchases", **softmax)
+        models.settle("stays")
+        assert "cannot take vectors" in refusal(server, "stays", encode_embeddings(2, ids, vectors))
+        bad = vectors * np.inf
+        assert "row 0" in refusal(server, "returns", encode_embeddings(2, ids, bad))
+        assert models.describe("returns").spec["loss"] == "softmax"
+        with server.producer("q", model="returns") as producer:
+            assert producer.push_embeddings(ids, vectors).result().accepted == 5
+        found = models.describe("returns", with_root_hash=True)
+        assert found.spec["loss"] == "implicit" and found.spec["embeddings"]["dimension"] == 3
+        assert found.spec["limits"]["value_abs_max"] == 100.0 and len(found.earlier_specs) == 2
+    report = replay_model(folder / "models" / "returns", "reference", None)
+    assert report.root_hash == found.root_hash
+
+
 def test_a_restart_and_a_replay_give_the_same_state(folder: Path, server: livefactor.Local) -> None:
     """The last test of the module: it ends the server."""
     with server.models() as models:

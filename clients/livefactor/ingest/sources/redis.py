@@ -23,6 +23,9 @@ _BITS = 64
 _COUNT_MAX = 10_000
 """How far `behind` counts."""
 
+_COUNT = "return #redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])"
+"""Redis counts, because to fetch and to parse the entries would cost most of a second."""
+
 
 class RedisSource(BrokerSource):
     """Entries of a stream. A position is the entry's id as one number.
@@ -67,10 +70,10 @@ class RedisSource(BrokerSource):
                 client: Any = broker._connection
                 last = self._last.get(partition, after)
                 least = "-" if last is None else f"({last >> _BITS}-{last & ((1 << _BITS) - 1)}"
-                left: list[Any] = await client.xrange(stream, least, "+", _COUNT_MAX)
+                left = await client.eval(_COUNT, 1, stream, least, _COUNT_MAX)
             except (RedisError, OSError) as error:
                 raise Away(str(error)) from None
-            return len(left)
+            return int(left)
 
         try:
             await broker.start()
