@@ -54,11 +54,15 @@ class Clock:
 
     def fault(self) -> str | None:
         """What is wrong with a clock by which nothing can be checked, or None."""
-        now = self._wall()
-        if now >= RELEASED_S:
-            return None
-        day = time.strftime("%Y-%m-%d", time.gmtime(now))
-        return f"the clock says {day}, which is before this release"
+        return fault_of(self._wall())
+
+
+def fault_of(now: float) -> str | None:
+    """What is wrong with a clock that says `now`, or None."""
+    if now >= RELEASED_S:
+        return None
+    day = time.strftime("%Y-%m-%d", time.gmtime(now))
+    return f"the clock says {day}, which is before this release"
 
 
 CLOCK = Clock()

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from livefactor_server.access.clock import CLOCK
+from livefactor_server.access.clock import fault_of
 from livefactor_server.cli.operations.findings import Finding, fault, ok, warning
 
 LIBRARIES = ("blake3", "cryptography", "google-crc32c", "grpcio", "numba", "numpy", "protobuf", "pyarrow")
@@ -101,7 +101,7 @@ def check_huge_pages() -> Finding:
 def check_clock() -> Finding:
     """Whether the clock is set, is kept right by something, and is quick to read."""
     now = time.time()
-    if (text := CLOCK.fault()) is not None:
+    if (text := fault_of(now)) is not None:
         return fault("clock", text, "set the clock: certificates and tokens cannot be checked", time_s=now)
     source = _read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
     if source in SLOW_CLOCKS:
