@@ -220,6 +220,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
     sequence = 0
     try:
         guards.check_size(raw)
+        raw, parent = traces.cut(raw)
         update = decode.update_request(raw)
         sequence = update.sequence
         engine = calls.model(call, update.model).engine
@@ -227,7 +228,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
         lineage, payer = engine.state.lineage, _payer(call, update)
         while wait_s := engine.quotas.wait_s(payer):
             await asyncio.sleep(wait_s)
-        trace = traces.begin(call.rpc, call.metadata, is_batch=True)
+        trace = traces.begin(call.rpc, parent or call.metadata, is_batch=parent is None)
 
         def reply(item: Submission) -> Wake:
             # Only the answer: a batch in the queue would keep its payload in memory until the peer
