@@ -160,7 +160,7 @@ class Kind(IntEnum):
     ERASE = 16
     ERASED = 17
     EVIDENCE = 18
-    EVICT = 19
+    EVICT = 21
 
 
 @dataclass(slots=True)
