@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 from copy import copy
 from dataclasses import dataclass, field
+from math import prod
 
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables import ITEMS, RINGS, USERS, row_sections
 from livefactor_server.changes import EvictChange, Record
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.metrics import EngineMetrics
@@ -54,11 +55,7 @@ class Evictor:
         leaves = eviction.idle(state.backend, state.touches, state.events, idle_events)
         if not any(each.any() and SHARE * int(each.sum()) >= len(each) for each in leaves):
             return None
-        tables = state.backend.users, state.backend.items
-        needed = sum(
-            table.row_bytes * int((~each).sum()) + table.keymap.nbytes + table.page_bytes
-            for table, each in zip(tables, leaves, strict=True)
-        )
+        needed = sum(_bytes_needed(state, side, int((~leaves[side]).sum())) for side in (USERS, ITEMS))
         if needed > admission.free_bytes:
             logger.warning(
                 "model %s: idle rows stay, because an eviction needs %d MiB within memory_bytes_max, and "
@@ -66,6 +63,19 @@ class Evictor:
             )  # fmt: skip
             return None
         return Evicting(self.name, state, self.log, self.metrics, idle_events)
+
+
+def _bytes_needed(state: ModelState, side: int, kept: int) -> int:
+    """The memory that new tables and the sections between take at most, in bytes."""
+    table = (state.backend.users, state.backend.items)[side]
+    rings = 0
+    if not state.spec.history.paged:
+        sections = row_sections(state.spec, side)
+        rings = sum(
+            prod(sections[name].shape) * sections[name].dtype.itemsize for name in RINGS if name in sections
+        )
+    made = table.row_bytes * kept + table.keymap.nbytes + table.page_bytes
+    return made + rings * (kept + state.backend.published[side])
 
 
 @dataclass(slots=True)

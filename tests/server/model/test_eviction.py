@@ -125,7 +125,8 @@ def test_the_labels_and_the_judge_follow_and_the_marks_stay(tmp_path: Path) -> N
     rig, folder = Rig(tmp_path, EVICTED, judged), tmp_path
     rig.push(wave(0))
     state = rig.engine.state
-    ids = np.array([3, 1000, 1001], np.uint64)
+    keys = state.backend.users.keys[: state.backend.published[USERS]]
+    ids = np.append(keys[keys < 30][:1], keys[keys >= 1000][:2])
     state.labels[USERS].put(ids, ["known", "one", "two"])
     state.marks.put(np.array([5000, 5001, 7], np.uint64), available=False)
     for number in range(1, 40):
@@ -177,7 +178,13 @@ def events_of(rows: dict[str, np.ndarray], row: int) -> list[tuple[float, ...]]:
 
 def test_rings_followers_and_sums_are_those_of_plain_python(tmp_path: Path) -> None:
     history = replace(preset("clicks").history, users=16, items=16, paged=False)
-    spec = replace(preset("clicks"), k=4, limits=SPEC.limits, history=history)
+    spec = replace(
+        preset("clicks"),
+        k=4,
+        limits=SPEC.limits,
+        history=history,
+        counts=replace(preset("clicks").counts, span=8),
+    )
     rig = Rig(tmp_path, spec)
     draw = np.random.default_rng(4)
     for _ in range(6):
