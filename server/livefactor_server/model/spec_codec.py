@@ -64,6 +64,7 @@ _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
     "history": ("paged",),
+    "features": ("prior_events",),
     "mix": ("recent_half_life", "neighbors", "predicted_first"),
     "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
