@@ -18,18 +18,19 @@ from livefactor.position import position_of
 from livefactor.pushing.labels import SIDES
 from livefactor.results.answers import spec_name
 from livefactor.results.contest import Contest, contest_of
-from livefactor.results.descriptions import FeatureReport, LogGap
+from livefactor.results.descriptions import FeatureReport, Lead, LogGap
 from livefactor.results.descriptions import ModelDescription as ModelDescription
 from livefactor.results.descriptions import SpecPeriod as SpecPeriod
 from livefactor.results.erasure import ErasureReport, ForgetCost, cost_of, report_of
 from livefactor.results.judgement import hold_of, judgement_of
-from livefactor.v1 import challenging_pb2, models_pb2
+from livefactor.v1 import challenging_pb2, following_pb2, models_pb2
 from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.keys import keys_of
 from livefactor.wire.limits import check_model
 
 _SERVICE = "/livefactor.v1.ModelService/"
 _CHALLENGES = "/livefactor.v1.ChallengeService/"
+_FOLLOWING = "/livefactor.v1.FollowService/"
 _OF_CHALLENGES = frozenset({"AddChallenger", "ListChallengers", "SettleModel"})
 _READS = frozenset({"DescribeModel", "ListFeatures", "ListModels", "ListChallengers"})
 LONG_DEADLINE_S = 600.0
@@ -339,6 +340,24 @@ class Models(ModelsBase, BlockingClient):
         return _description(challenging_pb2.SettleModelResponse.FromString(data).description)
 
     @blocking
+    def take_lead(
+        self, *, force: bool = False, address: str = "", timeout: float = LONG_DEADLINE_S
+    ) -> Plan[tuple[Lead, ...]]:
+        """Make the server, which follows another one, the leader of its models.
+
+        force: also while the leader before answers; what it acknowledges from then on is lost.
+        address: where clients and followers reach the server, "host:port"; the leader before names
+        it to them. Raises FailedPrecondition if the server follows nobody, or if its leader still
+        answers.
+        """
+        request = following_pb2.TakeLeadRequest(force=force, address=address)
+        data = yield from self._connection.unary(
+            _FOLLOWING + "TakeLead", request.SerializeToString(), timeout, "take the lead"
+        )
+        found = following_pb2.TakeLeadResponse.FromString(data)
+        return tuple(Lead(each.model, each.revision, each.term) for each in found.leads)
+
+    @blocking
     def release(self, name: str = "default", *, timeout: float = DEADLINE_S) -> Plan[ModelDescription]:
         """End a hold of updates (`ModelDescription.hold`). The judge takes what follows as normal.
 
@@ -473,4 +492,6 @@ def _description(message: Any) -> ModelDescription:
         ),
         skipped=tuple((each.first, each.last) for each in message.skipped),
         log_gap=_log_gap(message.log_gap) if message.HasField("log_gap") else None,
+        term=message.term,
+        leader=message.leader,
     )

@@ -20,6 +20,7 @@ from contract import METHODS
 from hostile import MODEL, Target
 from livefactor.v1 import (
     challenging_pb2,
+    following_pb2,
     models_pb2,
     scoring_pb2,
     scoring_pb2_grpc,
@@ -136,6 +137,12 @@ def valid_messages() -> dict[str, list[Any]]:
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
         "ListChallengers": [challenging_pb2.ListChallengersRequest(model=MODEL)],
         "SettleModel": [challenging_pb2.SettleModelRequest(model="nosuchmodel", challenger="x")],
+        # With the model's own lineage the stream would not end.
+        "FollowLog": [following_pb2.FollowLogRequest(model=MODEL, lineage=bytes(16), hash=bytes(32))],
+        "ConfirmLog": [following_pb2.ConfirmLogRequest(model=MODEL, lineage=bytes(16), follower="f")],
+        "TakeLead": [following_pb2.TakeLeadRequest(address="a:1")],
+        "Fence": [following_pb2.FenceRequest(model=MODEL, lineage=bytes(16), term=1, address="a:1")],
+        "CopyModel": [following_pb2.CopyModelRequest(model=MODEL)],
         "ReleaseHold": [models_pb2.ReleaseHoldRequest(model=MODEL)],
         "RestoreSnapshot": [
             models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")

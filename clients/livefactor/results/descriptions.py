@@ -39,6 +39,15 @@ class LogGap:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """A model whose updates a server takes since `revision`, where `term` begins."""
+
+    model: str
+    revision: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
 class SpecPeriod:
     """A spec that was in force from `revision` on, until the next one.
 
@@ -66,7 +75,8 @@ class ModelDescription:
     revision from which the spec is in force; None if the server has not read that part of the log
     yet. earlier_specs: the specs before, as far as they are known; empty in lists.
     skipped: revisions that were rolled back, as (first, last); empty in lists. log_gap: what is not
-    in the log any more; None for a whole log.
+    in the log any more; None for a whole log. term: how often a follower took its leader's place.
+    leader: the address of the server that takes the updates; "" for this one.
     """
 
     name: str
@@ -90,6 +100,8 @@ class ModelDescription:
     earlier_specs: tuple[SpecPeriod, ...] = ()
     log_gap: LogGap | None = None
     skipped: tuple[tuple[int, int], ...] = ()
+    term: int = 0
+    leader: str = ""
 
     def __repr__(self) -> str:
         if self.fault:

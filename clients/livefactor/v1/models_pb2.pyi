@@ -1099,6 +1099,8 @@ class ModelDescription(google.protobuf.message.Message):
     EARLIER_SPECS_FIELD_NUMBER: builtins.int
     SKIPPED_FIELD_NUMBER: builtins.int
     LOG_GAP_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    LEADER_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -1131,6 +1133,10 @@ class ModelDescription(google.protobuf.message.Message):
     """The revision from which `spec` is in force. Absent: it is not known yet, because the server has
     not read that part of the log since its start. It reads the whole log by and by.
     """
+    term: builtins.int
+    """How often a follower took its leader's place."""
+    leader: builtins.str
+    """The address of the server that takes the updates of this model. Empty: this one does."""
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position: ...
     @property
@@ -1183,9 +1189,11 @@ class ModelDescription(google.protobuf.message.Message):
         earlier_specs: collections.abc.Iterable[global___SpecPeriod] | None = ...,
         skipped: collections.abc.Iterable[global___RevisionRange] | None = ...,
         log_gap: global___LogGap | None = ...,
+        term: builtins.int = ...,
+        leader: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "log_gap", b"log_gap", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "skipped", b"skipped", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "leader", b"leader", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "skipped", b"skipped", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "term", b"term", "users", b"users", "writable", b"writable"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
     @typing.overload

@@ -910,13 +910,20 @@ class StreamUpdatesResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ANSWERS_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    term: builtins.int
+    """The term of the model: how often a follower took its leader's place. A client sends the newest one
+    that it has seen as the metadata `livefactor-term` of a stream. A server with an earlier one ends
+    the stream with UNAVAILABLE, so that the client goes on to the leader.
+    """
     @property
     def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BatchAnswer]: ...
     def __init__(
         self,
         *,
         answers: collections.abc.Iterable[global___BatchAnswer] | None = ...,
+        term: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "term", b"term"]) -> None: ...
 
 global___StreamUpdatesResponse = StreamUpdatesResponse

@@ -39,6 +39,7 @@ from livefactor_server.changes.history.evict import EvictChange
 from livefactor_server.changes.history.retention import RetentionChange
 from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.history.switch import SwitchChange
+from livefactor_server.changes.history.term import TermChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
@@ -80,6 +81,7 @@ __all__ = [
     "SkippedChange",
     "SpecChange",
     "SwitchChange",
+    "TermChange",
     "WireChange",
     "apply",
     "apply_columns",
@@ -106,6 +108,7 @@ _ALL: tuple[type[Change], ...] = (
     EraseChange,
     ErasedChange,
     EvidenceChange,
+    TermChange,
     FactorsChange,
     DeltasChange,
     EvictChange,

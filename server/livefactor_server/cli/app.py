@@ -28,7 +28,7 @@ from livefactor_server.cli.tune import command as tune  # noqa: F401
 from livefactor_server.cli.content import commands as embeddings  # noqa: F401
 from livefactor_server.cli.content import encode, features  # noqa: F401
 from livefactor_server.cli import similar  # noqa: F401
-from livefactor_server.cli.operations import backup, console, doctor, health  # noqa: F401
+from livefactor_server.cli.operations import backup, console, doctor, health, promote  # noqa: F401
 from livefactor_server.cli.top import command as top  # noqa: F401
 # ruff: isort: on
 

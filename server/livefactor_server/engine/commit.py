@@ -29,6 +29,7 @@ from livefactor_server.log.format import HASH_BYTES
 from livefactor_server.log.store import Entry, Log
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
+from livefactor_server.statuses import Refused
 
 RUN_WORK_MAX = 16_384
 """Maximum of events times `ModelSpec.cost_of_event` under one hold of the gate.
@@ -137,6 +138,12 @@ class Commit:
                     time_us=entry.time_us,
                 )
             )
+
+    def refuse(self, refusal: Refused) -> None:
+        """Answers all batches with a refusal. Nothing of them was logged."""
+        self.parts.admission.withdraw(self.batches)
+        for batch in self.batches:
+            batch.finish(refusal)
 
     def place(self) -> None:
         """Allocates table rows for the keys of the group.

@@ -44,14 +44,14 @@ from livefactor_server.engine.promotion import Erasing, Progress, Promotion, Sol
 from livefactor_server.engine.quotas import Quotas
 from livefactor_server.engine.ratings import Recogniser
 from livefactor_server.engine.settings import EngineSettings as EngineSettings
-from livefactor_server.engine.submission import Submission
+from livefactor_server.engine.submission import Confirmations, Submission, abandon
 from livefactor_server.judging.observer import Observer
 from livefactor_server.log.store import Log, LogFailed, LogFull
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.freezing import freeze
 from livefactor_server.snapshots.store import FrozenState
-from livefactor_server.statuses import Refused, late, later, unavailable
+from livefactor_server.statuses import NotLeader, Refused, late, later, unavailable
 
 GROUPS_AHEAD_MAX = 2
 """Maximum number of logged groups that wait for the APPLY stage."""
@@ -83,10 +83,14 @@ class Engine:
         # The reads of a GPU share memory for transfers.
         self.gate = Gate(is_shared=state.backend_name != "cuda")
         self.failure: str | None = None
+        # The server that takes the updates in place of this one; "" for this one.
+        self.leader = ""
         self.torn, self.switched = False, 0
         self.on_switch: Callable[[], None] = lambda: None
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
+        needed = settings.ack_after_followers
+        self.confirmations = Confirmations(needed, settings.ack_wait_s) if needed else None
         self._memory_bytes_max = settings.memory_bytes_max
         self.quotas = Quotas(name, settings.quotas)
         self._evictor = Evictor(name, log, self.metrics)
@@ -122,7 +126,8 @@ class Engine:
             lambda: self._budget.used, lambda: self.failure is None,
         )  # fmt: skip
         self._parts.admission.warn_if_full(self.name)
-        self._recogniser.start()
+        if not self.leader:
+            self._recogniser.start()
         self._log_thread.start()
         self._apply_thread.start()
 
@@ -163,6 +168,8 @@ class Engine:
             raise unavailable("model: writes are stopped after a failure; see the server's log")
         if self._draining:
             raise unavailable("server: draining")
+        if self.leader:
+            raise NotLeader(self.leader)
 
     @property
     def revision(self) -> int:
@@ -274,6 +281,12 @@ class Engine:
             if alone:
                 self._promoting.release()
 
+    def lead(self) -> None:
+        """Takes updates from now on. Nobody applies records of another leader any more."""
+        self._parts = self._parts_of(self.state)
+        self._recogniser.start()
+        self.leader = ""
+
     def drain(self) -> None:
         """Refuses new batches, finishes the accepted ones, stops both stages and closes the log."""
         with self._submitting:
@@ -309,13 +322,14 @@ class Engine:
             self._finish_durable()
         except BaseException:
             # A bug, or a log that takes no mark: the engine stops writing and still serves reads.
-            self._fail("the log stage stopped after an unexpected error")
+            self.fail("the log stage stopped after an unexpected error")
             logger.exception("model %s: log stage", self.name)
             if self._durable is not None:
-                self._abandon(self._durable.batches)
+                abandon(self._durable.batches)
             if self._intake.next_switch is not None:
                 self._intake.next_switch.refuse(unavailable("model: writes are stopped"))
-            self._refuse_queue()
+            while (item := self._intake.get()) is not None:
+                item.refuse(unavailable("model: writes are stopped"))
         finally:
             self._to_apply.end()
 
@@ -352,7 +366,7 @@ class Engine:
             promotion.refuse(refusal)
             return
         except LogFailed as error:
-            self._fail(str(error))
+            self.fail(str(error))
             promotion.refuse(unavailable("model: writes are stopped after a failed log write"))
             return
         self.wake()
@@ -366,7 +380,7 @@ class Engine:
             # The next group tries again.
             return
         except LogFailed as error:
-            self._fail(str(error))
+            self.fail(str(error))
 
     def _log_group(self, group: list[Submission]) -> None:
         """Logs a group.
@@ -413,10 +427,10 @@ class Engine:
             else:
                 commit.append()
         except LogFull:
-            self._refuse(commit, later("disk: it is full; nothing was logged"))
+            commit.refuse(later("disk: it is full; nothing was logged"))
         except LogFailed as error:
-            self._fail(str(error))
-            self._refuse(commit, unavailable("model: writes are stopped after a failed log write"))
+            self.fail(str(error))
+            commit.refuse(unavailable("model: writes are stopped after a failed log write"))
         else:
             self._durable = commit
 
@@ -432,24 +446,13 @@ class Engine:
         else:
             self._to_apply.put(commit, commit.work)
 
-    def _refuse(self, commit: Commit, refusal: Refused) -> None:
-        self._parts.admission.withdraw(commit.batches)
-        for batch in commit.batches:
-            batch.finish(refusal)
-
-    def _refuse_queue(self) -> None:
-        while (item := self._intake.get()) is not None:
-            if isinstance(item, Promotion | Solo):
-                item.refuse(unavailable("model: writes are stopped"))
-            else:
-                item.finish(unavailable("model: writes are stopped"))
-
     def _end(self) -> None:
         """Calls back the waiting readers, because the engine publishes no further revision."""
         self._ended = True
         self.wake()
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Stops writes until a restart."""
         self.failure = reason
         self._budget.wake()
         self._end()
@@ -475,7 +478,7 @@ class Engine:
             if not self.torn:
                 self._apply_or_tear(commit, run)
             else:
-                self._abandon([batch for batch, _ in run])
+                abandon([batch for batch, _ in run])
 
     def _apply_or_tear(self, commit: Commit, run: Run) -> None:
         try:
@@ -485,15 +488,12 @@ class Engine:
             if self._recogniser.watches:
                 self._recogniser.see(record.change for _, record in run)
         except BaseException:
-            # After a bug a record may be applied in part. Reads and writes stop until a restart.
-            self.torn = True
-            self.withdraw()
-            self._fail("the apply stage stopped after an unexpected error")
-            logger.exception("model %s: apply stage", self.name)
-            self._abandon([batch for batch, _ in run])
+            self.tear("the apply stage stopped after an unexpected error")
+            abandon([batch for batch, _ in run])
 
-    @staticmethod
-    def _abandon(batches: list[Submission]) -> None:
-        for batch in batches:
-            if batch.result is None:
-                batch.finish(unavailable("model: writes are stopped"))
+    def tear(self, reason: str) -> None:
+        """Stops reads and writes until a restart. After a bug a record may be applied in part."""
+        self.torn = True
+        self.withdraw()
+        self.fail(reason)
+        logger.exception("model %s: apply stage", self.name)

@@ -172,6 +172,15 @@ def _model(source: Path, target: Path, before: int) -> ModelBackup:
     return ModelBackup(source.name, revision, newest, copies.bytes, copies.files)
 
 
+def copy_model(source: Path, target: Path) -> None:
+    """Copies the folder of one model to a new folder, while a server uses it.
+
+    Raises:
+        BackupError, LogError, OSError: no whole copy can be made.
+    """
+    _model(source, target, 0)
+
+
 def _check_lineage(source: Path, target: Path) -> None:
     if log_folder(target).is_dir():
         with Log.open(log_folder(source), read_only=True) as one, suppress(LogError):

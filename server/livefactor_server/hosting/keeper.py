@@ -178,7 +178,7 @@ class Keeper:
 
     def _retain(self) -> None:
         """Deletes what the retention policy no longer keeps, now and then."""
-        if self._retention is None or time.monotonic() - self._retained < RETENTION_S:
+        if self._retention is None or self._engine.leader or time.monotonic() - self._retained < RETENTION_S:
             return
         self._retained = time.monotonic()
         try:

@@ -160,6 +160,7 @@ class Kind(IntEnum):
     ERASE = 16
     ERASED = 17
     EVIDENCE = 18
+    TERM = 19
     EVICT = 21
 
 

@@ -9,10 +9,10 @@ from livefactor.snapshots.format import Manifest
 from livefactor.v1 import judging_pb2, models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from livefactor_server.changes import REJECT_TEXTS
 from livefactor_server.engine.submission import Ack
-from livefactor_server.hosting.describe import Description
 from livefactor_server.hosting.explaining import Explained
 from livefactor_server.hosting.faults import Fault
 from livefactor_server.hosting.forgetting.survey import Cost
+from livefactor_server.hosting.hosted import Description
 from livefactor_server.judging.report import Report
 from livefactor_server.log.gaps import Gap
 from livefactor_server.model import spec_codec
@@ -97,6 +97,8 @@ def description(found: Description) -> models_pb2.ModelDescription:
         writable=found.writable,
         root_hash=found.root_hash,
         spec_id=int(found.spec_id, 16),
+        term=found.term,
+        leader=found.leader,
     )
     if found.spec_revision is not None:
         message.spec_revision = found.spec_revision

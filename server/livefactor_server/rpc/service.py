@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from livefactor_server.access.grants import ANY, Role
-from livefactor_server.rpc import challenging, models, scoring, snapshots, updates
+from livefactor_server.rpc import challenging, following, models, scoring, snapshots, updates
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Guard, Need
 
@@ -64,7 +64,10 @@ class Rpc(NamedTuple):
         """Whether it counts as administration in the limit of open calls. Streams do not."""
         if self.form is Form.STREAM:
             return False
-        return self.name.startswith(("ModelService.", "ChallengeService.")) or self.form is Form.CONTROL
+        return (
+            self.name.startswith(("ModelService.", "ChallengeService.", "FollowService."))
+            or self.form is Form.CONTROL
+        )
 
 
 RPCS = (
@@ -89,6 +92,11 @@ RPCS = (
     Rpc("ChallengeService.AddChallenger", Form.CONTROL, challenging.add_challenger, _ADMIN),
     Rpc("ChallengeService.ListChallengers", Form.CONTROL, challenging.list_challengers, ANY),
     Rpc("ChallengeService.SettleModel", Form.MODELS, challenging.settle_model, _ADMIN),
+    Rpc("FollowService.CopyModel", Form.STREAM, following.copy_model, _AUDITOR),
+    Rpc("FollowService.FollowLog", Form.STREAM, following.follow_log, _AUDITOR),
+    Rpc("FollowService.ConfirmLog", Form.LOOP, following.confirm_log, _AUDITOR),
+    Rpc("FollowService.TakeLead", Form.MODELS, following.take_lead, _ADMIN),
+    Rpc("FollowService.Fence", Form.MODELS, following.fence, _ADMIN),
 )
 """All RPCs. Those of a service are consecutive."""
 

@@ -41,6 +41,7 @@ from livefactor_server.changes import (
     RollbackChange,
     SpecChange,
     SwitchChange,
+    TermChange,
     apply,
     change_of,
     place,
@@ -121,6 +122,7 @@ def received(kind: type[Change]) -> Change:
         RollbackChange: RollbackChange(Rollback(((2, 4), (7, 7)), ((3, 3),), None).to_body()),
         EraseChange: EraseChange.of(Subjects(users=(1, 2), items=(3,))),
         ErasedChange: ErasedChange(Erased(5, 2, 3).to_body()),
+        TermChange: TermChange.of(3, "a:50051"),
         EvidenceChange: EvidenceChange(Evidence(5, bytes(range(32))).to_body()),
         EvictChange: EvictChange.of(1000),
     }

@@ -244,6 +244,28 @@ class ServerSettings:
             max=1,
         ),
     ] = 0.25
+    follow: Annotated[
+        str,
+        _option(
+            "Address of a server to follow: this one takes its models and their logs, answers from them, and"
+            " takes no updates. LIVEFACTOR_TOKEN and LIVEFACTOR_CA are those of a client."
+        ),
+    ] = ""
+    ack_after_followers: Annotated[
+        int,
+        _option(
+            "Acknowledge a batch only when this many followers have it on disk. 0 waits for none.",
+            min=0,
+            max=16,
+        ),
+    ] = 0
+    ack_wait_s: Annotated[
+        float,
+        _option(
+            "Seconds after which a batch that too few followers have gets UNAVAILABLE. Clients then send it again.",
+            min=0.1,
+        ),
+    ] = 10.0
     tensorboard: Annotated[
         Path | None,
         _option("Folder for TensorBoard files with the judge's figures. Without a folder, none are written."),
@@ -328,11 +350,14 @@ class ServerSettings:
             BackendUnavailable: the backend cannot run here, or not with score workers.
             SpecFileError: the spec file is refused.
         """
+        from livefactor.access import Access
+        from livefactor.channel import parse_target
         from livefactor_kernels.backend import BackendUnavailable, choose_backend
         from livefactor_kernels.spec.presets import preset
         from livefactor_server.engine.engine import EngineSettings
         from livefactor_server.engine.quotas import QuotaSettings
         from livefactor_server.files.specs import read_spec
+        from livefactor_server.hosting.following.leader import Leader
         from livefactor_server.hosting.host import HostingSettings
         from livefactor_server.hosting.keeper import KeeperSettings
         from livefactor_server.hosting.retention import Policy
@@ -353,6 +378,8 @@ class ServerSettings:
                 QuotaSettings(
                     self.producer_rows_per_s, self.producer_new_ids_per_minute, self.user_rows_per_minute
                 ),
+                self.ack_after_followers,
+                self.ack_wait_s,
             ),
             keeper=KeeperSettings(
                 self.snapshot_every_events,
@@ -360,6 +387,7 @@ class ServerSettings:
                 Policy.of(self.log_keep, self.log_archive) if self.log_keep else None,
             ),
             auto_cpu_share=self.auto_cpu_share,
+            leader=Leader(parse_target(self.follow), Access.from_environment()) if self.follow else None,
         )
 
     def _observer(self) -> ObserverSettings:

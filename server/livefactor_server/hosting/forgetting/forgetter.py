@@ -138,6 +138,18 @@ class Forgetter:
             with self._lock:
                 self._start(job)
 
+    def follow(self) -> None:
+        """Takes subjects out of this server's files that the leader has erased already."""
+        log = self._engine.log
+        for body in log.acts.erased.values():
+            erase = Erased.from_body(body).erase
+            if (named := log.acts.erases.get(erase)) and self._running is None:
+                segments = tuple(each.path.name for each in log.segments if each.first <= erase)
+                job = Job(EraseChange.from_log(named).subjects, erase - 1, segments)
+                job.save(self._folder)
+                with self._lock:
+                    self._start(job)
+
     def stop(self) -> None:
         """Ends the thread. A job goes on at the next start."""
         self._stopped.set()
@@ -288,6 +300,10 @@ class Forgetter:
             reports.learned_root(manifest.revision, manifest.tensors).hex(), job.segments, job.snapshots,
             job.tails, self._archives(), time.time_ns() // 1000,
         )  # fmt: skip
+        if self._engine.leader:
+            # The report is the leader's, and so is the record of its hash.
+            jobs.end(self._folder)
+            return made
         digest = reports.write(self._folder, made)
         self._engine.append(EvidenceChange(Evidence(erase, digest).to_body()))
         jobs.end(self._folder)

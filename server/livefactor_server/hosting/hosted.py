@@ -1,23 +1,106 @@
-"""The description of a model at one revision.
+"""A hosted model: its parts, and its description at one revision.
 
-It reads small facts under the gate. Only a root hash reads all rows.
+A description reads small facts under the gate. Only a root hash reads all rows.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server.challenging.challengers import Challengers
+from livefactor_server.challenging.sharing import Sharing
 from livefactor_server.changes.history.rollback import Ranges
-from livefactor_server.hosting.host import Hosted
+from livefactor_server.engine import promotion
+from livefactor_server.engine.engine import Engine
+from livefactor_server.engine.readers import Reader
+from livefactor_server.hosting import kernels
+from livefactor_server.hosting.forgetting.forgetter import Forgetter
+from livefactor_server.hosting.identity import Terms
+from livefactor_server.hosting.keeper import Keeper
+from livefactor_server.judging.board import Board
 from livefactor_server.judging.hold import Hold
 from livefactor_server.log.gaps import Gap
 from livefactor_server.log.store import Log
+from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.replay import skipped_at
 from livefactor_server.snapshots.store import root_hash_of
+
+
+@dataclass(slots=True)
+class Hosted:
+    """The parts of one model."""
+
+    name: str
+    folder: Path
+    engine: Engine
+    keeper: Keeper
+    forgetter: Forgetter
+    board: Board | None = None
+    challengers: Challengers | None = None
+    terms: Terms = field(default_factory=Terms)
+    _reader: Reader | None = None
+
+    @property
+    def term(self) -> int:
+        """The newest term in the log."""
+        return self.terms.term
+
+    def keep_term(self) -> None:
+        """Takes the newest term from the log, and keeps it durably.
+
+        Raises:
+            OSError: it cannot be written to the model's folder.
+        """
+        if (logged := self.engine.log.acts.term) > self.term:
+            self.terms = replace(self.terms, term=logged)
+            self.terms.save(self.folder)
+
+    @property
+    def reader(self) -> Reader:
+        """Answers from the present state. Take it again for each call."""
+        reader = self._reader
+        if reader is None or reader.state is not self.engine.state:
+            reader = self._reader = Reader(self.engine)
+        return reader
+
+    @property
+    def sharing(self) -> Sharing | None:
+        """The challenger that answers a share of the users."""
+        return None if self.challengers is None else self.challengers.sharing
+
+    def forget_reader(self) -> None:
+        """Drops the reader of a state that is not in force any more, so that its memory is free."""
+        self._reader = None
+
+    def promote(self, spec: ModelSpec, progress: promotion.Progress | None = None) -> int:
+        """Gives the model another spec while it serves. Returns the revision of the switch.
+
+        See `Engine.promote`. The newest snapshot with this spec shortens the work. It may be one of
+        a challenger (`replay.challenger_store`).
+        """
+        engine = self.engine
+        backend = engine.state.backend_name
+        kernels.prepare(spec, backend)
+        start = partial(replay.start_of, self.folder, engine.log, backend)
+        return engine.promote(spec, start, progress)
+
+    def stop(self, take_last: bool) -> None:
+        """Stops the challengers, the keeper and the board. The engine is drained already.
+
+        With `take_last` the keeper takes a last snapshot.
+        """
+        self.forgetter.stop()
+        if self.challengers is not None:
+            self.challengers.close()
+        self.keeper.stop(take_last and self.engine.failure is None)
+        if self.board is not None:
+            self.board.stop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +120,8 @@ class Description:
         skipped: the revisions that were rolled back (`changes/history/rollback.py`).
         gap: the revisions that the log lacks, None for a whole log.
         spec_revision: the revision from which `spec` is in force, None if it is not known yet.
+        term: how often a follower took its leader's place.
+        leader: the server that takes the updates, "" for this one.
     """
 
     name: str
@@ -60,6 +145,8 @@ class Description:
     spec_revision: int | None = None
     gap: Gap | None = None
     skipped: Ranges = ()
+    term: int = 0
+    leader: str = ""
 
 
 def describe(
@@ -95,6 +182,8 @@ def describe(
             hold=hold,
             gap=engine.log.gap,
             skipped=skipped_at(engine.log, state.revision),
+            term=hosted.term,
+            leader=engine.leader,
         )
     found = replace(found, **_specs(engine.log, found.revision))
     if hold is not None:
