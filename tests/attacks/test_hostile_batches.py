@@ -22,6 +22,7 @@ from livefactor.v1 import (
     challenging_pb2,
     following_pb2,
     models_pb2,
+    privacy_pb2,
     scoring_pb2,
     scoring_pb2_grpc,
     snapshots_pb2,
@@ -64,12 +65,11 @@ def _changes(stamp: updates_pb2.ProducerStamp, rows: Rows) -> list[dict[str, obj
     vectors = updates_pb2.Embeddings(side=2, ids=[4], dimension=2, vectors=[1, 2])
     bags = updates_pb2.Features(side=2, ids=[4], counts=[2], names=["a", "b"], features=[0, 1])
     deltas = updates_pb2.FactorDeltas(side=2, ids=[4], dimension=2, deltas=[1, 2], biases=[3], weight=2)
-    gone = updates_pb2.DroppedFeatures(side=2, names=["a"])
     return [
         dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
         dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),
         dict(model=MODEL, producer=stamp, embeddings=vectors), dict(model=MODEL, producer=stamp, features=bags),
-        dict(model=MODEL, factor_deltas=deltas), dict(model=MODEL, dropped_features=gone),
+        dict(model=MODEL, factor_deltas=deltas), dict(model=MODEL, dropped_features=updates_pb2.DroppedFeatures(side=2, names=["a"])),
         dict(model=MODEL, factors=updates_pb2.Factors(side=1, ids=[4], dimension=1, factors=[1], biases=[3])),
     ]  # fmt: skip
 
@@ -97,13 +97,9 @@ def valid_messages() -> dict[str, list[Any]]:
     stamp = updates_pb2.ProducerStamp(id="p", epoch=1, sequence=1)
     here = updates_pb2.Position(lineage=bytes(16), revision=3)
     rows = Rows(
-        user_ids=[1, 2, 3],
-        item_ids=[4, 5, 6],
-        values=[1, 2, 3],
-        weights=[1, 1, 2],
-        event_types=[1, 2, 3],
-        times_us=[7, 8, 9],
-    )
+        user_ids=[1, 2, 3], item_ids=[4, 5, 6], values=[1, 2, 3], weights=[1, 1, 2],
+        event_types=[1, 2, 3], times_us=[7, 8, 9],
+    )  # fmt: skip
     update = _changes(stamp, rows)
     few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
     best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)
@@ -147,6 +143,13 @@ def valid_messages() -> dict[str, list[Any]]:
         "RestoreSnapshot": [
             models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")
         ],
+        "Contribute": [
+            privacy_pb2.ContributeRequest(
+                model=MODEL, release=1, user_id=7, deltas=update[6]["factor_deltas"]
+            )
+        ],
+        "MakeRelease": [privacy_pb2.MakeReleaseRequest(model=MODEL, release=1)],
+        "DescribePrivacy": [privacy_pb2.DescribePrivacyRequest(model=MODEL)],
     } | changing_messages(spec)
 
 

@@ -273,6 +273,10 @@ def _is_evicted(spec: Spec) -> bool:
     return spec.eviction.idle_events > 0
 
 
+def _is_private(spec: Spec) -> bool:
+    return spec.privacy.epsilon > 0
+
+
 def _follows_data(spec: Spec) -> bool:
     return spec.rule == models_pb2.RULE_SOLVE and spec.solve.unobserved_density > 0
 
@@ -329,6 +333,8 @@ _BESIDE = (
     _Beside("prior.map", "F64", _mapped, _has_vectors),
     _Beside("prior.progress", "I64", lambda spec: 3, _has_vectors),
     _Beside("prior.rows", "F64", _mapped, _has_vectors),
+    # The ledger of differential privacy: the window, its releases, all releases.
+    _Beside("privacy", "U64", lambda spec: 3, _is_private),
     # The server's table of producers for exactly-once delivery. The client does not interpret it.
     _Beside("producers", "U8"),
     # The adaptive rate: step, moves, events in the window, sum and sum of squares.

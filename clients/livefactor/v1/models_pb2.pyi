@@ -853,6 +853,56 @@ class Merge(google.protobuf.message.Message):
 global___Merge = Merge
 
 @typing.final
+class Privacy(google.protobuf.message.Message):
+    """Differential privacy: the model learns from noisy sums of contributions alone (PrivacyService,
+    docs/privacy.md#differential-privacy). Needs merge.learning_rate. It cannot be changed later. A model with
+    privacy takes no interactions, and no deltas but zeros. An absent field has the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPSILON_FIELD_NUMBER: builtins.int
+    DELTA_FIELD_NUMBER: builtins.int
+    WINDOW_SECONDS_FIELD_NUMBER: builtins.int
+    CLIP_FIELD_NUMBER: builtins.int
+    NOISE_FIELD_NUMBER: builtins.int
+    epsilon: builtins.float
+    """The epsilon that a user may have in a window, up to 100. 0: the model has no privacy."""
+    delta: builtins.float
+    """The delta of it, 1e-15..0.001."""
+    window_seconds: builtins.int
+    """The length of a window in seconds. 0: there is one window, and it does not end."""
+    clip: builtins.float
+    """A contribution of a user with a larger Euclidean norm is scaled down to it, 1e-6..1e6."""
+    noise: builtins.float
+    """The standard deviation of the noise divided by clip, up to 10000. It decides how many releases a window
+    may have. One must be possible.
+    """
+    def __init__(
+        self,
+        *,
+        epsilon: builtins.float | None = ...,
+        delta: builtins.float | None = ...,
+        window_seconds: builtins.int | None = ...,
+        clip: builtins.float | None = ...,
+        noise: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip", b"_clip", "_delta", b"_delta", "_epsilon", b"_epsilon", "_noise", b"_noise", "_window_seconds", b"_window_seconds", "clip", b"clip", "delta", b"delta", "epsilon", b"epsilon", "noise", b"noise", "window_seconds", b"window_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip", b"_clip", "_delta", b"_delta", "_epsilon", b"_epsilon", "_noise", b"_noise", "_window_seconds", b"_window_seconds", "clip", b"clip", "delta", b"delta", "epsilon", b"epsilon", "noise", b"noise", "window_seconds", b"window_seconds"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clip", b"_clip"]) -> typing.Literal["clip"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_delta", b"_delta"]) -> typing.Literal["delta"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_epsilon", b"_epsilon"]) -> typing.Literal["epsilon"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_noise", b"_noise"]) -> typing.Literal["noise"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_window_seconds", b"_window_seconds"]) -> typing.Literal["window_seconds"] | None: ...
+
+global___Privacy = Privacy
+
+@typing.final
 class EventType(google.protobuf.message.Message):
     """The meaning of an event type (Interactions.event_types). A type without an entry has weight 1."""
 
@@ -912,6 +962,7 @@ class ModelSpec(google.protobuf.message.Message):
     ADMISSION_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
     CONTEXT_FIELD_NUMBER: builtins.int
+    PRIVACY_FIELD_NUMBER: builtins.int
     EVICTION_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
@@ -970,6 +1021,8 @@ class ModelSpec(google.protobuf.message.Message):
     @property
     def context(self) -> global___ContextRows: ...
     @property
+    def privacy(self) -> global___Privacy: ...
+    @property
     def eviction(self) -> global___Eviction: ...
     def __init__(
         self,
@@ -1003,10 +1056,11 @@ class ModelSpec(google.protobuf.message.Message):
         admission: global___Admission | None = ...,
         features: global___FeatureRows | None = ...,
         context: global___ContextRows | None = ...,
+        privacy: global___Privacy | None = ...,
         eviction: global___Eviction | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "eviction", b"eviction", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "eviction", b"eviction", "factor_dtype", b"factor_dtype", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "eviction", b"eviction", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "privacy", b"privacy", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "eviction", b"eviction", "factor_dtype", b"factor_dtype", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "privacy", b"privacy", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_SIGHTINGS = 64
@@ -33,3 +34,12 @@ class Eviction:
     """
 
     idle_events: int = 0
+
+    def problems(self, replayed: int) -> Iterator[tuple[str, str, object]]:
+        """What is wrong: (field, expected, got). `replayed` is `replay.size`."""
+        idle = self.idle_events
+        if idle and not MIN_IDLE_EVENTS <= idle <= 1 << 53:
+            yield "eviction.idle_events", f"0, or {MIN_IDLE_EVENTS}..2**53", idle
+        if idle and replayed:
+            # The reservoir names rows, and each of its places has the same chance.
+            yield "replay.size", "0 with eviction", replayed

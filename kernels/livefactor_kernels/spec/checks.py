@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from livefactor_kernels.spec.admission import MAX_SIGHTINGS, MIN_IDLE_EVENTS
+from livefactor_kernels.spec.admission import MAX_SIGHTINGS
 from livefactor_kernels.spec.model import (
     FLOAT16_MAX,
     KERNEL_SEMANTICS,
@@ -59,6 +59,9 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_adaptive_rate(spec)
     _check_admission(spec)
     _check_merge(spec)
+    problems = *spec.privacy.problems(spec.merge.learning_rate > 0), *spec.eviction.problems(spec.replay.size)
+    for name, expected, got in problems:
+        _require(False, name, expected, got)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
     if spec.rule == Rule.SOLVE:
@@ -115,12 +118,8 @@ def _check_shape(spec: ModelSpec) -> None:
     )
     _require(0 <= spec.seed < 1 << 64, "seed", "an unsigned 64-bit number", spec.seed)
     _require(spec.factor_dtype in tuple(FactorDtype), "factor_dtype", "a known dtype", spec.factor_dtype)
-    _require(
-        spec.kernel_semantics == KERNEL_SEMANTICS,
-        "kernel_semantics",
-        str(KERNEL_SEMANTICS),
-        spec.kernel_semantics,
-    )
+    found = spec.kernel_semantics
+    _require(found == KERNEL_SEMANTICS, "kernel_semantics", str(KERNEL_SEMANTICS), found)
 
 
 def _check_history(spec: ModelSpec) -> None:
@@ -221,11 +220,8 @@ def _check_replay(spec: ModelSpec) -> None:
 
 
 def _check_admission(spec: ModelSpec) -> None:
-    sightings, idle = spec.admission.sightings, spec.eviction.idle_events
+    sightings = spec.admission.sightings
     _require(0 <= sightings <= MAX_SIGHTINGS, "admission.sightings", f"0..{MAX_SIGHTINGS}", sightings)
-    is_ok = not idle or MIN_IDLE_EVENTS <= idle <= 1 << 53
-    _require(is_ok, "eviction.idle_events", f"0, or {MIN_IDLE_EVENTS}..2**53", idle)
-    _require(not (idle and spec.replay.size), "replay.size", "0 with eviction", spec.replay.size)
 
 
 def _check_adaptive_rate(spec: ModelSpec) -> None:

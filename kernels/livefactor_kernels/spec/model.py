@@ -10,6 +10,7 @@ from livefactor_kernels.spec.admission import Admission, Eviction
 from livefactor_kernels.spec.content import Context as Context
 from livefactor_kernels.spec.content import Embeddings as Embeddings
 from livefactor_kernels.spec.content import Features as Features
+from livefactor_kernels.spec.privacy import Privacy as Privacy
 from livefactor_kernels.spec.regularization import Regularization as Regularization
 
 KERNEL_SEMANTICS = 1
@@ -392,6 +393,7 @@ class ModelSpec:
         replay: replay, with any rule.
         adaptive_rate: adaptive learning rate, with rule SGD.
         merge: deltas that someone else learned, with rules SGD and SOFTMAX.
+        privacy: differential privacy, with `merge`.
         admission: when new users and items get rows.
         eviction: when users and items lose their rows.
         event_types: weights by event type.
@@ -424,6 +426,7 @@ class ModelSpec:
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     merge: Merge = field(default_factory=Merge)
+    privacy: Privacy = field(default_factory=Privacy)
     admission: Admission = field(default_factory=Admission)
     eviction: Eviction = field(default_factory=Eviction)
     event_types: tuple[EventType, ...] = ()

@@ -32,6 +32,7 @@ from livefactor_server.changes.columns import apply_columns, skip_columns
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
 from livefactor_server.changes.content.factors import FactorsChange
 from livefactor_server.changes.content.features import DroppedFeaturesChange, FeaturesChange
+from livefactor_server.changes.content.release import ReleaseChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.history.erase import EraseChange, ErasedChange, EvidenceChange
@@ -73,6 +74,7 @@ __all__ = [
     "Placement",
     "Record",
     "Rejects",
+    "ReleaseChange",
     "ReplayError",
     "RetentionChange",
     "Rollback",
@@ -111,6 +113,7 @@ _ALL: tuple[type[Change], ...] = (
     TermChange,
     FactorsChange,
     DeltasChange,
+    ReleaseChange,
     EvictChange,
 )
 

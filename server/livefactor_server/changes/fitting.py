@@ -12,6 +12,7 @@ from livefactor_server.changes.bodies import decode_bodies
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
 from livefactor_server.changes.content.factors import FactorsChange, misfit
 from livefactor_server.changes.content.features import FeaturesChange
+from livefactor_server.changes.content.release import ReleaseChange, release_misfit
 from livefactor_server.changes.deltas import DeltasChange, deltas_misfit
 from livefactor_server.changes.interactions import InteractionsChange, good_values, good_weights
 from livefactor_server.log.columns import KIND, Columns
@@ -55,6 +56,8 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
     if old.solve.start_events and misfit(new, old.k):
         return False
     if old.merge.learning_rate and not _merges_alike(new, old):
+        return False
+    if new.privacy != old.privacy:
         return False
     if new.loss == Loss.SQUARED and old.loss != Loss.SQUARED:
         # Only squared loss requires values.
@@ -129,6 +132,10 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
             deltas = DeltasChange.from_log(bytes(record.body)).columns
             if reason := deltas_misfit(spec, deltas):
                 return f"revision {record.revision} has deltas: {reason}"
+        if record.kind == Kind.RELEASE:
+            sums = ReleaseChange.from_log(bytes(record.body)).columns
+            if reason := release_misfit(spec, sums):
+                return f"revision {record.revision} is a release: {reason}"
     return ""
 
 

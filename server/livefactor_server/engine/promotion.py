@@ -124,6 +124,9 @@ class Promotion:
         if self.spec.admission != self.live.spec.admission:
             # Ids without rows were never counted against the limits of the tables.
             raise precondition("spec: admission cannot be changed; push the events to a new model")
+        if self.spec.privacy != self.live.spec.privacy:
+            # What users were promised, and what of it is spent, would mean something else.
+            raise precondition("spec: privacy cannot be changed; make a new model")
         self._check_rows()
         known = [spec_codec.decode(body) for body in (self.log.spec_body, *self.log.switches.values())]
         accepts = all(accepts_all(self.spec, spec) for spec in known)

@@ -200,10 +200,8 @@ class Hosting:
         board = start_board(self._settings.engine.observer.tensorboard, engine.name, engine.observer)
         logger.info(
             "model %s is open at revision %d with %d users and %d items",
-            name,
-            state.revision,
-            *state.backend.published,
-        )
+            name, state.revision, *state.backend.published,
+        )  # fmt: skip
         forgetter = Forgetter(folder, engine, keeper)
         hosted = Hosted(name, folder, engine, keeper, forgetter, board, terms=terms)
         hosted.keep_term()

@@ -15,6 +15,7 @@ from typing import Any
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.challenging.challengers import Challengers
 from livefactor_server.challenging.sharing import Sharing
+from livefactor_server.changes.content.releasing import Releaser
 from livefactor_server.changes.history.rollback import Ranges
 from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine
@@ -45,6 +46,10 @@ class Hosted:
     challengers: Challengers | None = None
     terms: Terms = field(default_factory=Terms)
     _reader: Reader | None = None
+    releaser: Releaser = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.releaser = Releaser(self.engine)
 
     @property
     def term(self) -> int:

@@ -161,6 +161,7 @@ class Kind(IntEnum):
     ERASED = 17
     EVIDENCE = 18
     TERM = 19
+    RELEASE = 20
     EVICT = 21
 
 

@@ -35,6 +35,7 @@ from livefactor_kernels.spec.model import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Privacy,
     Proposal,
     Regularization,
     Replay,
@@ -88,6 +89,7 @@ _PARTS: dict[str, Any] = {
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,
     "merge": Merge,
+    "privacy": Privacy,
     "admission": Admission,
     "eviction": Eviction,
 }

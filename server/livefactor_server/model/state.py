@@ -21,6 +21,7 @@ from livefactor_server.model import producers as producer_codec
 from livefactor_server.model.availability import FrozenMarks, Marks
 from livefactor_server.model.eviction import Touches
 from livefactor_server.model.labels import FrozenLabels, Labels
+from livefactor_server.model.ledger import Ledger
 from livefactor_server.model.producers import FrozenProducer, ProducerTable
 from livefactor_server.model.sightings import Sightings
 
@@ -90,6 +91,7 @@ class ModelState:
         marks: the unavailable items.
         sightings: of ids without rows, with `admission.sightings`. `placed` is the same after the
             last record whose keys have rows, and belongs to the LOG stage.
+        ledger: what of the budget of differential privacy is spent.
         touches: when rows had their last events, with `eviction.idle_events`.
         evicted: the revision of the last EVICT record since the start, else 0, and the ids of users
             and of items that left with it.
@@ -109,6 +111,7 @@ class ModelState:
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels(shared=True)))
     features: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    ledger: Ledger = field(init=False)
     evicted: tuple[int, tuple[np.ndarray, np.ndarray]] = (0, NO_IDS)
     skipped: tuple[tuple[int, int], ...] = ()
     erasures: tuple[tuple[int, Any], ...] = ()
@@ -124,6 +127,7 @@ class ModelState:
         self.spec_id = spec_codec.id_of(self.spec_body)
         self.meanings = Meanings(self.spec)
         self.marks = Marks(self.backend)
+        self.ledger = Ledger(self.spec.privacy)
         needed = self.spec.admission.sightings
         self.sightings, self.placed = (Sightings(needed) if needed > 1 else None for _ in range(2))
         self.touches = Touches(self.spec) if self.spec.eviction.idle_events else None
@@ -208,6 +212,7 @@ class ModelState:
             self.spec_body,
             {name: array.copy() for name, array in self.backend.state().items()}
             | (self.sightings.arrays() if self.sightings is not None else {})
+            | (self.ledger.arrays() if self.spec.privacy.epsilon else {})
             | (self.touches.arrays(self.backend.published) if self.touches is not None else {}),
             self.events,
             self.producers.freeze(),
@@ -221,6 +226,8 @@ class ModelState:
 class FrozenSections:
     """Frozen state beside the table rows.
 
+    `learned` is a copy of the backend's state (`Backend.state`), of the sightings and of the
+    ledger.
     `learned` is a copy of the backend's state (`Backend.state`), of sightings and of touches.
     """
 
@@ -273,6 +280,8 @@ def restored(
     for sketch in (state.sightings, state.placed):
         if sketch is not None:
             sketch.load(tensors["sightings"], tensors["sightings.since"])
+    if spec.privacy.epsilon:
+        state.ledger.load(tensors["privacy"])
     if state.touches is not None:
         state.touches.load(tensors)
     state.events = int(tensors["events"][0])

@@ -1,12 +1,14 @@
 """Handlers of the ModelService: create, describe, list, delete and restore models, promote a spec,
-release a hold.
+release a hold. And those of the PrivacyService: contribute to a release, make it, and describe the
+budget.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from livefactor.v1 import models_pb2
+from livefactor.v1 import models_pb2, privacy_pb2
+from livefactor.wire.deltas import decode_deltas
 from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
@@ -177,3 +179,43 @@ def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:
         raise precondition("model: its updates are not on hold")
     found = encode.description(describe(hosted))
     return models_pb2.ReleaseHoldResponse(description=found).SerializeToString()
+
+
+def contribute(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles Contribute."""
+    request = guards.parse(privacy_pb2.ContributeRequest, raw)
+    releaser = calls.model(call, request.model).releaser
+    columns = decode_deltas(request.deltas.SerializeToString())
+    counted = releaser.contribute(request.release, request.user_id, columns)
+    return privacy_pb2.ContributeResponse(counted=counted).SerializeToString()
+
+
+def make_release(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles MakeRelease."""
+    request = guards.parse(privacy_pb2.MakeReleaseRequest, raw)
+    hosted = calls.model(call, request.model)
+    revision, duplicate = hosted.releaser.make(request.release)
+    call.revision = revision
+    position = encode.position(hosted.engine.state.lineage, revision)
+    return privacy_pb2.MakeReleaseResponse(position=position, duplicate=duplicate).SerializeToString()
+
+
+def describe_privacy(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles DescribePrivacy."""
+    request = guards.parse(privacy_pb2.DescribePrivacyRequest, raw)
+    found = calls.model(call, request.model).releaser.standing()
+    privacy = found.privacy
+    return privacy_pb2.DescribePrivacyResponse(
+        next_release=found.all_releases + 1,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        window_seconds=privacy.window_seconds,
+        window=found.window,
+        clip=privacy.clip,
+        noise=privacy.noise,
+        releases=found.releases,
+        releases_max=found.releases_max,
+        spent_epsilon=privacy.spent(found.releases),
+        all_releases=found.all_releases,
+        all_epsilon=privacy.spent(found.all_releases),
+    ).SerializeToString()

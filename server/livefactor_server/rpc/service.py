@@ -65,7 +65,7 @@ class Rpc(NamedTuple):
         if self.form is Form.STREAM:
             return False
         return (
-            self.name.startswith(("ModelService.", "ChallengeService.", "FollowService."))
+            self.name.startswith(("ModelService.", "ChallengeService.", "FollowService.", "PrivacyService."))
             or self.form is Form.CONTROL
         )
 
@@ -97,6 +97,9 @@ RPCS = (
     Rpc("FollowService.ConfirmLog", Form.LOOP, following.confirm_log, _AUDITOR),
     Rpc("FollowService.TakeLead", Form.MODELS, following.take_lead, _ADMIN),
     Rpc("FollowService.Fence", Form.MODELS, following.fence, _ADMIN),
+    Rpc("PrivacyService.Contribute", Form.CONTROL, models.contribute, _PRODUCER),
+    Rpc("PrivacyService.MakeRelease", Form.MODELS, models.make_release, _ADMIN),
+    Rpc("PrivacyService.DescribePrivacy", Form.CONTROL, models.describe_privacy, ANY),
 )
 """All RPCs. Those of a service are consecutive."""
 

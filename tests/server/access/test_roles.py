@@ -20,6 +20,7 @@ from livefactor.v1 import (
     challenging_pb2,
     following_pb2,
     models_pb2,
+    privacy_pb2,
     scoring_pb2,
     snapshots_pb2,
     updates_pb2,
@@ -34,7 +35,7 @@ from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.server import RpcServer
 
 ALLOWED = {
-    Role.PRODUCER: {"OpenProducer", "ApplyUpdates", "StreamUpdates"},
+    Role.PRODUCER: {"OpenProducer", "ApplyUpdates", "StreamUpdates", "Contribute"},
     Role.CONSUMER: {"Score"},
     Role.AUDITOR: {
         "Snapshot",
@@ -48,10 +49,18 @@ ALLOWED = {
     Role.ADMIN: {path.rsplit("/", 1)[1] for path in METHODS},
 }
 """Written out by hand: the matrix is a promise, and the table of RPCs must keep it."""
-FOR_ALL = {"DescribeModel", "ListFeatures", "ListModels", "ListChallengers"}
+FOR_ALL = {"DescribeModel", "ListFeatures", "ListModels", "ListChallengers", "DescribePrivacy"}
 REQUESTS = {
     message.DESCRIPTOR.name.removesuffix("Request"): message
-    for module in (updates_pb2, scoring_pb2, snapshots_pb2, models_pb2, challenging_pb2, following_pb2)
+    for module in (
+        updates_pb2,
+        scoring_pb2,
+        snapshots_pb2,
+        models_pb2,
+        challenging_pb2,
+        following_pb2,
+        privacy_pb2,
+    )
     for name in dir(module)
     if name.endswith("Request") and (message := getattr(module, name))
 }

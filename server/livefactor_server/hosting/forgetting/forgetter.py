@@ -107,6 +107,9 @@ class Forgetter:
             raise precondition("forget: backend cuda cannot forget (docs/gpu.md)")
         if self.is_sharing():
             raise precondition("forget: a challenger answers a share of the users; settle the model first")
+        if subjects.items and state.spec.privacy.epsilon:
+            # Every release names all items, and without a row of it the sum is another one.
+            raise precondition("forget: a model with privacy cannot forget items, only users")
         if not subjects:
             raise precondition("forget: nobody is named")
 
