@@ -22,6 +22,7 @@ from livefactor_server.log.store import Kind, Log
 from livefactor_server.model.compaction import compacted
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.replay import follow, recover, replay, snapshot_store
+from livefactor_server.statuses import Refused
 
 IDLE = Eviction(MIN_IDLE_EVENTS)
 EVICTED = replace(SPEC, eviction=IDLE)
@@ -47,11 +48,16 @@ def evictions(folder: Path) -> list[int]:
         return [record.revision for record in log.read() if record.kind == Kind.EVICT]
 
 
+def push(rig: Rig, body: bytes) -> None:
+    """A first batch may wait for the compiler."""
+    assert not isinstance(rig.push_async(body).get(timeout=240).result, Refused)
+
+
 def pushed(folder: Path, spec: ModelSpec, waves: int) -> tuple[Rig, list[int]]:
     """A rig after so many waves, and its number of users after each."""
     rig, sizes = Rig(folder, spec), []
     for number in range(waves):
-        rig.push(wave(number))
+        push(rig, wave(number))
         sizes.append(rig.engine.state.backend.published[USERS])
     return rig, sizes
 
@@ -63,7 +69,7 @@ def test_live_replayed_and_restored_states_are_equal_on_both_backends(tmp_path: 
     with rig.engine.view() as view:
         snapshot_store(tmp_path).take(view)
     for number in range(34, 60):
-        rig.push(wave(number))
+        push(rig, wave(number))
     root, revisions = closed_root(rig), evictions(tmp_path)
     assert len(revisions) >= 2
     assert replayed_root(tmp_path) == root
@@ -89,7 +95,7 @@ def test_the_tables_stay_small_and_known_ids_stay(tmp_path: Path) -> None:
     assert (state.backend.users.find(gone, users) >= users).all()
     # An id that comes back is new, at once.
     again = Rig(tmp_path, EVICTED)
-    again.push(wire.encode_interactions([1000], [5000]))
+    push(again, wire.encode_interactions([1000], [5000]))
     again.close()
     now = again.engine.state.backend
     assert now.users.find(gone[:1], state_users(again))[0] < state_users(again)
@@ -115,7 +121,7 @@ def test_a_restart_a_rollback_and_a_switch_go_on_with_the_rows_that_are_left(tmp
     assert state_users(again) > users and again.engine.state.touches is None
     again.engine.promote(replace(EVICTED, l2=0.01))
     assert state_users(again) == users
-    again.push(wave(30))
+    push(again, wave(30))
     root = closed_root(again)
     assert replayed_root(tmp_path) == root
 
@@ -123,14 +129,14 @@ def test_a_restart_a_rollback_and_a_switch_go_on_with_the_rows_that_are_left(tmp
 def test_the_labels_and_the_judge_follow_and_the_marks_stay(tmp_path: Path) -> None:
     judged = EngineSettings(observer=ObserverSettings(JudgeSettings(record_share=1.0, sampled_share=1.0)))
     rig, folder = Rig(tmp_path, EVICTED, judged), tmp_path
-    rig.push(wave(0))
+    push(rig, wave(0))
     state = rig.engine.state
     keys = state.backend.users.keys[: state.backend.published[USERS]]
     ids = np.append(keys[keys < 30][:1], keys[keys >= 1000][:2])
     state.labels[USERS].put(ids, ["known", "one", "two"])
     state.marks.put(np.array([5000, 5001, 7], np.uint64), available=False)
     for number in range(1, 40):
-        rig.push(wave(number))
+        push(rig, wave(number))
     rig.close()
     now = rig.engine.state
     assert now is not state and evictions(folder)
@@ -150,7 +156,7 @@ def test_rows_stay_while_the_memory_does_not_suffice_for_a_second_table(
     rig.close()
     rig = Rig(tmp_path, EVICTED, EngineSettings(memory_bytes_max=used + (60 << 10)))
     for number in range(40):
-        rig.push(wave(number))
+        push(rig, wave(number))
     rig.close()
     assert not evictions(tmp_path)
     assert "idle rows stay" in caplog.text
