@@ -50,6 +50,10 @@ $(VENV)/.stamp-adapt: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[dev,adapt]'
 	@touch $@ $(VENV)/.stamp-server $(VENV)/.stamp-dev
 
+$(VENV)/.stamp-trackers: pyproject.toml scripts/install | $(BIN)/python
+	@scripts/install $(BIN)/python -e '.[trackers]'
+	@touch $@ $(VENV)/.stamp-server $(VENV)/.stamp-dev
+
 $(VENV)/.stamp-bench: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[server,bench]'
 	@touch $@ $(VENV)/.stamp-server
@@ -128,6 +132,10 @@ test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chrom
 .PHONY: notebook
 notebook: $(VENV)/.stamp-dev ## Runs the notebook examples/notebook/shop.ipynb and keeps what it shows.
 	@$(BIN)/jupyter execute --inplace examples/notebook/shop.ipynb
+
+.PHONY: test-trackers
+test-trackers: $(VENV)/.stamp-trackers ## Logs a fit to TensorBoard, to MLflow in a folder, and to W&B offline.
+	@$(BIN)/python -m pytest -n 0 tests/end_to_end/test_trackers.py $(ARGS)
 
 .PHONY: test-brokers
 test-brokers: $(VENV)/.stamp-dev ## Ingests from real brokers: Debian's nats-server and redis-server, and librdkafka's mock of Kafka.

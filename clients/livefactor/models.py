@@ -17,7 +17,7 @@ from livefactor.pushing.deltas import delta_body
 from livefactor.pushing.labels import SIDES
 from livefactor.results.answers import spec_name
 from livefactor.results.contest import Contest, contest_of
-from livefactor.results.descriptions import FeatureReport, Lead, LogGap
+from livefactor.results.descriptions import FeatureReport, Lead, ProducerReport, gap_of, producer_of
 from livefactor.results.descriptions import ModelDescription as ModelDescription
 from livefactor.results.descriptions import SpecPeriod as SpecPeriod
 from livefactor.results.erasure import ErasureReport, ForgetCost, cost_of, report_of
@@ -37,7 +37,9 @@ _FOLLOWING = "/livefactor.v1.FollowService/"
 _SERVICES = dict.fromkeys(("AddChallenger", "ListChallengers", "SettleModel"), _CHALLENGES) | dict.fromkeys(
     ("Contribute", "MakeRelease", "DescribePrivacy"), "/livefactor.v1.PrivacyService/"
 )
-_READS = frozenset({"DescribeModel", "ListFeatures", "ListModels", "ListChallengers", "DescribePrivacy"})
+_READS = frozenset(
+    {"DescribeModel", "ListFeatures", "ListProducers", "ListModels", "ListChallengers", "DescribePrivacy"}
+)
 LONG_DEADLINE_S = 600.0
 """Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
 restore.
@@ -134,6 +136,19 @@ class Models(ModelsBase, BlockingClient):
         data = yield from self._call("ListFeatures", request, name, timeout)
         found = models_pb2.ListFeaturesResponse.FromString(data).features
         return tuple(FeatureReport(each.name, each.ids, each.strength) for each in found)
+
+    @blocking
+    def producers(
+        self, name: str = "default", *, limit: int = 100, timeout: float = DEADLINE_S
+    ) -> Plan[tuple[ProducerReport, ...]]:
+        """The producers of a model, with how far each one is behind. Those that sent last come
+        first.
+
+        limit: at most 1000. Raises NotFound.
+        """
+        request = models_pb2.ListProducersRequest(model=name, limit=limit)
+        data = yield from self._call("ListProducers", request, name, timeout)
+        return tuple(map(producer_of, models_pb2.ListProducersResponse.FromString(data).producers))
 
     @blocking
     def list(self, *, timeout: float = DEADLINE_S) -> Plan[tuple[ModelDescription, ...]]:
@@ -375,14 +390,25 @@ class Models(ModelsBase, BlockingClient):
 
     @blocking
     def settle(
-        self, name: str = "default", challenger: str = "", *, timeout: float = LONG_DEADLINE_S
+        self,
+        /,
+        name: str = "default",
+        challenger: str = "",
+        *,
+        preset: str = "",
+        timeout: float = LONG_DEADLINE_S,
+        **spec: Any,
     ) -> Plan[ModelDescription]:
         """End the search of a model for a better spec.
 
         challenger: the name of a challenger, or of a preset that the model tries, whose spec the
-        model gets; empty: its spec stays. Raises NotFound and FailedPrecondition.
+        model gets. preset, spec: the spec that it gets instead, as in `promote`. Without both its
+        spec stays. Raises NotFound, InvalidArgument, FailedPrecondition and ResourceExhausted; the
+        search then goes on.
         """
-        request = challenging_pb2.SettleModelRequest(model=name, challenger=challenger)
+        request = challenging_pb2.SettleModelRequest(model=name, challenger=challenger, preset=preset)
+        if spec:
+            fill(request.spec, spec, "spec")
         data = yield from self._call("SettleModel", request, name, timeout)
         return _description(challenging_pb2.SettleModelResponse.FromString(data).description)
 
@@ -423,17 +449,6 @@ def _forget_request(
     return models_pb2.ForgetRequest(model=name, user_ids=keys[0], item_ids=keys[1], dry_run=dry_run)
 
 
-def _log_gap(message: Any) -> LogGap:
-    return LogGap(
-        message.first_revision,
-        message.last_revision,
-        message.time_us,
-        message.archived,
-        message.snapshot_revision,
-        message.snapshot_root_hash,
-    )
-
-
 def _description(message: Any) -> ModelDescription:
     return ModelDescription(
         name=message.model,
@@ -459,7 +474,7 @@ def _description(message: Any) -> ModelDescription:
             for each in message.earlier_specs
         ),
         skipped=tuple((each.first, each.last) for each in message.skipped),
-        log_gap=_log_gap(message.log_gap) if message.HasField("log_gap") else None,
+        log_gap=gap_of(message.log_gap) if message.HasField("log_gap") else None,
         term=message.term,
         leader=message.leader,
     )

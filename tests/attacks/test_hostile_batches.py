@@ -129,6 +129,7 @@ def valid_messages() -> dict[str, list[Any]]:
         "CreateModel": [models_pb2.CreateModelRequest(model="Not A Name", preset="clicks_sgd", spec=spec)],
         "DescribeModel": [models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)],
         "ListFeatures": [models_pb2.ListFeaturesRequest(model=MODEL, side=2, limit=3)],
+        "ListProducers": [models_pb2.ListProducersRequest(model=MODEL, limit=3)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
         "ListChallengers": [challenging_pb2.ListChallengersRequest(model=MODEL)],

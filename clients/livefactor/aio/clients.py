@@ -41,6 +41,7 @@ class AsyncModels(ModelsBase, AsyncClient):
     create = awaited(Models.create)
     describe = awaited(Models.describe)
     features = awaited(Models.features)
+    producers = awaited(Models.producers)
     list = awaited(Models.list)
     delete = awaited(Models.delete)
     restore = awaited(Models.restore)
@@ -55,3 +56,4 @@ class AsyncModels(ModelsBase, AsyncClient):
     challengers = awaited(Models.challengers)
     settle = awaited(Models.settle)
     release = awaited(Models.release)
+    take_lead = awaited(Models.take_lead)

@@ -1875,3 +1875,98 @@ class ListFeaturesResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["features", b"features", "position", b"position", "total", b"total"]) -> None: ...
 
 global___ListFeaturesResponse = ListFeaturesResponse
+
+@typing.final
+class ListProducersRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: "default"."""
+    limit: builtins.int
+    """The most producers in the answer, at most 1000. 0: 100."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit", "model", b"model"]) -> None: ...
+
+global___ListProducersRequest = ListProducersRequest
+
+@typing.final
+class ProducerDescription(google.protobuf.message.Message):
+    """A producer, and what it sent. What was counted since the start of the server is 0 or absent after a
+    restart, until the producer sends again.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    ARRIVED_US_FIELD_NUMBER: builtins.int
+    EVENT_TIME_US_FIELD_NUMBER: builtins.int
+    REJECTED_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    epoch: builtins.int
+    last_sequence: builtins.int
+    """The sequence of the last applied batch. 0: there is none."""
+    revision: builtins.int
+    """The revision of that batch. 0: it is not known any more."""
+    waiting: builtins.int
+    """Batches that are on their way through the server: admitted, and not applied yet."""
+    arrived_us: builtins.int
+    """When the last applied batch arrived, in microseconds since 1970. Absent: none did since the start."""
+    event_time_us: builtins.int
+    """The time of the last event in it. Absent: the event has none. `arrived_us` less this time says how
+    far the events lie behind.
+    """
+    rejected: builtins.int
+    """Rows that were rejected since the start."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        epoch: builtins.int = ...,
+        last_sequence: builtins.int = ...,
+        revision: builtins.int = ...,
+        waiting: builtins.int = ...,
+        arrived_us: builtins.int | None = ...,
+        event_time_us: builtins.int | None = ...,
+        rejected: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_arrived_us", b"_arrived_us", "_event_time_us", b"_event_time_us", "arrived_us", b"arrived_us", "event_time_us", b"event_time_us"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_arrived_us", b"_arrived_us", "_event_time_us", b"_event_time_us", "arrived_us", b"arrived_us", "epoch", b"epoch", "event_time_us", b"event_time_us", "id", b"id", "last_sequence", b"last_sequence", "rejected", b"rejected", "revision", b"revision", "waiting", b"waiting"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_arrived_us", b"_arrived_us"]) -> typing.Literal["arrived_us"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_event_time_us", b"_event_time_us"]) -> typing.Literal["event_time_us"] | None: ...
+
+global___ProducerDescription = ProducerDescription
+
+@typing.final
+class ListProducersResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PRODUCERS_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    total: builtins.int
+    """The number of producers of the model."""
+    @property
+    def producers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ProducerDescription]:
+        """Those that sent last come first."""
+
+    def __init__(
+        self,
+        *,
+        producers: collections.abc.Iterable[global___ProducerDescription] | None = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["producers", b"producers", "total", b"total"]) -> None: ...
+
+global___ListProducersResponse = ListProducersResponse

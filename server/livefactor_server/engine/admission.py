@@ -298,6 +298,10 @@ class Admission:
         self._count_pending(item.change, -1)
         return item.followers
 
+    def waiting(self) -> Counter[bytes]:
+        """The number of batches in flight of each producer. The caller holds `lock`."""
+        return Counter(producer for producer, _ in self._flying)
+
     @property
     def lock(self) -> threading.Lock:
         """Guards the published table of producers together with the batches in flight."""

@@ -203,6 +203,7 @@ class Commit:
         with parts.admission.lock:
             for batch, _ in run:
                 parts.admission.settle(batch)
+        parts.metrics.arrivals.note([batch for batch, _ in run])
         parts.wake()
 
     def acknowledge(self, run: Run) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.engine.submission import Submission
 from livefactor_server.judging.observer import Observer
 from livefactor_server.judging.prometheus import JUDGES
@@ -72,6 +74,49 @@ WRITABLE = Gauge(
 )
 
 
+class Arrival(NamedTuple):
+    """The last applied batch of a producer.
+
+    Attributes:
+        time_us: when it arrived, microseconds since the epoch.
+        event_time_us: the time of its last event, 0 if the batch has none.
+        rejected: rows that were rejected since the start of the server.
+    """
+
+    time_us: int
+    event_time_us: int
+    rejected: int
+
+
+class Arrivals:
+    """The last arrival of each producer since the start of the server. It is no part of the state.
+
+    The APPLY stage writes, and any thread reads.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[bytes, Arrival] = {}
+
+    def note(self, applied: Sequence[Submission]) -> None:
+        """Takes batches that were applied."""
+        last = self._last
+        for batch in applied:
+            if not batch.producer or batch.change.opens_producer:
+                continue
+            before = last.get(batch.producer)
+            event_time_us = before.event_time_us if before is not None else 0
+            if isinstance(batch.change, InteractionsChange):
+                times = batch.change.columns.times_us
+                # The last row stands for all, because a search in every batch would cost too much.
+                event_time_us = int(times[-1]) if times is not None and len(times) else 0
+            rejected = batch.rejects.count + (before.rejected if before is not None else 0)
+            last[batch.producer] = Arrival(batch.time_us, event_time_us, rejected)
+
+    def of(self, producer: bytes) -> Arrival | None:
+        """The last arrival of a producer, None if nothing came since the start of the server."""
+        return self._last.get(producer)
+
+
 class EngineMetrics:
     """The metrics of one model.
 
@@ -88,6 +133,7 @@ class EngineMetrics:
             COMMIT_TIME.labels(model, step) for step in ("append", "place", "apply")
         )
         self._switches = SWITCHES.labels(model)
+        self.arrivals = Arrivals()
         # Estimated time that a replay of all records applied since the start would take.
         self.replay_s = 0.0
         self._learned = self._learned_s = 0.0

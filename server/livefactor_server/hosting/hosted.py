@@ -9,8 +9,9 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from heapq import nlargest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.challenging.challengers import Challengers
@@ -19,6 +20,7 @@ from livefactor_server.changes.content.releasing import Releaser
 from livefactor_server.changes.history.rollback import Ranges
 from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine
+from livefactor_server.engine.metrics import Arrival
 from livefactor_server.engine.readers import Reader
 from livefactor_server.hosting import kernels
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
@@ -102,7 +104,7 @@ class Hosted:
         """
         self.forgetter.stop()
         if self.challengers is not None:
-            self.challengers.close()
+            self.challengers.close(take_last)
         self.keeper.stop(take_last and self.engine.failure is None)
         if self.board is not None:
             self.board.stop()
@@ -214,3 +216,49 @@ def _specs(log: Log, revision: int) -> dict[str, Any]:
     switches = [(at, body) for at, body in sorted(log.switches.items()) if at <= revision]
     since = switches[-1][0] if switches else None if log.switches_from else log.first_revision
     return {"specs": ((log.first_revision, log.spec_body), *switches), "spec_revision": since}
+
+
+class ProducerReport(NamedTuple):
+    """A producer as the engine sees it.
+
+    Attributes:
+        last_sequence: the sequence of the last applied batch.
+        waiting: batches that were admitted and are not applied yet.
+        revision: the revision of the last applied batch, 0 if none is known any more.
+    """
+
+    id: bytes
+    epoch: int
+    last_sequence: int
+    waiting: int
+    revision: int
+    arrival: Arrival | None
+
+
+def producers_of(engine: Engine, limit: int) -> tuple[int, list[ProducerReport]]:
+    """The number of producers of a model, and those that sent last, the newest first."""
+    admission, arrivals = engine.admission, engine.metrics.arrivals
+    table = admission.state.producers
+    with admission.lock:
+        frozen = [
+            (key, producer.epoch, producer.last_sequence, producer.outcome(producer.last_sequence))
+            for key, producer in table.items()
+        ]
+        waiting = admission.waiting()
+    reports = [
+        ProducerReport(
+            key,
+            epoch,
+            sequence,
+            waiting.get(key, 0),
+            outcome.revision if outcome is not None else 0,
+            arrivals.of(key),
+        )
+        for key, epoch, sequence, outcome in frozen
+    ]
+    newest = nlargest(limit, reports, key=_newness)
+    return len(reports), newest
+
+
+def _newness(one: ProducerReport) -> tuple[int, int, bytes]:
+    return one.arrival.time_us if one.arrival is not None else 0, one.revision, one.id

@@ -16,7 +16,7 @@ from livefactor_server.changes.labels import SIDES
 from livefactor_server.engine.answering import features
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.host import DEFAULT_MODEL
-from livefactor_server.hosting.hosted import describe
+from livefactor_server.hosting.hosted import describe, producers_of
 from livefactor_server.hosting.rollback import roll_back as roll_back_model
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import decode, encode, guards
@@ -24,6 +24,9 @@ from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.rpc.progress import INTERVAL_S, Progress
 from livefactor_server.statuses import invalid, precondition
+
+PRODUCERS_LISTED, PRODUCERS_LISTED_MAX = 100, 1000
+"""Producers in an answer of ListProducers: usually, and at most."""
 
 FEATURES_LISTED, FEATURES_LISTED_MAX = 100, 4096
 """Features in an answer of ListFeatures: usually, and at most."""
@@ -87,6 +90,29 @@ def list_features(calls: Calls, raw: bytes, call: Call) -> bytes:
         features=[models_pb2.FeatureReport(name=n, ids=ids, strength=s) for n, ids, s in columns],
         total=found.total,
     ).SerializeToString()
+
+
+def list_producers(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles ListProducers."""
+    request = guards.parse(models_pb2.ListProducersRequest, raw)
+    engine = calls.model(call, request.model).engine
+    if request.limit > PRODUCERS_LISTED_MAX:
+        raise invalid(over("limit", PRODUCERS_LISTED_MAX, request.limit))
+    total, found = producers_of(engine, request.limit or PRODUCERS_LISTED)
+    response = models_pb2.ListProducersResponse(total=total)
+    for one in found:
+        made = response.producers.add(
+            id=one.id.decode(),
+            epoch=one.epoch,
+            last_sequence=one.last_sequence,
+            revision=one.revision,
+            waiting=one.waiting,
+        )
+        if one.arrival is not None:
+            made.arrived_us, made.rejected = one.arrival.time_us, one.arrival.rejected
+            if one.arrival.event_time_us:
+                made.event_time_us = one.arrival.event_time_us
+    return response.SerializeToString()
 
 
 def delete_model(calls: Calls, raw: bytes, call: Call) -> bytes:

@@ -83,6 +83,7 @@ RPCS = (
     Rpc("ModelService.DescribeModel", Form.LOOP, models.describe_model, ANY),
     Rpc("ModelService.ListModels", Form.CONTROL, models.list_models, ANY),
     Rpc("ModelService.ListFeatures", Form.MODELS, models.list_features, ANY),
+    Rpc("ModelService.ListProducers", Form.CONTROL, models.list_producers, _AUDITOR),
     Rpc("ModelService.DeleteModel", Form.MODELS, models.delete_model, _ADMIN),
     Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot, _ADMIN),
     Rpc("ModelService.PromoteSpec", Form.STREAM, models.promote_spec, _ADMIN),

@@ -42,6 +42,7 @@ ALLOWED = {
         "ListSnapshots",
         "FetchSnapshot",
         "Explain",
+        "ListProducers",
         "CopyModel",
         "FollowLog",
         "ConfirmLog",
