@@ -316,9 +316,7 @@ class Admission:
         if self.new_ids is not None:
             self.new_ids.forget_placed(not rows_ahead)
         rows += rows_ahead
-        self._sure_rows = 0
-        if self._rows_fit(rows):
-            self._sure_rows = rows
+        self._sure_rows = rows if self._rows_fit(rows) else 0
 
     def surely_fits(self, item: Submission, rows_ahead: int) -> bool:
         """Whether a batch fits even if all its ids are new and `rows_ahead` other new rows come
