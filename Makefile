@@ -124,6 +124,11 @@ test-adapt: $(VENV)/.stamp-adapt ## Runs the tests that train an encoder; it ins
 battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for an hour; writes benchmarks/results/battle.json.
 	@BATTLE_RESULTS=benchmarks/results/battle.json $(BIN)/python -m pytest tests/battle -m 'long or not long' -k 'not short' --timeout=7200 $(ARGS)
 
+.PHONY: torture
+torture: $(VENV)/.stamp-dev ## Kills, cuts and changes models for a quarter of an hour; writes benchmarks/results/torture.json. KILLS=500 CUTS=500 LEADER_KILLS=100
+	@TORTURE_RESULTS=benchmarks/results/torture.json TORTURE_KILLS=$(or $(KILLS),500) TORTURE_CUTS=$(or $(CUTS),500) TORTURE_CRASHES=1000 \
+		TORTURE_LEADER_KILLS=$(or $(LEADER_KILLS),100) TORTURE_ROUNDS=20 $(BIN)/python -m pytest -n 0 -p no:rerunfailures -m 'torture and not long' --timeout=7200 $(ARGS)
+
 .PHONY: test-browser
 test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chromium; PICTURES=1 draws the pictures of docs/console.md anew.
 	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -qy chromium; }

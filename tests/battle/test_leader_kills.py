@@ -15,17 +15,19 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import pytest
 
 from livefactor.errors import FailedPrecondition, Unavailable
 from livefactor.models import ModelDescription, Models
 from livefactor.pushing.producer import Producer
 from server_process import Server, wait_until
+from tally import Tally, amount
 
 Serve = Callable[..., Server]
 
 MODEL = "m"
-KILLS, KILLS_LONG = 2, 100
-BATCHES_A_KILL, ROWS = 30, 7
+KILLS, KILLS_LONG = 1, 100
+BATCHES_A_KILL, ROWS = 20, 7
 FLAGS = ("--preset", "", "--ack-after-followers", "1", "--ack-wait-s", "5", "--auto-cpu-share", "0")
 LIMITS = {"users_max": 5000, "items_max": 5000}
 
@@ -93,15 +95,16 @@ def follow(server: Server, leader: Server) -> None:
     server.launch()
 
 
+@pytest.mark.torture
 def test_a_killed_leader_loses_nothing_that_was_acknowledged(
-    serve: Serve, is_long: bool, record: Callable[..., None]
+    serve: Serve, is_long: bool, record: Callable[..., None], tally: Tally
 ) -> None:
     leader = serve(*FLAGS, name="one")
     with Models(leader.target) as models:
         models.create(MODEL, "clicks_sgd", k=8, limits=LIMITS)
     other = serve(*FLAGS, "--follow", leader.target, name="two")
     load = Load([leader.target, other.target])
-    kills, waits = KILLS_LONG if is_long else KILLS, []
+    kills, waits = KILLS_LONG if is_long else amount("LEADER_KILLS", KILLS), []
     for _ in range(kills):
         load.await_more(ROWS * BATCHES_A_KILL)
         leader.kill()
@@ -122,6 +125,7 @@ def test_a_killed_leader_loses_nothing_that_was_acknowledged(
         leader_kills=kills, leader_kills_lost=lost, leader_kills_twice=twice,
         leader_kills_wait_s_median=float(np.median(waits)), leader_kills_wait_s_max=max(waits),
     )  # fmt: skip
+    tally.add("kill -9 of a leader", kills, lost=lost, twice=twice)
     assert (lost, twice, load.acked) == (0, 0, load.rows)
     assert found.events == load.rows and found.root_hash == copy.root_hash
     assert found.term == kills

@@ -69,6 +69,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "mix": Mix(0.01, 1.0, 9),
     },
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
+    "vectors of users": {"history": History(32, 16), "embeddings": Embeddings(0, 8.0, 12)},
     "features": {"history": History(32, 16), "features": Features(32, 4)},
     "follow": {"history": History(32, 16), "features": Features(32, 4, 8.0)},
     "context": {"context": Context(32)},

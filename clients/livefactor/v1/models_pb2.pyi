@@ -736,30 +736,36 @@ global___Regularization = Regularization
 
 @typing.final
 class EmbeddingMap(google.protobuf.message.Message):
-    """Embeddings of items, and the map of them into factor space (docs/content.md). Needs rule SOLVE and loss
-    IMPLICIT. An absent field has the preset's value.
+    """Embeddings of items and users, and the maps of them into factor space (docs/content.md). Needs rule SOLVE
+    and loss IMPLICIT. An absent field has the preset's value.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DIMENSION_FIELD_NUMBER: builtins.int
     PRIOR_EVENTS_FIELD_NUMBER: builtins.int
+    USER_DIMENSION_FIELD_NUMBER: builtins.int
     dimension: builtins.int
-    """The numbers of an item's vector, up to 1024. 0: no embeddings."""
+    """The numbers of an item's vector, up to 1024. 0: items have no vectors."""
     prior_events: builtins.float
-    """What the vector says of an item counts as much as this many events of the item. Above 0."""
+    """What the vector says of an item or a user counts as much as this many events. Above 0."""
+    user_dimension: builtins.int
+    """The numbers of a user's vector, up to 1024. 0: users have no vectors. Not with solve.start_events."""
     def __init__(
         self,
         *,
         dimension: builtins.int | None = ...,
         prior_events: builtins.float | None = ...,
+        user_dimension: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "dimension", b"dimension", "prior_events", b"prior_events"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "dimension", b"dimension", "prior_events", b"prior_events"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "_user_dimension", b"_user_dimension", "dimension", b"dimension", "prior_events", b"prior_events", "user_dimension", b"user_dimension"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "_user_dimension", b"_user_dimension", "dimension", b"dimension", "prior_events", b"prior_events", "user_dimension", b"user_dimension"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_dimension", b"_dimension"]) -> typing.Literal["dimension"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_prior_events", b"_prior_events"]) -> typing.Literal["prior_events"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_user_dimension", b"_user_dimension"]) -> typing.Literal["user_dimension"] | None: ...
 
 global___EmbeddingMap = EmbeddingMap
 

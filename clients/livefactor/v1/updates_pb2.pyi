@@ -434,18 +434,18 @@ global___Availability = Availability
 
 @typing.final
 class Embeddings(google.protobuf.message.Message):
-    """Vectors of items, such as embeddings of their descriptions from a pretrained model. A vector replaces
+    """Vectors of items or of users, such as embeddings of descriptions from a pretrained model. A vector replaces
     the vector that the id had before. A vector of zeros removes it. The model keeps vectors as float16
-    (ModelSpec.embeddings). The items need not have events yet: an item that nobody has touched is
-    scored by what its vector says (docs/content.md).
+    (ModelSpec.embeddings). The ids need not have events yet: an item that nobody has touched is scored by
+    what its vector says (docs/content.md).
 
-    The first message decides the dimension of a model that has none. The server switches the model to
+    The first message of a side decides the dimension of its vectors. The server switches the model to
     a spec with this dimension, and the call waits for it. Other losses than IMPLICIT take no vectors.
 
     A message is refused as a whole with INVALID_ARGUMENT if the model takes no vectors or has another
-    dimension, if the side is not SIDE_ITEM, if encoder_hash has another length, or if a number is NaN, infinite
-    or beyond float16 (65504). The text names the row. A message has at most 262,144 numbers. New items are rejected with
-    ITEMS_FULL or MEMORY_FULL like those of interactions.
+    dimension, if the side is unknown, if encoder_hash has another length, or if a number is NaN, infinite or
+    beyond float16 (65504). The text names the row. A message has at most 262,144 numbers. New ids are rejected
+    with USERS_FULL, ITEMS_FULL or MEMORY_FULL like those of interactions.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -457,7 +457,6 @@ class Embeddings(google.protobuf.message.Message):
     HALF_VECTORS_FIELD_NUMBER: builtins.int
     ENCODER_HASH_FIELD_NUMBER: builtins.int
     side: global___Side.ValueType
-    """SIDE_ITEM."""
     dimension: builtins.int
     """The numbers of a vector, at most 1024. It must equal the dimension of the model's spec."""
     half_vectors: builtins.bytes

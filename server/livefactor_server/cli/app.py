@@ -12,7 +12,7 @@ from livefactor_server.text import PlainFormatter
 from livefactor_server.cli.models import challengers  # noqa: F401
 from livefactor_server.cli.recommend import command as recommend  # noqa: F401
 from livefactor_server.cli.recommend import explain  # noqa: F401
-from livefactor_server.cli import snapshots  # noqa: F401
+from livefactor_server.cli import snapshots, verify  # noqa: F401
 from livefactor_server.cli.evaluate import command as evaluate  # noqa: F401
 from livefactor_server.cli.models import judge  # noqa: F401
 from livefactor_server.cli import log  # noqa: F401

@@ -28,7 +28,7 @@ from livefactor.wire.limits import MODEL_NAME
 from livefactor_server.log.store import Log, LogDamaged, LogError
 from livefactor_server.snapshots.replay import SNAPSHOT_FOLDERS, log_folder
 from livefactor_server.snapshots.safetensors_writer import sync_folder
-from livefactor_server.snapshots.store import SnapshotStore
+from livefactor_server.snapshots.store import SIGNED, SnapshotStore
 
 MANIFEST = "backup.json"
 TEMPORARY = ".tmp-"
@@ -232,9 +232,13 @@ def _snapshots(theirs: SnapshotStore, ours: SnapshotStore, until: int, copies: _
             # The server may delete an old one meanwhile.
             with suppress(FileNotFoundError):
                 copies.folder(theirs.folder / name, ours.folder / name)
+        signed = theirs.checkpoint(name)
+        if signed and signed != ours.checkpoint(name):
+            ours.put_checkpoint(name, signed)
     there = {info.snapshot_id for info in ours.list()}
     for name in there - set(wanted):
         shutil.rmtree(ours.folder / name)
+        (ours.folder / f"{name}{SIGNED}").unlink(missing_ok=True)
     kept = [name for name in wanted if (ours.folder / name).is_dir()]
     return kept[-1] if kept else ""
 

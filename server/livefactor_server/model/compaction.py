@@ -33,7 +33,12 @@ from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, RINGS, USERS, ring_length
 from livefactor_kernels.tables.clearing import clear_gram, rows_in_gram
 
-_PROGRESS = {"prior.progress": ITEMS, "features.item.progress": ITEMS, "features.user.progress": USERS}
+_PROGRESS = {
+    "prior.progress": ITEMS,
+    "user_prior.progress": USERS,
+    "features.item.progress": ITEMS,
+    "features.user.progress": USERS,
+}
 
 Sections = dict[str, np.ndarray]
 Kept = tuple[np.ndarray, np.ndarray]

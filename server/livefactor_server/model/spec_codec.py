@@ -65,6 +65,7 @@ _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
     "history": ("paged",),
+    "embeddings": ("user_dimension",),
     "features": ("prior_events",),
     "mix": ("recent_half_life", "neighbors", "predicted_first"),
     "solve": ("unobserved_density", "ridge_events", "start_events"),

@@ -132,7 +132,9 @@ class ModelState:
         self.sightings, self.placed = (Sightings(needed) if needed > 1 else None for _ in range(2))
         self.touches = Touches(self.spec) if self.spec.eviction.idle_events else None
         learned = self.backend.state().items()
-        self._map_bytes = sum(array.nbytes for name, array in learned if name.startswith("prior."))
+        self._map_bytes = sum(
+            array.nbytes for name, array in learned if name.startswith(("prior.", "user_prior."))
+        )
 
     @classmethod
     def empty(

@@ -53,7 +53,7 @@ def add_stream_answer(
         answer.response.CopyFrom(apply_response(lineage, result))
 
 
-def snapshot_info(manifest: Manifest) -> snapshots_pb2.SnapshotInfo:
+def snapshot_info(manifest: Manifest, checkpoint: bytes = b"") -> snapshots_pb2.SnapshotInfo:
     """The entry of a snapshot in a list."""
     return snapshots_pb2.SnapshotInfo(
         snapshot_id=manifest.snapshot_id,
@@ -64,6 +64,7 @@ def snapshot_info(manifest: Manifest) -> snapshots_pb2.SnapshotInfo:
         created_us=manifest.created_us,
         users=manifest.users,
         items=manifest.items,
+        checkpoint=checkpoint,
     )
 
 
@@ -75,9 +76,10 @@ def snapshot_progress(lineage: uuid.UUID, done: int, total: int, revision: int) 
     return snapshots_pb2.SnapshotResponse(progress=progress).SerializeToString()
 
 
-def snapshot_done(manifest: Manifest) -> bytes:
+def snapshot_done(manifest: Manifest, checkpoint: bytes) -> bytes:
     """The last message of a Snapshot call."""
-    done = snapshots_pb2.SnapshotManifest(info=snapshot_info(manifest), manifest_json=manifest.to_json())
+    info = snapshot_info(manifest, checkpoint)
+    done = snapshots_pb2.SnapshotManifest(info=info, manifest_json=manifest.to_json())
     return snapshots_pb2.SnapshotResponse(manifest=done).SerializeToString()
 
 

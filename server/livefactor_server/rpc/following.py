@@ -6,6 +6,8 @@ import asyncio
 import uuid
 from contextlib import suppress
 
+from prometheus_client import Gauge
+
 from livefactor.v1 import following_pb2
 from livefactor.wire.limits import over
 from livefactor_server.engine.engine import Engine
@@ -18,6 +20,8 @@ from livefactor_server.rpc import guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.statuses import invalid, later, precondition, unavailable
+
+FOLLOWERS = Gauge("livefactor_followers", "Followers to which this server sends the log.", ["model"])
 
 FOLLOWER_CHARACTERS_MAX = 64
 """Maximum length of what a follower calls itself."""
@@ -58,6 +62,7 @@ async def follow_log(calls: Calls, requests: Requests, send: Send, call: Call) -
         confirmations, follower = engine.confirmations, _follower(request.follower)
         if confirmations is not None:
             confirmations.join(follower, request.revision)
+        FOLLOWERS.labels(name).inc()
         try:
             while True:
                 call.allow(name)
@@ -65,6 +70,7 @@ async def follow_log(calls: Calls, requests: Requests, send: Send, call: Call) -
                     raise unavailable("follow: the model was opened again; ask again")
                 await _send_next(calls, engine, tail, send)
         finally:
+            FOLLOWERS.labels(name).dec()
             if confirmations is not None:
                 confirmations.leave(follower)
 

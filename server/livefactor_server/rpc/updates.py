@@ -97,10 +97,10 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
 
 def _is_large(engine: Engine, update: decode.UpdateRequest, raw: bytes) -> bool:
     """Whether a thread decodes the batch. First vectors and factors wait for a switch."""
-    if engine.dimension.lacks_part(update.change):
-        return True
     is_quick = update.change == wire.INTERACTIONS
-    return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
+    if len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX):
+        return True
+    return engine.dimension.lacks_part(update.change, update.body)
 
 
 def _payer(call: Call, update: decode.UpdateRequest) -> bytes:
@@ -120,7 +120,7 @@ def _batch(
     spec, rows_max = engine.state.spec, calls.settings.batch_events_max
     if update.change == wire.FACTORS and engine.state.backend_name == "cuda":
         raise precondition("factors: backend cuda lacks this part (docs/gpu.md)")
-    if engine.dimension.lacks_part(update.change):
+    if engine.dimension.lacks_part(update.change, update.body):
         decode.change_from_wire(update, engine.dimension.spec_for(update.change, update.body), rows_max)
         engine.dimension.recognise(update.change, update.body)
         spec = engine.state.spec

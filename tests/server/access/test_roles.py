@@ -33,6 +33,7 @@ from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.rpc import guards
 from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.server import RpcServer
+from tally import Tally
 
 ALLOWED = {
     Role.PRODUCER: {"OpenProducer", "ApplyUpdates", "StreamUpdates", "Contribute"},
@@ -151,6 +152,26 @@ DENIALS = {"UNAUTHENTICATED", "PERMISSION_DENIED"}
 
 @pytest.mark.parametrize("path", sorted(METHODS))
 def test_a_role_may_call_what_its_row_says(place: Place, path: str) -> None:
+    check_row(place, path)
+
+
+@pytest.mark.torture
+def test_a_cell_that_was_opened_is_caught(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tally: Tally
+) -> None:
+    given = guards.check_role
+
+    def check(grant: Grant, roles: frozenset[Role], what: str) -> None:
+        given(grant, roles | {Role.CONSUMER} if what.endswith(".Explain") else roles, what)
+
+    monkeypatch.setattr(guards, "check_role", check)
+    (path,) = (path for path in METHODS if path.endswith("/Explain"))
+    with pytest.raises(AssertionError):
+        check_row(place, path)
+    tally.catch("a role may do more")
+
+
+def check_row(place: Place, path: str) -> None:
     name = path.rsplit("/", 1)[1]
     assert status_of(place, path, None) == "UNAUTHENTICATED"
     for token in (new_token(), place.ended, "", place.tokens[Role.ADMIN][:-1]):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 import livefactor
 from following_nodes import Node
@@ -83,6 +84,11 @@ def test_a_follower_from_nothing_has_the_leaders_log_and_states(pair: tuple[Node
         )
     found = follower.hosting.following.of(MODEL)
     wait_until(lambda: found.is_connected and found.lag == 0 and found.lag_s < 5, "the lag is known")
+    of_model = {"model": MODEL}
+    wait_until(
+        lambda: REGISTRY.get_sample_value("livefactor_followers", of_model) == 1, "the follower is counted"
+    )
+    assert REGISTRY.get_sample_value("livefactor_follower_lag_revisions", of_model) == 0
     leader.stop()
     follower.stop()
     with (
@@ -106,7 +112,7 @@ def test_updates_are_refused_with_the_name_of_the_leader(pair: tuple[Node, Node]
             with pytest.raises(Unavailable, match=f"takes no updates; {leader.target} does"):
                 call()
     with pytest.raises((Unavailable, DeadlineExceeded), match=f"takes no updates; {leader.target} does"):
-        livefactor.Producer(producer_id="x", target=follower.target, model=MODEL, connect_s=0.2)
+        livefactor.Producer(producer_id="x", target=follower.target, model=MODEL, open_timeout=0.5)
     before = described(leader).position
     with livefactor.Producer(producer_id="y", target=[follower.target, leader.target], model=MODEL) as both:
         both.push([1], [2])

@@ -118,6 +118,13 @@ class ServerSettings:
     encryption_key_command: Annotated[
         str, _option("Command that prints this key, for example one of a key store. It runs at the start.")
     ] = ""
+    signing_key_file: Annotated[
+        Path | None,
+        _option(
+            "File with an Ed25519 private key in PEM form, which signs a checkpoint of each snapshot. Others must"
+            " not be able to read it."
+        ),
+    ] = None
     insecure: Annotated[
         bool, _option("Allow an address other than loopback without TLS: all traffic can be read on the way.")
     ] = False
@@ -198,6 +205,15 @@ class ServerSettings:
         int, _option("Take a snapshot after this many events. 0 takes one only on drain.", min=0)
     ] = 20_000_000
     snapshots_kept: Annotated[int, _option("Number of newest snapshots to keep, per model.", min=1)] = 3
+    snapshot_chain: Annotated[
+        int,
+        _option(
+            "Number of incremental snapshots between two whole ones. They hold only what changed. 0 takes whole"
+            " ones alone.",
+            min=0,
+            max=1000,
+        ),
+    ] = 0
     log_keep: Annotated[
         str,
         _option(
@@ -361,6 +377,7 @@ class ServerSettings:
         from livefactor_server.hosting.host import HostingSettings
         from livefactor_server.hosting.keeper import KeeperSettings
         from livefactor_server.hosting.retention import Policy
+        from livefactor_server.snapshots.signing import read_signing_key
 
         name = self.preset or DEFAULT_PRESET
         spec = read_spec(self.spec, name) if self.spec else None
@@ -385,6 +402,8 @@ class ServerSettings:
                 self.snapshot_every_events,
                 self.snapshots_kept,
                 Policy.of(self.log_keep, self.log_archive) if self.log_keep else None,
+                self.snapshot_chain,
+                None if self.signing_key_file is None else read_signing_key(self.signing_key_file),
             ),
             auto_cpu_share=self.auto_cpu_share,
             leader=Leader(parse_target(self.follow), Access.from_environment()) if self.follow else None,
