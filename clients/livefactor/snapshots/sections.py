@@ -284,6 +284,10 @@ def _is_sighted(spec: Spec) -> bool:
     return spec.admission.sightings > 1
 
 
+def _is_evicted(spec: Spec) -> bool:
+    return spec.eviction.idle_events > 0
+
+
 def _is_private(spec: Spec) -> bool:
     return spec.privacy.epsilon > 0
 
@@ -359,6 +363,9 @@ _BESIDE = (
     _Beside("spec", "U8"),
     # The number of users that begin with factors of another model.
     _Beside("started", "F64", lambda spec: 1, _has_starts),
+    # The number of learned events at the last one of each row, with eviction.
+    _Beside("touched.items", "U64", _any_length, _is_evicted),
+    _Beside("touched.users", "U64", _any_length, _is_evicted),
     # The ids of unavailable items in ascending order.
     _Beside("unavailable", "U64"),
     # The weight of pairs without an event, if it follows the data.

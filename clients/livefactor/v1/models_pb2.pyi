@@ -652,6 +652,30 @@ class Admission(google.protobuf.message.Message):
 global___Admission = Admission
 
 @typing.final
+class Eviction(google.protobuf.message.Message):
+    """When a user or an item loses its row, so that the memory of stale rows is used again. An id that
+    comes back is new. An absent field has the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDLE_EVENTS_FIELD_NUMBER: builtins.int
+    idle_events: builtins.int
+    """The number of learned events after the last one of a row, after which the row may leave: 1,000 or
+    more. Rows with a vector, features or factors of another model stay. 0: no row leaves.
+    """
+    def __init__(
+        self,
+        *,
+        idle_events: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_idle_events", b"_idle_events", "idle_events", b"idle_events"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_idle_events", b"_idle_events", "idle_events", b"idle_events"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_idle_events", b"_idle_events"]) -> typing.Literal["idle_events"] | None: ...
+
+global___Eviction = Eviction
+
+@typing.final
 class Regularization(google.protobuf.message.Message):
     """Terms that keep rows small, beside l2 and bias_l2. 0 switches a term off. An absent field has the
     preset's value.
@@ -945,6 +969,7 @@ class ModelSpec(google.protobuf.message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     CONTEXT_FIELD_NUMBER: builtins.int
     PRIVACY_FIELD_NUMBER: builtins.int
+    EVICTION_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -1003,6 +1028,8 @@ class ModelSpec(google.protobuf.message.Message):
     def context(self) -> global___ContextRows: ...
     @property
     def privacy(self) -> global___Privacy: ...
+    @property
+    def eviction(self) -> global___Eviction: ...
     def __init__(
         self,
         *,
@@ -1036,9 +1063,10 @@ class ModelSpec(google.protobuf.message.Message):
         features: global___FeatureRows | None = ...,
         context: global___ContextRows | None = ...,
         privacy: global___Privacy | None = ...,
+        eviction: global___Eviction | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "privacy", b"privacy", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "privacy", b"privacy", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "eviction", b"eviction", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "privacy", b"privacy", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "eviction", b"eviction", "factor_dtype", b"factor_dtype", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "privacy", b"privacy", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload

@@ -118,6 +118,10 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The id has a new feature, and the model has no room for further features of this side:
     ModelSpec.features.size, or the server's memory.
     """
+    REJECT_REASON_USER_RATE: _RejectReason.ValueType  # 12
+    """The user has had as many events in this minute as the server lets a user have. The row can be
+    sent again later.
+    """
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
@@ -156,6 +160,10 @@ add in a minute. The row can be sent again later.
 REJECT_REASON_FEATURES_FULL: RejectReason.ValueType  # 11
 """The id has a new feature, and the model has no room for further features of this side:
 ModelSpec.features.size, or the server's memory.
+"""
+REJECT_REASON_USER_RATE: RejectReason.ValueType  # 12
+"""The user has had as many events in this minute as the server lets a user have. The row can be
+sent again later.
 """
 global___RejectReason = RejectReason
 
@@ -796,7 +804,12 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     model: builtins.str
+    traceparent: builtins.str
+    """The W3C traceparent of the span that made the batch, 55 characters. A unary call has it in its
+    metadata. The batch has a span if it says that it is sampled. Encode it as the last field.
+    """
     @property
     def producer(self) -> global___ProducerStamp: ...
     @property
@@ -828,9 +841,10 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         features: global___Features | None = ...,
         dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer", "traceparent", b"traceparent"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest

@@ -57,7 +57,8 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_adaptive_rate(spec)
     _check_admission(spec)
     _check_merge(spec)
-    for name, expected, got in spec.privacy.problems(spec.merge.learning_rate > 0):
+    problems = *spec.privacy.problems(spec.merge.learning_rate > 0), *spec.eviction.problems(spec.replay.size)
+    for name, expected, got in problems:
         _require(False, name, expected, got)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
@@ -86,6 +87,7 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("features.size", spec.features.size),
         ("context.size", spec.context.size),
         ("merge.learning_rate", spec.merge.learning_rate),
+        ("eviction.idle_events", spec.eviction.idle_events),
         ("regularization.adversarial_weight", spec.regularization.adversarial_weight),
     ):
         _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 
-from livefactor_kernels.spec.admission import Admission
+from livefactor_kernels.spec.admission import Admission, Eviction
 from livefactor_kernels.spec.content import Context as Context
 from livefactor_kernels.spec.content import Embeddings as Embeddings
 from livefactor_kernels.spec.content import Features as Features
@@ -395,6 +395,7 @@ class ModelSpec:
         merge: deltas that someone else learned, with rules SGD and SOFTMAX.
         privacy: differential privacy, with `merge`.
         admission: when new users and items get rows.
+        eviction: when users and items lose their rows.
         event_types: weights by event type.
         regularization: clipping, max-norm, frequency-scaled L2, dropout.
         limits: limits of tables and events.
@@ -427,6 +428,7 @@ class ModelSpec:
     merge: Merge = field(default_factory=Merge)
     privacy: Privacy = field(default_factory=Privacy)
     admission: Admission = field(default_factory=Admission)
+    eviction: Eviction = field(default_factory=Eviction)
     event_types: tuple[EventType, ...] = ()
     regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)

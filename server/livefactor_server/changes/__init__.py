@@ -36,6 +36,7 @@ from livefactor_server.changes.content.release import ReleaseChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.history.erase import EraseChange, ErasedChange, EvidenceChange
+from livefactor_server.changes.history.evict import EvictChange
 from livefactor_server.changes.history.retention import RetentionChange
 from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.history.switch import SwitchChange
@@ -61,6 +62,7 @@ __all__ = [
     "EngineChange",
     "EraseChange",
     "ErasedChange",
+    "EvictChange",
     "EvidenceChange",
     "FactorsChange",
     "FeaturesChange",
@@ -112,6 +114,7 @@ _ALL: tuple[type[Change], ...] = (
     FactorsChange,
     DeltasChange,
     ReleaseChange,
+    EvictChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

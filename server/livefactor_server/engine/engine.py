@@ -35,10 +35,11 @@ from livefactor_server.engine import dimension
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
 from livefactor_server.engine.commit import Commit, Parts, Run
+from livefactor_server.engine.evicting import Evicting, Evictor
 from livefactor_server.engine.handover import Handover
 from livefactor_server.engine.intake import Intake
 from livefactor_server.engine.metrics import EngineMetrics
-from livefactor_server.engine.new_ids import NewIds
+from livefactor_server.engine.new_ids import limits_of
 from livefactor_server.engine.promotion import Erasing, Progress, Promotion, Solo, Start
 from livefactor_server.engine.quotas import Quotas
 from livefactor_server.engine.ratings import Recogniser
@@ -66,9 +67,8 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Runs the two stages of a model. Any thread may call `submit` and the read methods."""
 
-    def __init__(
-        self, name: str, state: ModelState, log: Log, settings: EngineSettings, hold_path: Path | None = None
-    ) -> None:
+    def __init__(self, name: str, state: ModelState, log: Log, settings: EngineSettings,
+                 hold_path: Path | None = None) -> None:  # fmt: skip
         """Makes an engine that does not run yet.
 
         `hold_path` is the file that keeps a hold of updates across restarts. None keeps the hold in
@@ -93,6 +93,7 @@ class Engine:
         self.confirmations = Confirmations(needed, settings.ack_wait_s) if needed else None
         self._memory_bytes_max = settings.memory_bytes_max
         self.quotas = Quotas(name, settings.quotas)
+        self._evictor = Evictor(name, log, self.metrics)
         self._parts = self._parts_of(state)
         self._promoting = threading.Lock()
         self._promotion: Promotion | None = None
@@ -111,28 +112,19 @@ class Engine:
         self._apply_thread = threading.Thread(target=self._apply_stage, name=f"apply-{name}", daemon=True)
 
     def _parts_of(self, state: ModelState) -> Parts:
-        new_ids = self.quotas.new_ids
         admission = Admission(
-            state,
-            self._memory_bytes_max,
-            self.log.seal,
-            self.observer.refusal,
-            self.observer.item_bytes,
-            NewIds(new_ids, (state.backend.users, state.backend.items)) if new_ids is not None else None,
-        )
+            state, self._memory_bytes_max, self.log.seal, self.observer.refusal, self.observer.item_bytes,
+            *limits_of(self.quotas, (state.backend.users, state.backend.items)),
+        )  # fmt: skip
         return Parts(state, self.log, self.gate, admission, self.observer, self.metrics, self.wake)
 
     def start(self) -> None:
         """Starts both stages."""
         self.metrics.watch(
-            lambda: self.state,
-            self.log,
-            self.observer,
-            lambda: self.memory_bytes,
+            lambda: self.state, self.log, self.observer, lambda: self.memory_bytes,
             lambda: self._promotion.lag if self._promotion is not None else 0,
-            lambda: self._budget.used,
-            lambda: self.failure is None,
-        )
+            lambda: self._budget.used, lambda: self.failure is None,
+        )  # fmt: skip
         self._parts.admission.warn_if_full(self.name)
         if not self.leader:
             self._recogniser.start()
@@ -233,17 +225,15 @@ class Engine:
 
     def view(self) -> AbstractContextManager[FrozenState]:
         """The frozen state at the published revision. Updates continue meanwhile."""
-        return freeze(self.name, self.state, self.log.hash_name, self.gate)
+        return freeze(self.name, lambda: self.state, self.log.hash_name, self.gate)
 
     @property
     def queued_bytes(self) -> int:
         """Bytes of the batches that are queued or being logged."""
         return self._budget.used
 
-    def promote(
-        self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None,
-        act: Rollback | Erasing | None = None,
-    ) -> int:  # fmt: skip
+    def promote(self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None,
+                act: Rollback | Erasing | None = None) -> int:  # fmt: skip
         """Gives the model another spec while it serves. Returns the revision of the switch.
 
         With `act` the spec is the one in force, and the model skips records or parts of them.
@@ -306,8 +296,8 @@ class Engine:
         self._log_thread.join()
         self._apply_thread.join()
         self._recogniser.stop()
+        # A promotion has ended before its log is closed.
         with self._promoting:
-            # A promotion has ended before its log is closed.
             self._end()
         self._disk.shutdown()
         self.log.close()
@@ -322,6 +312,9 @@ class Engine:
                 group, open_end = self._intake.next_group(self._parts.cost_of_event)
                 if group:
                     self._log_group(group)
+                if self._evictor.is_due(self.state):
+                    self._finish_durable()
+                    self._evict()
                 if self._intake.next_switch is not None:
                     self._finish_durable()
                     self._switch(self._intake.next_switch)
@@ -340,7 +333,13 @@ class Engine:
         finally:
             self._to_apply.end()
 
-    def _switch(self, promotion: Promotion | Solo) -> None:
+    def _evict(self) -> None:
+        self._to_apply.wait_until_idle()
+        with self.no_promotion() as is_alone:
+            if is_alone and (eviction := self._evictor.next(self._parts.admission)) is not None:
+                self._switch(eviction)
+
+    def _switch(self, promotion: Promotion | Solo | Evicting) -> None:
         """Gives the model the state of a promotion, or applies a record that is alone.
 
         An exception other than a refusal stops the LOG stage.
@@ -351,7 +350,7 @@ class Engine:
             state, record = promotion.complete()
             is_new = state is not self.state
             if is_new:
-                self.observer.judge(state)
+                promotion.judge(self.observer, state)
             with self.gate.writing():
                 changes.apply(state, [record])
                 if is_new:
@@ -359,8 +358,9 @@ class Engine:
                 self.state = state
             if is_new:
                 self._parts = self._parts_of(state)
-                self.switched += 1
-                self.metrics.observe_switch()
+                if not isinstance(promotion, Evicting):
+                    self.switched += 1
+                    self.metrics.observe_switch()
                 self.on_switch()
         except Refused as refusal:
             promotion.refuse(refusal)
@@ -373,13 +373,12 @@ class Engine:
         promotion.finish(state.revision, time.monotonic() - started)
 
     def _mark(self) -> None:
-        if self.failure is not None:
-            return
         try:
-            self.log.mark()
+            if self.failure is None:
+                self.log.mark()
         except LogFull:
             # The next group tries again.
-            pass
+            return
         except LogFailed as error:
             self.fail(str(error))
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from livefactor_kernels.cpu import CpuModel
 from livefactor_server.engine.engine import Engine
 from livefactor_server.log.acts import ALONE
 from livefactor_server.log.columns import Columns
@@ -111,9 +112,15 @@ class Applier:
         for records in self._reader.read(engine.log.last_revision):
             for part in _held(records):
                 began = time.perf_counter()
-                state.backend.wait_for_room(HELD_EVENTS)
+                backend = state.backend
+                backend.wait_for_room(HELD_EVENTS)
                 with engine.gate.writing():
                     replay.apply_groups(state, [part])
+                if state.backend is not backend:
+                    # After an eviction readers would go on with the old tables.
+                    if isinstance(backend, CpuModel):
+                        backend.head.withdraw()
+                    engine.on_switch()
                 engine.metrics.observe_apply(len(part), time.perf_counter() - began)
 
 

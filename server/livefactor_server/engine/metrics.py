@@ -19,8 +19,11 @@ _TABLES = ("users", "items")
 
 REPLAY_RECORD_S = 10e-6
 """Seconds that a restart takes to read, verify and decode a small record, at most."""
-_PARTS = (*_TABLES, "labels", "marks", "producers", "judge", "promotion")
-"""The parts whose memory is reported (`Engine.memory_bytes`)."""
+_PARTS = (
+    *_TABLES, "labels", "marks", "producers", "judge", "promotion", "sightings", "touches", "embeddings",
+    "features", "context",
+)  # fmt: skip
+"""The parts whose memory is reported (`Engine.memory_bytes`). A model may lack some of them."""
 _LATENCY_BUCKETS = (*(0.0005 * 2**power for power in range(11)), 1.0, 2.0, 5.0)
 
 EVENTS = Counter("livefactor_events", "Interactions applied.", ["model"])
@@ -60,6 +63,11 @@ COMMIT_TIME = Counter(
     "livefactor_commit_seconds",
     "Time that a step of the commits took: append (write and sync), place (keys to rows), apply.",
     ["model", "step"],
+)
+EVICTED = Counter(
+    "livefactor_evicted_rows",
+    "Rows that left because no event had touched them for long.",
+    ["model", "table"],
 )
 WRITABLE = Gauge(
     "livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"]
@@ -146,6 +154,11 @@ class EngineMetrics:
         """Counts a switch of the spec."""
         self._switches.inc()
 
+    def observe_eviction(self, users: int, items: int) -> None:
+        """Counts the rows of an eviction."""
+        for table, rows in zip(_TABLES, (users, items), strict=True):
+            EVICTED.labels(self._model, table).inc(rows)
+
     def observe_append(self, seconds: float) -> None:
         """Counts a group whose write and sync took `seconds`."""
         self._append.inc(seconds)
@@ -209,7 +222,7 @@ class EngineMetrics:
 
 
 def _memory_of(memory_bytes: Callable[[], dict[str, int]], part: str) -> float:
-    return memory_bytes()[part]
+    return memory_bytes().get(part, 0)
 
 
 def _rows_of(state: Callable[[], ModelState], side: int) -> float:

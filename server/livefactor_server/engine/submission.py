@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_server.changes import Change, Rejects, encode_rejects
+from livefactor_server.changes import Change, Rejects, WireChange, encode_rejects
 from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry
 from livefactor_server.statuses import Refused, unavailable
@@ -221,6 +221,11 @@ class Submission:
         self.rejects = self.rejects.merged(rejected)
         self.change = change
         self._seal_payload()
+
+    def reject_rows(self, rejected: list[tuple[int, int]]) -> None:
+        """Rejects rows of the present change: (row, reason) pairs in row order."""
+        assert isinstance(self.change, WireChange)
+        self.reject_more(rejected, self.change.without_rows([row for row, _ in rejected]))
 
     def entry(self, revision: int) -> Entry:
         """The log entry of this batch at `revision`."""

@@ -162,6 +162,7 @@ class Kind(IntEnum):
     EVIDENCE = 18
     TERM = 19
     RELEASE = 20
+    EVICT = 21
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
-from livefactor_kernels.spec.admission import Admission
+from livefactor_kernels.spec.admission import Admission, Eviction
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
@@ -92,6 +92,7 @@ _PARTS: dict[str, Any] = {
     "merge": Merge,
     "privacy": Privacy,
     "admission": Admission,
+    "eviction": Eviction,
 }
 """Parts of the spec. The bytes lack a part in which all fields have their defaults."""
 

@@ -13,7 +13,7 @@ from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.changes.labels import SIDES
-from livefactor_server.engine import features
+from livefactor_server.engine.answering import features
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.hosting.hosted import describe, producers_of

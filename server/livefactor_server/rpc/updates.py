@@ -235,6 +235,7 @@ async def _submit_from_stream(
     sequence = 0
     try:
         guards.check_size(raw)
+        raw, parent = traces.cut(raw)
         update = decode.update_request(raw)
         sequence = update.sequence
         hosted = calls.model(call, update.model)
@@ -245,7 +246,7 @@ async def _submit_from_stream(
         lineage, payer = engine.state.lineage, _payer(call, update)
         while wait_s := engine.quotas.wait_s(payer):
             await asyncio.sleep(wait_s)
-        trace = traces.begin(call.rpc, call.metadata, is_batch=True)
+        trace = traces.begin(call.rpc, parent or call.metadata, is_batch=parent is None)
 
         def reply(item: Submission) -> Wake:
             # Only the answer: a batch in the queue would keep its payload in memory until the peer

@@ -20,7 +20,15 @@ import numpy as np
 
 from livefactor.snapshots.format import Manifest
 from livefactor_server import changes
-from livefactor_server.changes import Change, EngineChange, Header, bodies, change_of, decode_rejects
+from livefactor_server.changes import (
+    Change,
+    EngineChange,
+    EvictChange,
+    Header,
+    bodies,
+    change_of,
+    decode_rejects,
+)
 from livefactor_server.changes import ReplayError as ReplayError
 from livefactor_server.changes.history import erase
 from livefactor_server.changes.history.erase import Erasures
@@ -381,6 +389,13 @@ def _runs(
         if record.kind in SKIPPABLE and is_in(skipped, record.revision):
             left = SkippedChange(change.body, change.rows)
         change = left
+        if isinstance(change, EvictChange):
+            # The rows of other records are placed before it is applied, or after it.
+            if run:
+                yield run
+            yield [(header, change)]
+            run, events = [], 0
+            continue
         run.append((header, change))
         events += change.rows
         if events >= RUN_EVENTS or len(run) == RUN_RECORDS:

@@ -29,6 +29,7 @@ from livefactor_server.changes import (
     EngineChange,
     EraseChange,
     ErasedChange,
+    EvictChange,
     EvidenceChange,
     Header,
     KeyedChange,
@@ -131,6 +132,7 @@ def received(kind: type[Change]) -> Change:
         ReleaseChange: ReleaseChange.of(
             3, 1, np.array([10], np.uint64), np.ones((1, 2), np.float32), np.ones(1, np.float32)
         ),
+        EvictChange: EvictChange.of(1000),
     }
     return made[kind]
 
@@ -217,7 +219,7 @@ def test_what_each_change_does_to_a_state() -> None:
     begun = done[Kind.FACTORS].backend
     assert begun.published == (2, 0) and not done[Kind.FACTORS].events
     assert begun.sections(0, 2)["factors"][:, :3].tolist() == [[0.5, 1, 0], [1.5, 2, 0]]
-    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK):
+    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK, Kind.EVICT):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():
         assert found.revision == found.backend.revision == 1, kind

@@ -178,6 +178,13 @@ class ServerSettings:
             min=0,
         ),
     ] = 0
+    user_rows_per_minute: Annotated[
+        int,
+        _option(
+            "Maximum events a minute of one user of a model. Further ones are rejected. 0 sets no limit.",
+            min=0,
+        ),
+    ] = 0
     streams_max: Annotated[int, _option("Maximum number of open update streams.", min=1, max=4096)] = 256
     update_slots: Annotated[
         int, _option("Maximum number of unary update calls at a time. Further ones wait.", min=1, max=512)
@@ -385,7 +392,9 @@ class ServerSettings:
                 self.memory_bytes_max,
                 backend,
                 self._observer(),
-                QuotaSettings(self.producer_rows_per_s, self.producer_new_ids_per_minute),
+                QuotaSettings(
+                    self.producer_rows_per_s, self.producer_new_ids_per_minute, self.user_rows_per_minute
+                ),
                 self.ack_after_followers,
                 self.ack_wait_s,
             ),
