@@ -121,7 +121,7 @@ test-adapt: $(VENV)/.stamp-adapt ## Runs the tests that train an encoder; it ins
 	@$(BIN)/python -m pytest -n 0 tests/server/tuning/adapting $(ARGS)
 
 .PHONY: battle
-battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for an hour; writes benchmarks/results/battle.json.
+battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server; writes benchmarks/results/battle.json.
 	@BATTLE_RESULTS=benchmarks/results/battle.json $(BIN)/python -m pytest tests/battle -m 'long or not long' -k 'not short' --timeout=7200 $(ARGS)
 
 .PHONY: torture
