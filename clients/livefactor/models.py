@@ -327,14 +327,25 @@ class Models(ModelsBase, BlockingClient):
 
     @blocking
     def settle(
-        self, name: str = "default", challenger: str = "", *, timeout: float = LONG_DEADLINE_S
+        self,
+        /,
+        name: str = "default",
+        challenger: str = "",
+        *,
+        preset: str = "",
+        timeout: float = LONG_DEADLINE_S,
+        **spec: Any,
     ) -> Plan[ModelDescription]:
         """End the search of a model for a better spec.
 
         challenger: the name of a challenger, or of a preset that the model tries, whose spec the
-        model gets; empty: its spec stays. Raises NotFound and FailedPrecondition.
+        model gets. preset, spec: the spec that it gets instead, as in `promote`. Without both its
+        spec stays. Raises NotFound, InvalidArgument, FailedPrecondition and ResourceExhausted; the
+        search then goes on.
         """
-        request = challenging_pb2.SettleModelRequest(model=name, challenger=challenger)
+        request = challenging_pb2.SettleModelRequest(model=name, challenger=challenger, preset=preset)
+        if spec:
+            fill(request.spec, spec, "spec")
         data = yield from self._call("SettleModel", request, name, timeout)
         return _description(challenging_pb2.SettleModelResponse.FromString(data).description)
 

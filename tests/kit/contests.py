@@ -79,7 +79,7 @@ class InlineProcess:
         else:
             self._worker._listen()
         if self._worker._follow():
-            self._worker._keep_winner()
+            self._worker._keep(0)
             self.has_ended = True
         self._worker._report(is_waiting=not self.has_ended, at_once=True)
 
@@ -114,6 +114,7 @@ def hold(made: Task, *until: int) -> list[Report]:
         if worker._follow():
             break
     assert worker is not None
-    worker._keep_winner()
+    if worker._contest.over:
+        worker._keep(0)
     worker._report(is_waiting=True, at_once=True)
     return [Report.from_line(line) for line in out.getvalue().splitlines()]

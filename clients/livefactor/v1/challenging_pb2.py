@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from livefactor.v1 import models_pb2 as livefactor_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flivefactor/v1/challenging.proto\x12\rlivefactor.v1\x1a\x1alivefactor/v1/models.proto\"z\n\x14\x41\x64\x64\x43hallengerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06preset\x18\x03 \x01(\t\x12&\n\x04spec\x18\x04 \x01(\x0b\x32\x18.livefactor.v1.ModelSpec\x12\r\n\x05share\x18\x05 \x01(\x01\"@\n\x15\x41\x64\x64\x43hallengerResponse\x12\'\n\x07\x63ontest\x18\x01 \x01(\x0b\x32\x16.livefactor.v1.Contest\"\'\n\x16ListChallengersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"B\n\x17ListChallengersResponse\x12\'\n\x07\x63ontest\x18\x01 \x01(\x0b\x32\x16.livefactor.v1.Contest\"7\n\x12SettleModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nchallenger\x18\x02 \x01(\t\"K\n\x13SettleModelResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription\"\xdc\x02\n\x07\x43ontest\x12\x11\n\tautomatic\x18\x01 \x01(\x08\x12\x12\n\nis_running\x18\x02 \x01(\x08\x12.\n\x0b\x63ontestants\x18\x03 \x03(\x0b\x32\x19.livefactor.v1.Contestant\x12\x0f\n\x07waiting\x18\x04 \x03(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x16\n\x0elearned_events\x18\x06 \x01(\x04\x12\x15\n\revents_behind\x18\x07 \x01(\x04\x12\x15\n\rjudged_events\x18\x08 \x01(\x04\x12\x0e\n\x06rounds\x18\t \x01(\r\x12\x11\n\tround_end\x18\n \x01(\x04\x12\x0e\n\x06winner\x18\x0b \x01(\t\x12\x10\n\x08\x63ontests\x18\x0c \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\r \x01(\x01\x12#\n\x05share\x18\x0e \x01(\x0b\x32\x14.livefactor.v1.Share\x12\x12\n\nresumes_at\x18\x0f \x01(\x04\"\x8d\x01\n\x05Share\x12\x12\n\nchallenger\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x10\n\x08is_ready\x18\x03 \x01(\x08\x12\x16\n\x0erecords_behind\x18\x04 \x01(\x04\x12\r\n\x05\x65nded\x18\x05 \x01(\t\x12(\n\x08variants\x18\x06 \x03(\x0b\x32\x16.livefactor.v1.Variant\"U\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07spec_id\x18\x02 \x01(\t\x12\r\n\x05lists\x18\x03 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x04 \x01(\x04\x12\x0c\n\x04hits\x18\x05 \x01(\x04\"\x8b\x01\n\nContestant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08standing\x18\x02 \x01(\t\x12\x0c\n\x04mean\x18\x03 \x01(\x01\x12\x12\n\ndifference\x18\x04 \x01(\x01\x12\x12\n\x05\x65rror\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x65vents\x18\x06 \x01(\x04\x12\r\n\x05users\x18\x07 \x01(\x04\x42\x08\n\x06_error2\xa6\x02\n\x10\x43hallengeService\x12Z\n\rAddChallenger\x12#.livefactor.v1.AddChallengerRequest\x1a$.livefactor.v1.AddChallengerResponse\x12`\n\x0fListChallengers\x12%.livefactor.v1.ListChallengersRequest\x1a&.livefactor.v1.ListChallengersResponse\x12T\n\x0bSettleModel\x12!.livefactor.v1.SettleModelRequest\x1a\".livefactor.v1.SettleModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flivefactor/v1/challenging.proto\x12\rlivefactor.v1\x1a\x1alivefactor/v1/models.proto\"z\n\x14\x41\x64\x64\x43hallengerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06preset\x18\x03 \x01(\t\x12&\n\x04spec\x18\x04 \x01(\x0b\x32\x18.livefactor.v1.ModelSpec\x12\r\n\x05share\x18\x05 \x01(\x01\"@\n\x15\x41\x64\x64\x43hallengerResponse\x12\'\n\x07\x63ontest\x18\x01 \x01(\x0b\x32\x16.livefactor.v1.Contest\"\'\n\x16ListChallengersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"B\n\x17ListChallengersResponse\x12\'\n\x07\x63ontest\x18\x01 \x01(\x0b\x32\x16.livefactor.v1.Contest\"o\n\x12SettleModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nchallenger\x18\x02 \x01(\t\x12\x0e\n\x06preset\x18\x03 \x01(\t\x12&\n\x04spec\x18\x04 \x01(\x0b\x32\x18.livefactor.v1.ModelSpec\"K\n\x13SettleModelResponse\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.ModelDescription\"\xdc\x02\n\x07\x43ontest\x12\x11\n\tautomatic\x18\x01 \x01(\x08\x12\x12\n\nis_running\x18\x02 \x01(\x08\x12.\n\x0b\x63ontestants\x18\x03 \x03(\x0b\x32\x19.livefactor.v1.Contestant\x12\x0f\n\x07waiting\x18\x04 \x03(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x16\n\x0elearned_events\x18\x06 \x01(\x04\x12\x15\n\revents_behind\x18\x07 \x01(\x04\x12\x15\n\rjudged_events\x18\x08 \x01(\x04\x12\x0e\n\x06rounds\x18\t \x01(\r\x12\x11\n\tround_end\x18\n \x01(\x04\x12\x0e\n\x06winner\x18\x0b \x01(\t\x12\x10\n\x08\x63ontests\x18\x0c \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\r \x01(\x01\x12#\n\x05share\x18\x0e \x01(\x0b\x32\x14.livefactor.v1.Share\x12\x12\n\nresumes_at\x18\x0f \x01(\x04\"\x8d\x01\n\x05Share\x12\x12\n\nchallenger\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x10\n\x08is_ready\x18\x03 \x01(\x08\x12\x16\n\x0erecords_behind\x18\x04 \x01(\x04\x12\r\n\x05\x65nded\x18\x05 \x01(\t\x12(\n\x08variants\x18\x06 \x03(\x0b\x32\x16.livefactor.v1.Variant\"U\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07spec_id\x18\x02 \x01(\t\x12\r\n\x05lists\x18\x03 \x01(\x04\x12\x0e\n\x06\x65vents\x18\x04 \x01(\x04\x12\x0c\n\x04hits\x18\x05 \x01(\x04\"\x8b\x01\n\nContestant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08standing\x18\x02 \x01(\t\x12\x0c\n\x04mean\x18\x03 \x01(\x01\x12\x12\n\ndifference\x18\x04 \x01(\x01\x12\x12\n\x05\x65rror\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x65vents\x18\x06 \x01(\x04\x12\r\n\x05users\x18\x07 \x01(\x04\x42\x08\n\x06_error2\xa6\x02\n\x10\x43hallengeService\x12Z\n\rAddChallenger\x12#.livefactor.v1.AddChallengerRequest\x1a$.livefactor.v1.AddChallengerResponse\x12`\n\x0fListChallengers\x12%.livefactor.v1.ListChallengersRequest\x1a&.livefactor.v1.ListChallengersResponse\x12T\n\x0bSettleModel\x12!.livefactor.v1.SettleModelRequest\x1a\".livefactor.v1.SettleModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,17 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCHALLENGERSRESPONSE']._serialized_start=309
   _globals['_LISTCHALLENGERSRESPONSE']._serialized_end=375
   _globals['_SETTLEMODELREQUEST']._serialized_start=377
-  _globals['_SETTLEMODELREQUEST']._serialized_end=432
-  _globals['_SETTLEMODELRESPONSE']._serialized_start=434
-  _globals['_SETTLEMODELRESPONSE']._serialized_end=509
-  _globals['_CONTEST']._serialized_start=512
-  _globals['_CONTEST']._serialized_end=860
-  _globals['_SHARE']._serialized_start=863
-  _globals['_SHARE']._serialized_end=1004
-  _globals['_VARIANT']._serialized_start=1006
-  _globals['_VARIANT']._serialized_end=1091
-  _globals['_CONTESTANT']._serialized_start=1094
-  _globals['_CONTESTANT']._serialized_end=1233
-  _globals['_CHALLENGESERVICE']._serialized_start=1236
-  _globals['_CHALLENGESERVICE']._serialized_end=1530
+  _globals['_SETTLEMODELREQUEST']._serialized_end=488
+  _globals['_SETTLEMODELRESPONSE']._serialized_start=490
+  _globals['_SETTLEMODELRESPONSE']._serialized_end=565
+  _globals['_CONTEST']._serialized_start=568
+  _globals['_CONTEST']._serialized_end=916
+  _globals['_SHARE']._serialized_start=919
+  _globals['_SHARE']._serialized_end=1060
+  _globals['_VARIANT']._serialized_start=1062
+  _globals['_VARIANT']._serialized_end=1147
+  _globals['_CONTESTANT']._serialized_start=1150
+  _globals['_CONTESTANT']._serialized_end=1289
+  _globals['_CHALLENGESERVICE']._serialized_start=1292
+  _globals['_CHALLENGESERVICE']._serialized_end=1586
 # @@protoc_insertion_point(module_scope)

@@ -108,16 +108,27 @@ class SettleModelRequest(google.protobuf.message.Message):
 
     MODEL_FIELD_NUMBER: builtins.int
     CHALLENGER_FIELD_NUMBER: builtins.int
+    PRESET_FIELD_NUMBER: builtins.int
+    SPEC_FIELD_NUMBER: builtins.int
     model: builtins.str
     challenger: builtins.str
     """The name of a challenger or of a preset that the model tries. Empty: the spec stays."""
+    preset: builtins.str
+    """Instead of a challenger: one of the presets of CreateModelRequest, and fields that differ from it
+    or, without a preset, from the model's spec.
+    """
+    @property
+    def spec(self) -> livefactor.v1.models_pb2.ModelSpec: ...
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         challenger: builtins.str = ...,
+        preset: builtins.str = ...,
+        spec: livefactor.v1.models_pb2.ModelSpec | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["challenger", b"challenger", "model", b"model"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["challenger", b"challenger", "model", b"model", "preset", b"preset", "spec", b"spec"]) -> None: ...
 
 global___SettleModelRequest = SettleModelRequest
 

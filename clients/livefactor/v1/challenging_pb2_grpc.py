@@ -78,9 +78,13 @@ class ChallengeServiceServicer(object):
 
     def SettleModel(self, request, context):
         """Ends the search of a model: its contest, its challengers, and the contests that come back. The
-        spec stays, or it becomes that of a challenger. This may take as long as PromoteSpec.
+        spec stays, or it becomes another one. This may take as long as PromoteSpec. After an error the
+        search goes on.
 
+        - INVALID_ARGUMENT: the spec is invalid (the text names the field), or the request has a challenger
+        and a spec.
         - NOT_FOUND: there is no such challenger.
+        - FAILED_PRECONDITION, RESOURCE_EXHAUSTED: as PromoteSpec.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

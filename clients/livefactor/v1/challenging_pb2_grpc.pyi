@@ -47,9 +47,13 @@ class ChallengeServiceStub:
         livefactor.v1.challenging_pb2.SettleModelResponse,
     ]
     """Ends the search of a model: its contest, its challengers, and the contests that come back. The
-    spec stays, or it becomes that of a challenger. This may take as long as PromoteSpec.
+    spec stays, or it becomes another one. This may take as long as PromoteSpec. After an error the
+    search goes on.
 
+    - INVALID_ARGUMENT: the spec is invalid (the text names the field), or the request has a challenger
+      and a spec.
     - NOT_FOUND: there is no such challenger.
+    - FAILED_PRECONDITION, RESOURCE_EXHAUSTED: as PromoteSpec.
     """
 
 class ChallengeServiceAsyncStub:
@@ -79,9 +83,13 @@ class ChallengeServiceAsyncStub:
         livefactor.v1.challenging_pb2.SettleModelResponse,
     ]
     """Ends the search of a model: its contest, its challengers, and the contests that come back. The
-    spec stays, or it becomes that of a challenger. This may take as long as PromoteSpec.
+    spec stays, or it becomes another one. This may take as long as PromoteSpec. After an error the
+    search goes on.
 
+    - INVALID_ARGUMENT: the spec is invalid (the text names the field), or the request has a challenger
+      and a spec.
     - NOT_FOUND: there is no such challenger.
+    - FAILED_PRECONDITION, RESOURCE_EXHAUSTED: as PromoteSpec.
     """
 
 class ChallengeServiceServicer(metaclass=abc.ABCMeta):
@@ -117,9 +125,13 @@ class ChallengeServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[livefactor.v1.challenging_pb2.SettleModelResponse, collections.abc.Awaitable[livefactor.v1.challenging_pb2.SettleModelResponse]]:
         """Ends the search of a model: its contest, its challengers, and the contests that come back. The
-        spec stays, or it becomes that of a challenger. This may take as long as PromoteSpec.
+        spec stays, or it becomes another one. This may take as long as PromoteSpec. After an error the
+        search goes on.
 
+        - INVALID_ARGUMENT: the spec is invalid (the text names the field), or the request has a challenger
+          and a spec.
         - NOT_FOUND: there is no such challenger.
+        - FAILED_PRECONDITION, RESOURCE_EXHAUSTED: as PromoteSpec.
         """
 
 def add_ChallengeServiceServicer_to_server(servicer: ChallengeServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -6,6 +6,7 @@
     notes.py        what survives a restart
     sharing.py      a challenger that answers a share of the users; outcomes.py counts what they do
     candidates.py   which specs are tried
+    keeping.py      snapshots of challengers, so that a restart need not learn them again
     process.py ─ messages.py ─ worker.py    the pipes between the server and the process
                                  │
              log ─▶ steps.py ─▶ contestants.py: judge, then learn ─▶ contest.py: the verdict

@@ -247,12 +247,17 @@ class Challengers:
         process = self._process
         return None if process is None else process.pid
 
-    def close(self) -> None:
-        """Ends the process for good. The contest begins again after a restart."""
+    def close(self, keeps: bool = False) -> None:
+        """Ends the process for good. The contest begins again after a restart.
+
+        With `keeps` the challenger with a share is kept for the next start.
+        """
         with self._lock:
-            self._closed = True
+            self._closed, sharing = True, self._sharing
             self._end_process()
             self._end_sharing()
+        if sharing is not None and keeps:
+            sharing.keep(self._subject.folder)
         self._metrics.close()
 
     # ------------------------------------------------------------------ the contests' thread

@@ -14,10 +14,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 
 from livefactor.wire.scoring import ScoreColumns, ScoreQuery
+from livefactor_server.challenging.keeping import keep
 from livefactor_server.challenging.metrics import ShareMetrics
 from livefactor_server.challenging.outcomes import Outcomes, Variant
 from livefactor_server.challenging.steps import Step, judged_events
@@ -96,7 +98,7 @@ class Sharing:
         self._live, self._start, self._memory_bytes_max = live, start, memory_bytes_max
         self._outcomes = Outcomes("champion", terms.name)
         self._reader: Reader | None = None
-        self._ended, self._stopped = "", threading.Event()
+        self._ended, self._has_failed, self._stopped = "", False, threading.Event()
         self._metrics = ShareMetrics(live.name)
         self._thread = threading.Thread(target=self._run, name=f"share-{live.name}", daemon=True)
         self._thread.start()
@@ -141,13 +143,18 @@ class Sharing:
         self._stopped.set()
         self._thread.join()
 
+    def keep(self, folder: Path) -> None:
+        """Keeps the challenger's state, if any, in the folder of the model. Call `close` first."""
+        if hasattr(self, "state") and not self._has_failed:
+            keep(folder, self._live.name, [self.state], self._live.log.hash_name)
+
     # ------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
         try:
             self._ended = self._follow()
         except Exception as error:
-            self._ended = f"an error: {error}"
+            self._ended, self._has_failed = f"an error: {error}", True
             logger.exception("model %s: the share of %s has ended", self._live.name, self.terms.name)
         self._reader = None
         if self._ended and not self._stopped.is_set():

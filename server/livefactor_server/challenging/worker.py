@@ -2,7 +2,7 @@
 
 It reads the model's log beside the server, learns every running contestant, judges the chosen
 events before they are learned, and reports. It shares no GIL with the server, has the lowest
-priority, and rests after each piece of work. It writes nothing but the snapshot of a winner. It
+priority, and rests after each piece of work. It writes nothing but snapshots (`keeping.py`). It
 ends with its task, or when its standard input closes, for example because the server died.
 
 A contest is a function of the log and its task. So a contest that was interrupted begins again.
@@ -24,7 +24,7 @@ import numpy as np
 
 from livefactor_kernels.simd import sparing
 from livefactor_kernels.spec.model import Loss
-from livefactor_server.challenging import contestants, steps
+from livefactor_server.challenging import contestants, keeping, steps
 from livefactor_server.challenging.contest import Contest, Evidence, Standing
 from livefactor_server.challenging.messages import Figures, Go, Report, Task
 from livefactor_server.challenging.pace import Pace
@@ -35,13 +35,12 @@ from livefactor_server.log.errors import LogError
 from livefactor_server.log.following import Follower
 from livefactor_server.log.format import Record, hash_name_of
 from livefactor_server.log.sealing import Key
-from livefactor_server.snapshots.freezing import freeze_idle
-from livefactor_server.snapshots.replay import challenger_store, compile_kernels, log_folder
+from livefactor_server.snapshots.replay import compile_kernels, log_folder
 
 NICE = 19
 REPORT_S = 1.0
-SNAPSHOTS_KEPT = 2
-"""Winners whose snapshots stay in the model's folder."""
+KEPT_EVENTS_LEAST = 8_000
+"""A challenger that learned fewer events by the beginning of judging is not kept there."""
 
 
 class Worker:
@@ -81,7 +80,7 @@ class Worker:
         while not self._follow():
             self._report(is_waiting=True, at_once=True)
             self._listen()
-        self._keep_winner()
+        self._keep(0)
         self._report(at_once=True)
 
     def _follow(self) -> bool:
@@ -108,6 +107,7 @@ class Worker:
             if not self._judges:
                 # A large record can pass `judge_from`. The first round is whole all the same.
                 self._judges, contest.judge_from = True, step.before
+                self._keep(KEPT_EVENTS_LEAST)
             champion = self._learners[0].state
             spec = champion.spec
             ranks = spec.loss != Loss.SQUARED
@@ -149,16 +149,18 @@ class Worker:
         allowed, champion_s = self._go.allowed, self._learners[0].event_s
         return allowed is not None and self._pace.cpu_s > max(ALLOWED_S_LEAST, allowed * champion_s)
 
-    def _keep_winner(self) -> None:
-        """Writes the winner's state as a snapshot, from which a switch can start."""
-        winner = self._contest.winner
-        if winner is None:
-            return
-        learner = next(each for each in self._learners if each.name == winner.name)
-        store = challenger_store(Path(self._task.folder))
-        store.clean()
-        store.take(freeze_idle(self._task.model, learner.state, hash_name_of(self._follower.hash_id)))
-        store.prune(SNAPSHOTS_KEPT)
+    def _keep(self, learned_least: int) -> None:
+        """Keeps the challengers that are in the contest and learned so many events here."""
+        stays = Standing.RUNNING, Standing.WON
+        pairs = zip(self._contest.contestants, self._learners, strict=True)
+        kept = [
+            learner.state
+            for each, learner in pairs
+            if each.standing in stays and learner.learned >= learned_least
+        ]
+        if kept:
+            hash_name = hash_name_of(self._follower.hash_id)
+            keeping.keep(Path(self._task.folder), self._task.model, kept, hash_name)
 
     def _report(self, is_waiting: bool = False, at_once: bool = False) -> None:
         now_s = time.monotonic()

@@ -143,7 +143,7 @@ class Hosted:
         """
         self.forgetter.stop()
         if self.challengers is not None:
-            self.challengers.close()
+            self.challengers.close(take_last)
         self.keeper.stop(take_last and self.engine.failure is None)
         if self.board is not None:
             self.board.stop()

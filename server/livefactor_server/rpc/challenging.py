@@ -42,10 +42,16 @@ def settle_model(calls: Calls, raw: bytes, call: Call) -> bytes:
     request = guards.parse(challenging_pb2.SettleModelRequest, raw)
     hosted = calls.model(call, request.model)
     challengers = _challengers_of(hosted)
-    spec = challengers.spec_of(request.challenger) if request.challenger else None
-    challengers.settle()
-    if spec is not None and spec != hosted.engine.state.spec:
+    present, spec = hosted.engine.state.spec, None
+    if request.preset or request.HasField("spec"):
+        if request.challenger:
+            raise invalid("settle: expected a challenger or a spec, got both")
+        spec = decode.changed_spec(present, request.preset, request.spec)
+    elif request.challenger:
+        spec = challengers.spec_of(request.challenger)
+    if spec is not None and spec != present:
         hosted.promote(spec, lambda revision, last: call.check())
+    challengers.settle()
     found = encode.whole_description(describe(hosted))
     return challenging_pb2.SettleModelResponse(description=found).SerializeToString()
 

@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -319,6 +319,14 @@ class SnapshotStore:
             raise ValueError(f"keep: expected at least 1, got {keep}")
         with self._lock:
             doomed = self.ids()[:-keep]
+            for snapshot_id in doomed:
+                self._discard(self.folder / snapshot_id)
+        return doomed
+
+    def keep(self, kept: Collection[str]) -> tuple[str, ...]:
+        """Removes all snapshots except those with the ids `kept`. Returns the removed ids."""
+        with self._lock:
+            doomed = tuple(each for each in self.ids() if each not in kept)
             for snapshot_id in doomed:
                 self._discard(self.folder / snapshot_id)
         return doomed

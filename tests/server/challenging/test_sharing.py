@@ -16,6 +16,8 @@ from livefactor.results.contest import Share
 from livefactor_server.challenging.outcomes import ITEMS_MAX, Outcomes
 from livefactor_server.challenging.sharing import Terms
 from livefactor_server.cli.app import app
+from livefactor_server.model import spec_codec
+from livefactor_server.snapshots.replay import challenger_store
 
 USERS, ITEMS = 200, 30
 SPEC = {"k": 8, "history": {"users": 32, "items": 32}, "counts": {"neighbors": 16, "span": 8}}
@@ -85,6 +87,10 @@ def test_a_share_of_the_users_gets_the_challenger_until_it_is_settled(tmp_path: 
         screen = CliRunner().invoke(app, ["models", "challengers", "shop", "--target", server.target])
         assert "small answers, 30.0% of the users" in screen.output
         before = answers(server, range(USERS))
+        last = models.describe("shop").position.revision
+    # The next start need not learn the log again for the challenger.
+    (manifest,) = challenger_store(tmp_path / "models" / "shop").list()
+    assert (spec_codec.id_of(manifest.spec), manifest.revision) == (challenger, last)
     with livefactor.local("clicks", data=tmp_path) as again, again.models() as models:
         wait_for(lambda: share_of(models).is_ready)
         # The salt is kept, and the challenger has learned the log to the same bits.

@@ -13,7 +13,7 @@ import pytest
 
 from contests import BAD, GOOD, OTHER, entry, events, hold, learner, push, rig, task
 from engine_rig import state_root
-from livefactor_server.challenging import worker
+from livefactor_server.challenging import keeping, worker
 from livefactor_server.challenging.contestants import open_learner
 from livefactor_server.challenging.messages import Go, Report
 from livefactor_server.challenging.steps import STEP_EVENTS, Steps, judged_events
@@ -42,9 +42,11 @@ def test_the_better_spec_wins_and_its_state_is_kept(tmp_path: Path) -> None:
     assert (champion.standing, good.standing) == ("champion", "won")
     assert good.difference > 5 * good.error and good.mean == pytest.approx(champion.mean + good.difference)
     # The snapshot is the state that the log up to its revision gives with the winner's spec.
-    (manifest,) = challenger_store(tmp_path).list()
-    assert (manifest.spec, manifest.revision) == (spec_codec.encode(GOOD), last.revision)
     log, body = live.log, spec_codec.encode(GOOD)
+    kept = {manifest.spec: manifest for manifest in challenger_store(tmp_path).list()}
+    assert set(kept) == {body, spec_codec.encode(OTHER)}
+    manifest = kept[body]
+    assert manifest.revision == last.revision
     state = ModelState.empty(GOOD, body, log.lineage, "cpu", next(log.read()).hash)
     apply_groups(state, Follower(tmp_path / "log", after=0).read(manifest.revision))
     assert state_root(state) == manifest.root_hash and state.log_hash == manifest.log_hash
@@ -94,7 +96,25 @@ def test_a_dropped_challenger_learns_no_more_and_the_others_go_on_to_the_last_ro
     champion, bad, same = last.figures
     assert (bad.standing, same.standing) == ("dropped", "running")
     assert bad.events != champion.events == same.events
-    assert not challenger_store(tmp_path).list()
+    # The challenger that stays is kept, and the next contest need not learn it again.
+    (manifest,) = challenger_store(tmp_path).list()
+    body = spec_codec.encode(learner(0.29))
+    assert (manifest.spec, manifest.revision) == (body, last.revision)
+    (first,) = next(Follower(tmp_path / "log").read(0))
+    assert open_learner("same", body, tmp_path, first, 33_000).state.revision == last.revision
+    live.close()
+
+
+def test_a_contest_that_begins_again_need_not_learn_what_was_before_judging(tmp_path: Path) -> None:
+    live = rig(tmp_path, BAD)
+    push(live, *events(20_000, seed=4))
+    made = task(tmp_path, entry("bad", BAD), entry("other", OTHER), judge_from=9_000)
+    assert not hold(made, live.engine.revision // 2)[-1].over
+    (manifest,) = challenger_store(tmp_path).list()
+    assert (manifest.spec, manifest.revision) == (spec_codec.encode(OTHER), 18)
+    again = hold(made, live.engine.revision)
+    shutil.rmtree(tmp_path / "challengers")
+    assert verdicts(hold(made, live.engine.revision)) == verdicts(again)
     live.close()
 
 
@@ -105,6 +125,16 @@ def test_a_large_record_before_judging_shortens_no_round(tmp_path: Path) -> None
     push(live, users[4_000:], items[4_000:])
     last = hold(task(tmp_path, entry("bad", BAD), entry("good", GOOD)), live.engine.revision)[-1]
     assert (last.learned, last.winner) == (12_000, "good") and 1_800 < last.judged < 2_200
+    live.close()
+
+
+def test_the_newest_state_of_each_spec_is_kept(tmp_path: Path) -> None:
+    live = rig(tmp_path, BAD)
+    for seed in range(2):
+        push(live, *events(500, seed=seed))
+        keeping.keep(tmp_path, "m", [live.engine.state], live.log.hash_name)
+    (manifest,) = challenger_store(tmp_path).list()
+    assert (manifest.spec, manifest.revision) == (spec_codec.encode(BAD), live.engine.revision)
     live.close()
 
 

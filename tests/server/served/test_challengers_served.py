@@ -142,9 +142,14 @@ def test_refusals_name_their_reason(tmp_path: Path) -> None:
             (InvalidArgument, "name: it has", lambda: models.challenge("m", challenger="A b", k=16)),
             (NotFound, "does not exist", lambda: models.challenge("other", k=16)),
             (NotFound, "challenger: 'x' does not exist", lambda: models.settle("m", "x")),
+            (InvalidArgument, "k: expected", lambda: models.settle("m", k=5000)),
+            (InvalidArgument, "got both", lambda: models.settle("m", "x", preset="clicks")),
         ]
         for kind, why, call in refused:
             with pytest.raises(kind, match=why):
                 call()
         text = typed(server, "models", "challenge", "m", "--preset", "clicks", "--spec", '{"k": 16}')
         assert "no contest of m has been held yet" in text and "for the next contest: clicks" in text
+        text = typed(server, "models", "settle", "m", "--spec", '{"k": 16}')
+        assert "keeps its spec from now on: rule sgd, k 16" in text
+        assert models.describe("m").spec["k"] == 16 and models.challengers("m").waiting == ()

@@ -115,14 +115,21 @@ def models_settle(
     challenger: Annotated[
         str, typer.Argument(help="The challenger whose spec the model gets. Default: its spec stays.")
     ] = "",
+    preset: Annotated[
+        str, typer.Option(help=f"The spec that it gets instead: one of {', '.join(PRESET_NAMES)}.")
+    ] = "",
+    spec: Annotated[
+        str, typer.Option(help="Changes to the preset or to its spec, as JSON or a spec file (TOML).")
+    ] = "{}",
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
     """End the search of a model for a better spec."""
     from livefactor.models import Models
 
-    with Models(target) as models:
-        described = models.settle(name, challenger)
+    with spec_errors(), Models(target) as models:
+        named, changes = read_spec(spec)
+        described = models.settle(name, challenger, preset=preset or named, **changes)
     if as_json:
         emit({"model": name, "revision": described.position.revision, "spec": described.spec})
         return
