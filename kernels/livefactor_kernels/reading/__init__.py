@@ -67,7 +67,8 @@ nothing. An item i at place p, at its first place, gains
 
     (s_v * weight) * decay(|p - q|)
 
-with the half-life `NEIGHBOR_DISTANCE`. Places count all events. So a read visits at most
+with the half-life `NEIGHBOR_DISTANCE`. With `mix.neighbor_roots` its gain is the square root of
+the sum of these. Places count all events. So a read visits at most
 `NEIGHBOR_SPAN` * `NEIGHBOR_USERS` + S * `NEIGHBOR_EVENTS` events. Gains are float32.
 
 Weights. They start at `WEIGHT_START`, those of users without events at 0, and those of popularity
@@ -77,7 +78,7 @@ start before the first event, the tables know much: the weight of popularity in 
 
 The weights are learned from predictions that are made before the event is learned. Let E events be
 learned before a record. Fresh event t of the record is predicted if its value is above 0, its item
-had a row before the record, and draw(t, 0, c) = 0 with c = min(max(E // `PREDICTED_SCHEDULE`,
+had a row before the record, and draw(t, 0, c) = 0 with c = min(max(E // `mix.predicted_events`,
 `mix.predicted_first`), `PREDICTED_MAX`). The prediction uses the tables before the record, and in
 addition the user's earlier events in the record. Events of the same time as event t, unless it is
 0, are not used: a basket comes as a whole. The candidates are the event's item; then the items with
@@ -118,8 +119,8 @@ many events as there are items. Then
     p_i = log(1 + a_i) + b log(1 + r_i)
 
 The blend b is float32 and one for all users, because the bias of an item is. It starts at
-`BLEND_START`. It is learned from the events whose items are new to their users, after the weights
-have taken their step. With w[u, 7] and q_c from before that step and l_c = log(1 + r_c),
+`mix.recent_start`. It is learned from the events whose items are new to their users, after the
+weights have taken their step. With w[u, 7] and q_c from before that step and l_c = log(1 + r_c),
 
     d = ((sum_c q_c l_c) / (sum_c q_c) - l_item) (w[u, 7] scale_7) sqrt(P)
     B = min(max(B - (rate `BLEND_RATE`) clamp(d, `STEP_MAX`), 0), `BLEND_MAX`)
@@ -156,7 +157,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.history import decays
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.model import Mix, ModelSpec
 
 HALF_LIVES = (0.0, 6.0, 1.5)
 """Half-lives of the folded-in rows, in visits."""
@@ -178,7 +179,7 @@ GROUPS = len(GROUP_STARTS) + 1
 WEIGHT_START, POPULARITY_START, POPULARITY_MIN, STEP_MAX = 0.1, 0.6, 0.02, 3.0
 VARIANCE_MIN = 1e-12
 CANDIDATES, OWN_MAX, REPEATS_RATE = 500, 32, 0.1
-PREDICTED_SCHEDULE, PREDICTED_MAX = 1024, 256
+PREDICTED_MAX = 256
 DECAY_EXPONENT = 0.1
 DECAY = np.float32(0.933033)
 """float32(2 ** -DECAY_EXPONENT)."""
@@ -191,7 +192,7 @@ BLEND, LEARNED_BLEND = SQUARES + 1, SQUARES + 2
 """Places of b and B, with recent popularity."""
 NEIGHBOR_WEIGHTS = LEARNED_BLEND + 1
 """Place of the weights of similar users, by group."""
-BLEND_START, BLEND_MAX, BLEND_RATE = 1.0, 8.0, 10.0
+BLEND_MAX, BLEND_RATE = 8.0, 10.0
 
 
 def kinds_of(spec: ModelSpec) -> int:
@@ -222,7 +223,7 @@ def moments(total: float, squares: float, count: float) -> Moments:
 def initial(spec: ModelSpec) -> np.ndarray:
     """The section of a new model, float64[35], float64[37] or float64[41]."""
     section = np.zeros(BLEND if kinds_of(spec) == 1 else NEIGHBOR_WEIGHTS)
-    section[BLEND:] = BLEND_START
+    section[BLEND:] = np.float32(spec.mix.recent_start)
     weights = section[: GROUPS * NEIGHBORS].reshape(GROUPS, NEIGHBORS)
     weights[1:] = WEIGHT_START
     weights[:, POPULARITY] = POPULARITY_START
@@ -242,10 +243,7 @@ def weights_of(section: np.ndarray, group: int) -> np.ndarray:
     return section[group * NEIGHBORS : (group + 1) * NEIGHBORS]
 
 
-def predicted_share(events: np.ndarray, first: int) -> np.ndarray:
-    """c of the semantics: of so many events one is predicted, after `events` events. uint64[m].
-
-    `first` is `mix.predicted_first`.
-    """
-    share: np.ndarray = np.clip(events // PREDICTED_SCHEDULE, first, PREDICTED_MAX)
+def predicted_share(events: np.ndarray, mix: Mix) -> np.ndarray:
+    """c of the semantics: of so many events one is predicted, after `events` events. uint64[m]."""
+    share: np.ndarray = np.clip(events // mix.predicted_events, mix.predicted_first, PREDICTED_MAX)
     return share.astype(np.uint64)

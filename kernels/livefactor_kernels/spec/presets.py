@@ -107,7 +107,9 @@ _PRESETS: dict[str, ModelSpec] = {
         history=History(users=4096, items=4096, paged=True),
         solve=Solve(unobserved_density=40.0),
         counts=Counts(neighbors=128, weight=1.0),
-        mix=Mix(learning_rate=0.04, recent_half_life=1.0, neighbors=100, predicted_first=2),
+        mix=Mix(
+            learning_rate=0.04, recent_half_life=1.0, neighbors=100, predicted_first=2, neighbor_roots=True
+        ),
         auto=Auto(ratings_events=1000),
         limits=Limits(value_abs_max=1e6),
     ),
