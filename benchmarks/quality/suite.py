@@ -3,7 +3,8 @@
 The sets are ml1m (the timed half) and retail; the orders are time and shuffled. In addition to
 `ranking.py`, there are figures of test-then-learn (retail_next_... and news_next_...), of ratings
 (ml1m_<order>_..._rmse), of learning rates (adaptive_<stream>_...), of embeddings
-(`content.py`), and of warm starts (`warm_start.py`).
+(`content.py`), of warm starts (`warm_start.py`), of adversarial training and of an adapted encoder
+(`depth`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.progressive.recall import model_hits, own_first_hits, popular_hi
 from benchmarks.progressive.suite import TUNED_PART
 from benchmarks.quality import adaptive, content, ratings, warm_start
 from benchmarks.quality.data import Judgement, in_time, numbered, shuffled
+from benchmarks.quality.depth import adversarial
 from benchmarks.quality.methods import CLICKS_GRID, POPULAR_GRID, PURCHASES_GRID
 from benchmarks.quality.news import news_stream
 from benchmarks.quality.ranking import Extent, Figures, Part, Ranking, chosen
@@ -96,6 +98,9 @@ def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:
     films = ratings_file.parent if ratings_file is not None and ratings_file.exists() else None
     yield Part("content", lambda: _content(films, extent))
     yield Part("warm_start", lambda: _warm_start(films, extent))
+    purchases = thinned(streams["retail"], extent.part)
+    yield Part("adversarial", lambda: adversarial.figures(numbered(purchases, once=True), extent.seeds))
+    yield Part("adapter", lambda: _adapter(films, extent))
     yield from adaptive.parts({name: thinned(each, extent.part) for name, each in streams.items()}, extent)
 
 
@@ -107,6 +112,19 @@ def _content(films: Path | None, extent: Extent) -> Figures:
 def _warm_start(films: Path | None, extent: Extent) -> Figures:
     sets = content.sets_of(films, 300 if extent.part > 1 else 0)
     return warm_start.figures_of(sets, warm_start.with_starts(preset("auto")), extent.seeds)
+
+
+def _adapter(films: Path | None, extent: Extent) -> Figures:
+    """The figures of items with few events. None without the extra `adapt`."""
+    try:
+        import peft  # noqa: F401  # the part needs it and PyTorch
+    except ModuleNotFoundError as missing:
+        print(f"adapter: left out, because {missing.name} is missing (pip install 'livefactor[adapt]')")
+        return {}
+    from benchmarks.quality.depth import adapt
+
+    users, steps = (300, 2) if extent.part > 1 else (0, adapt.STEPS)
+    return adapt.suite_figures(content.sets_of(films, users), films, steps)
 
 
 def _rmse_parts(prefix: str, judgement: Judgement, extent: Extent) -> Iterator[Part]:

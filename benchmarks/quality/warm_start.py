@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pages import ROOT, write_between
+from benchmarks.pages import ROOT, six_digits, write_between
 from benchmarks.quality.content import LABELS, LIST, Data, ndcg, sets_of
 from benchmarks.quality.ranking import Figures
 from livefactor_kernels.backend import Backend, Update, create_backend
@@ -35,6 +35,7 @@ from livefactor_kernels.tables.start import Start
 from livefactor_server.engine.dimension import START_EVENTS
 
 RECORD_EVENTS, FACTORS = 32, 64
+RESULTS = ROOT / "benchmarks/results/warm_start.json"
 
 
 class Nightly:
@@ -194,14 +195,21 @@ def main() -> None:
     parser.add_argument("--preset", default="auto")
     parser.add_argument("--start-events", type=float, default=START_EVENTS)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--page", action="store_true", help="write the table into docs/guides/warm_start.md")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--pages", action="store_true", help="only write --output to docs/guides/warm_start.md"
+    )
     chosen = parser.parse_args()
+    if chosen.pages:
+        kept = json.loads(chosen.output.read_text())
+        write_between(ROOT / "docs/guides/warm_start.md", "benchmarks.quality.warm_start", table(kept))
+        return
     films_folder = None if chosen.folder is None else chosen.folder / "ml-1m"
     spec = with_starts(preset(chosen.preset), chosen.start_events)
-    figures = figures_of(sets_of(films_folder, 0), spec, chosen.seeds)
-    print(json.dumps(figures, indent=1))
-    if chosen.page:
-        write_between(ROOT / "docs/guides/warm_start.md", "benchmarks.quality.warm_start", table(figures))
+    figures = six_digits(figures_of(sets_of(films_folder, 0), spec, chosen.seeds))
+    text = json.dumps(figures, indent=1, sort_keys=True)
+    print(text)
+    chosen.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

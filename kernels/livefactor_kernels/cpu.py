@@ -26,7 +26,7 @@ from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.solve.features.cpu import CpuArithmetic as FeatureArithmetic
-from livefactor_kernels.solve.features.learning import FeatureRows
+from livefactor_kernels.solve.features.learning import FeatureRows, solved_again
 from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
 from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.solve.prior.rows import PriorRows
@@ -308,6 +308,7 @@ class CpuModel:
         features.map_cold()
         if side == ITEMS:
             self._follow_newcomers(rows, had_prior)
+            self._solve_changed(revision, count)
         self.advance(revision, *((count, None) if side == USERS else (None, count)))
 
     def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
@@ -323,7 +324,19 @@ class CpuModel:
         features.map_cold()
         if side == ITEMS:
             self._follow_newcomers(rows, had_prior)
+            self._solve_changed(revision, count)
         self.advance(revision)
+
+    def _solve_changed(self, revision: int, item_count: int) -> None:
+        """Solves the items with events again whose bags have changed."""
+        if not self.spec.features.prior_events:
+            return
+        items, counts = self._features[ITEMS].changed, (self.published[USERS], item_count)
+        last, seen = self.recent(ITEMS, items, 1), self.users.history["seen_count"]
+        update = solved_again(items, last, seen.__getitem__, revision, counts)
+        if update is not None:
+            self.pins.protect(update, self._rule.prepare([update]))
+            self._rule.learn(update)
 
     def learn_context(self, item_rows: np.ndarray, bags: Bags) -> None:
         """See `backend.Backend.learn_context`."""

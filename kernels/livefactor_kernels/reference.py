@@ -28,7 +28,7 @@ from livefactor_kernels.sgd.reference import Sgd
 from livefactor_kernels.sgd.reference_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.reference import Softmax
 from livefactor_kernels.solve.features import Bags
-from livefactor_kernels.solve.features.learning import FeatureRows
+from livefactor_kernels.solve.features.learning import FeatureRows, solved_again
 from livefactor_kernels.solve.features.reference import ReferenceArithmetic as FeatureArithmetic
 from livefactor_kernels.solve.prior.learning import Prior
 from livefactor_kernels.solve.prior.reference import ReferenceArithmetic as PriorArithmetic
@@ -183,6 +183,7 @@ class ReferenceModel:
             features.map_cold()
             if side == ITEMS:
                 self._follow_newcomers(rows, had_prior)
+                self._solve_changed(revision, count)
         self.advance(revision, *((count, None) if side == USERS else (None, count)))
 
     def drop_features(self, side: int, keys: np.ndarray, revision: int) -> None:
@@ -195,7 +196,18 @@ class ReferenceModel:
             features.map_cold()
             if side == ITEMS:
                 self._follow_newcomers(rows, had_prior)
+                self._solve_changed(revision, count)
         self.advance(revision)
+
+    def _solve_changed(self, revision: int, item_count: int) -> None:
+        """Solves the items with events again whose bags have changed."""
+        if not self.spec.features.prior_events:
+            return
+        items, counts = self._features[ITEMS].changed, (self.published[USERS], item_count)
+        last = self.recent(ITEMS, items, 1)
+        update = solved_again(items, last, self.users.seen_count.__getitem__, revision, counts)
+        if update is not None:
+            self._rule.learn(update)
 
     def learn_context(self, item_rows: np.ndarray, bags: Bags) -> None:
         """See `backend.Backend.learn_context`."""

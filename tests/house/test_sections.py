@@ -68,6 +68,7 @@ PARTS: dict[str, dict[str, Any]] = {
     },
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
     "features": {"history": History(32, 16), "features": Features(32, 4)},
+    "follow": {"history": History(32, 16), "features": Features(32, 4, 8.0)},
     "context": {"context": Context(32)},
     "density": {"history": History(32, 16), "solve": Solve(unobserved_density=10.0)},
     "start": {"history": History(32, 16), "solve": Solve(0.5, start_events=8.0)},

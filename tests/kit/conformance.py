@@ -154,6 +154,10 @@ SPECS: dict[str, ModelSpec] = {
     "solve-replay-squared": solve_spec(Loss.SQUARED, micro_batch=7, replay=Replay(500, 1.0)),
     "solve-embeddings": solve_spec(embeddings=Embeddings(5, 2.0)),
     "solve-features-B1": solve_spec(micro_batch=1, counts=Counts(), features=Features(24, 3), embeddings=Embeddings(0, 2.0)),
+    "solve-features-follow": solve_spec(features=Features(24, 3, 2.0), embeddings=Embeddings(5, 2.0)),
+    "solve-features-follow-mix": solve_spec(
+        history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5), features=Features(24, 3, 2.0),
+    ),
     "solve-content-mix": solve_spec(
         history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5), embeddings=Embeddings(5, 2.0),
         features=Features(24, 3), context=Context(12),

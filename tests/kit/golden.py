@@ -16,6 +16,7 @@ from livefactor_kernels.backend import Backend, create_backend, state_sections
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
+    Context,
     Counts,
     Embeddings,
     FactorDtype,
@@ -77,6 +78,7 @@ SPECS: dict[str, ModelSpec] = {
         history=History(16),
         regularization=Regularization(0.05, 0.2, 0.5, adversarial_weight=0.7, adversarial_share=0.3),
     ),
+    "bpr_context": make_spec(Loss.BPR, k=20, negatives=3, micro_batch=16, context=Context(24)),
     "bpr_micro_float16": make_spec(
         Loss.BPR, k=20, negatives=3, micro_batch=100, factor_dtype=FactorDtype.FLOAT16
     ),
@@ -110,6 +112,15 @@ SPECS: dict[str, ModelSpec] = {
         solve=Solve(0.5, 4, 2),
         embeddings=Embeddings(12, 3.0),
         features=Features(64, 5),
+    ),
+    "solve_features_follow": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.5, 4, 2),
+        features=Features(64, 5, 3.0),
     ),
     "solve_start": make_spec(
         Loss.IMPLICIT,
@@ -210,11 +221,13 @@ GOLDEN = {
     "bpr_ftrl_bfloat16": "8668cef2cbf71c51d7305eb789324ecbce92fc9873288d1620cf6e1e50bec5ae",
     "logistic_regularized": "d4500d426f1a6f8d022e73063131a4e64bad0a1de699d7203293a8c2f9f690c6",
     "bpr_adversarial": "456d9bb21b2421208480f1db7781dc483a540e850811dca2fa37dc053183ae2a",
+    "bpr_context": "c1b6f5c1d5657b04281f7fcec0ef55e44035fe4228a0d5782122ad171abca262",
     "bpr_micro_float16": "aefc252b97ced486132901e2c57c0b90564c4d6a2074eb74903a166c5035146e",
     "squared_micro_bfloat16": "14ef95a8688f030800e3168f7de5cab68b06ba6d67eb10b7a1a1ef775ddd030e",
     "solve_counts": "641429f3c29574b9bd640432b357f776f858b1f12718cb463437b9a6bb301d4b",
     "solve_embeddings": "9a8a6258fe8fe09f66a7e21be04aa5c2c75c1743925754316965b8acc2dc5516",
     "solve_features": "d89355d54d3c70a29102879c52b1095ffc78f4e3f169573fc4c68ed4b124006e",
+    "solve_features_follow": "feccec4437c0d61521c1e9f5d91bcffbda04291e1fbffeecb1db0c4029bfc333",
     "solve_start": "39c6d23f1208f49d89ca73d8efcf6eb98d946f3889978ad2452e0c16bb1eed08",
     "solve_mix": "ca3cbd7004eba69e69489f6650660b5e045149133a28dd75bbf14aa4bada390d",
     "solve_mix_recent": "28b2b47fef76dd9ffeab42e22963a9c80f8665b90f6a18a3aa5951ec8a7a3a8f",
@@ -273,6 +286,15 @@ def _tell(model: Backend, turn: int) -> None:
     model.set_features(side, rows, bags, model.revision + 1, table.allocated)
 
 
+def _tell_context(model: Backend, items: np.ndarray) -> None:
+    """Learn the events of a record with bags that are computed from the keys of their items."""
+    sizes = (items % np.uint64(4)).astype(np.int64)
+    features = np.repeat(items, sizes) * np.uint64(5) + np.arange(sizes.sum(), dtype=np.uint64)
+    weights = (features % np.uint64(8) + np.uint64(1)).astype(np.float32) / 4
+    rows = model.items.find(items, model.published[ITEMS])
+    model.learn_context(rows, Bags(np.cumsum(sizes), features % np.uint64(31), weights))
+
+
 def _begin(model: Backend) -> None:
     """Give users and items, of which some come later, factors that are computed from integers."""
     for side, table, stride in ((USERS, model.users, 0x9E3779B97F4A7C15), (ITEMS, model.items, 1)):
@@ -295,6 +317,8 @@ def digest(name: str, backend: str = "cpu") -> str:
             _describe(model, model.revision)
         if model.spec.features.size:
             _tell(model, model.revision)
+        if model.spec.context.size:
+            _tell_context(model, np.asarray(items, np.uint64))
     sha = hashlib.sha256()
     for section, view in state_sections(model).items():
         sha.update(f"{section} {view.dtype} {view.shape}\n".encode() + view.tobytes())

@@ -39,7 +39,7 @@ from livefactor_server.tuning.adapting.pairs import Pairs, pairs_of
 from livefactor_server.tuning.adapting.run import HISTORY_ITEMS, hits
 from livefactor_server.tuning.adapting.training import Training, train
 
-BATCH_TEXTS, JUDGED_MAX = 128, 5000
+BATCH_TEXTS, JUDGED_MAX, STEPS = 128, 5000, 300
 LABELS = {"films": "MovieLens-1M, films", "retail": "Online Retail, gifts"}
 
 
@@ -97,6 +97,16 @@ def few_events(data: Data, texts: list[str], training: Training) -> Figures:
         f"{kind}_ratio": found[f"adapted_{kind}_recall10"] / found[f"frozen_{kind}_recall10"]
         for kind in ("few", "other")
     }
+
+
+def suite_figures(sets: dict[str, Data], folder: Path | None, steps: int) -> Figures:
+    """The figures of items with few events of all sets, for `make quality`."""
+    found: Figures = {}
+    for name, data in sets.items():
+        measured = few_events(data, texts_of(name, folder, data), Training(steps=steps))
+        found |= {f"adapter_{name}_{key}": value for key, value in measured.items()}
+    ratios = [float(found[f"adapter_{name}_few_ratio"] or 0) for name in sets]
+    return found | {"adapter_few_events_ratio": max(ratios)}
 
 
 def again(data: Data, texts: list[str], training: Training) -> Figures:
@@ -163,7 +173,7 @@ def main() -> None:
     )
     parser.add_argument("--set", choices=("films", "retail"), default="retail")
     parser.add_argument("--folder", type=Path, help="has MovieLens-1M as ml-1m")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--learning-rate", type=float, default=Training().learning_rate)
     parser.add_argument("--word-dropout", type=float, default=0.1)
     parser.add_argument("--part", choices=("few", "again", "both"), default="both")

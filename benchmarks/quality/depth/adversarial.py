@@ -6,8 +6,8 @@ in one pass, with adversarial training and without it (`livefactor_kernels.sgd.a
 
 Perturbed factors: each row is moved in the direction of the gradient of the BPR loss over all
 learned events, with drawn negatives, by a share of the mean norm of its side. The figure is the
-share of NDCG@10 that is lost. `adversarial_loss_ratio` is the loss with adversarial training
-divided by that without it, at a share of 0.5.
+share of NDCG@10 that is lost, as a mean of three seeds. `adversarial_loss_ratio` is the loss with
+adversarial training divided by that without it, at a share of 0.5.
 
 Fake profiles: 1 % more users, each with an item that few have bought and with 30 drawn by
 popularity, come in the last half of the stream. The figure is by how many places the mean rank of
@@ -36,9 +36,9 @@ from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, USERS
 
 SHARES = (0.1, 0.25, 0.5)
-DRAWS, PART = 3, 50_000
+DRAWS, PART, SEEDS = 3, 50_000, 3
 FAKES, PROFILE, TARGETS = 0.01, 30, 5
-ATTACKS = ((0.0, 0.0), (0.5, 0.1), (1.0, 0.1), (1.0, 0.25))
+ATTACKS = ((0.0, 0.0), (0.25, 0.1), (0.5, 0.1), (1.0, 0.1), (1.0, 0.25))
 """The weights and norms that are measured; the first is the plain model."""
 
 
@@ -154,26 +154,28 @@ def shift(spec: ModelSpec, learned: Events) -> float:
     return float(np.mean(moved))
 
 
-def rows_of(events: Events) -> Iterator[tuple[str, dict[str, float]]]:
+def rows_of(events: Events, seeds: int) -> Iterator[tuple[str, dict[str, float]]]:
     """The figures of each weight and norm."""
     division = in_time(events, False).final
     judge = Judge(division)
     for weight, norm in ATTACKS:
-        spec = attacked(weight, norm)
-        found = perturbed(spec, division.learned, judge) | {"shift": shift(spec, division.learned)}
+        drawn = [perturbed(attacked(weight, norm, seed), division.learned, judge) for seed in range(seeds)]
+        found = {name: float(np.mean([each[name] for each in drawn])) for name in drawn[0]}
+        found["shift"] = shift(attacked(weight, norm), division.learned)
         print(weight, norm, found, flush=True)
         yield f"{weight}_{norm}", found
 
 
-def figures(events: Events) -> Figures:
+def figures(events: Events, seeds: int = SEEDS) -> Figures:
     """All figures by name. The best attack is the one that loses at most 1 % of the clean NDCG@10,
-    and least at the largest share.
+    and least at the largest share. If each loses more, it is the one that loses least of it.
     """
-    rows = dict(rows_of(events))
+    rows = dict(rows_of(events, seeds))
     names = list(rows)
     plain, last = rows[names[0]], f"lost_{SHARES[-1]}"
     fit = [name for name in names[1:] if rows[name]["ndcg10"] >= 0.99 * plain["ndcg10"]]
-    best = min(fit or names[1:], key=lambda name: rows[name][last])
+    best = min(fit, key=lambda name: rows[name][last], default="")
+    best = best or max(names[1:], key=lambda name: rows[name]["ndcg10"])
     return {f"{key}_{name}": value for name, row in rows.items() for key, value in row.items()} | {
         "adversarial_best": best,
         "adversarial_loss_ratio": rows[best][last] / plain[last],

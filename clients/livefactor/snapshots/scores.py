@@ -90,7 +90,7 @@ class SnapshotScores:
                 x[0], bias, (named, gained) = self._mixed(x[0], user, events)
             else:
                 if self._spec.rule == models_pb2.RULE_SOLVE:
-                    x[0], bias = self._folded(x[0], bias, events, self._is_told(user))
+                    x[0], bias = self._folded(x[0], bias, events, user)
                 named, gained = self._gains(events)
             scores = self._sum(x, bias, y, item_bias)
             # An item without a gain gets 0 added, as on the server: this turns -0 into 0.
@@ -137,10 +137,10 @@ class SnapshotScores:
 
     def _mixed(self, x: np.ndarray, user: int, events: Events) -> tuple[np.ndarray, np.float32, mixing.Gains]:
         """The user's factors float32[kp], bias and gains, combined from all experts."""
-        folds, is_told = [], self._is_told(user)
+        folds = []
         for half_life in mixing.HALF_LIVES:
             weights = events.weights * decays(half_life)[events.ages]
-            folds.append(self._folded(x.copy(), _F0, events._replace(weights=weights), is_told)[0])
+            folds.append(self._folded(x.copy(), _F0, events._replace(weights=weights), user)[0])
         counts = []
         for half_life in mixing.COUNT_HALF_LIVES:
             weights = events.weights * decays(half_life)[events.ages]
@@ -159,7 +159,11 @@ class SnapshotScores:
             own = neighbors.History(events.rows, events.values, events.weights)
             similar = self._similar.gains(user, own)
         parts = np.stack(folds), counts, repeats, similar
-        return mixing.combined(self._tensors["mix"], gram, *parts, len(events.rows))
+        start = self._start(user)
+        has_many = start is not None and start[1] > 0
+        return mixing.combined(
+            self._tensors["mix"], gram, *parts, mixing.GROUP_STARTS[-1] if has_many else len(events.rows)
+        )
 
     @cached_property
     def _similar(self) -> neighbors.SimilarUsers:
@@ -172,14 +176,25 @@ class SnapshotScores:
         bagged = self._tensors.get("users.bagged")
         return bagged is not None and user < len(bagged) and bool(bagged[user])
 
+    def _start(self, user: int) -> tuple[np.ndarray, np.float32] | None:
+        """What a user is folded in towards, float32[k], and its events, which are negative if it is
+        what her bag says.
+        """
+        events = self._tensors.get("users.start_events")
+        if events is None or user >= len(events) or not events[user]:
+            return None
+        return self._tensors["users.factors_start"][user], events[user]
+
     def _folded(
-        self, x: np.ndarray, bias: np.float32, events: Events, is_told: bool
+        self, x: np.ndarray, bias: np.float32, events: Events, user: int
     ) -> tuple[np.ndarray, np.float32]:
         """The user's factors float32[kp] and bias, solved for the events.
 
-        A user without events has what her features say (`is_told`), or the mean of all users'
-        factors, if there are Gram matrices.
+        A user without events has what her features say, or the factors with which she began, or the
+        mean of all users' factors, if there are Gram matrices.
         """
+        towards = self._start(user)
+        is_told = self._is_told(user) or towards is not None
         k, has_bias = self._spec.k, self._spec.loss == models_pb2.LOSS_SQUARED
         gram = self._tensors["gram"].reshape(2, k + 1, k + 1)
         if not len(events.rows):
@@ -194,13 +209,14 @@ class SnapshotScores:
             targets = (events.values - self._mean) - y_bias
             start, everywhere = np.append(start, bias), np.pad(everywhere, (0, 1))
             y = np.hstack([y, np.ones((len(y), 1), np.float32)])
-        solved = self._solved(start, y, events.weights, targets, everywhere)
+        solved = self._solved(start, y, events.weights, targets, everywhere, towards)
         x[:k] = solved[:k]
         return x, (solved[k] if has_bias else bias)
 
     def _solved(
-        self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, targets: np.ndarray, a: np.ndarray
-    ) -> np.ndarray:
+        self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, targets: np.ndarray, a: np.ndarray,
+        towards: tuple[np.ndarray, np.float32] | None,
+    ) -> np.ndarray:  # fmt: skip
         """The row x float32[m] after `FOLD_SWEEPS` Gauss-Seidel sweeps.
 
         a: float32[m, m], the part of the system that does not depend on the events; it is changed.
@@ -213,12 +229,16 @@ class SnapshotScores:
         if spec.loss == models_pb2.LOSS_SQUARED:
             ridge[-1] = np.float32(spec.bias_l2) * total
         b, product, diagonal = np.zeros(len(x), np.float32), np.empty_like(a), np.diag_indices_from(a)
-        a[diagonal] += np.maximum(ridge, RIDGE_MIN)
+        ridge = np.maximum(ridge, RIDGE_MIN)
+        pull = None if towards is None else _pull(a, ridge, towards, total)
+        a[diagonal] += ridge
         for row, weight, target in zip(y, weights, targets, strict=True):
             weighted = weight * row
             np.multiply(weighted[:, None], row, out=product)
             a += product
             b += weighted * target
+        if pull is not None:
+            b += pull
         # The server adds up the lower triangle and mirrors it.
         a = np.tril(a) + np.tril(a, -1).T
         for p in range(len(x)):
@@ -300,6 +320,18 @@ def _looked_up(named: np.ndarray, gained: np.ndarray, rows: np.ndarray) -> np.nd
         return np.zeros(len(rows), np.float32)
     place = np.minimum(np.searchsorted(named, rows), len(named) - 1)
     return np.where(named[place] == rows, gained[place], _F0)
+
+
+def _pull(
+    everywhere: np.ndarray, ridge: np.ndarray, towards: tuple[np.ndarray, np.float32], total: np.float32
+) -> np.ndarray:
+    """The right side that pulls a row towards what is known of it beside its events, float32[k]."""
+    events = np.abs(towards[1])
+    z = (events / (events + total)) * towards[0]
+    pull = np.zeros(len(z), np.float32)
+    for q in range(len(z)):
+        pull = pull + everywhere[q] * z[q]
+    return np.asarray(pull + ridge * z)
 
 
 def _gather(factors: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

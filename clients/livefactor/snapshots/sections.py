@@ -161,7 +161,12 @@ def _embedding(spec: Spec, side: str) -> Shape | None:
 
 
 def _start(shape: Callable[[Spec, str], Shape]) -> Callable[[Spec, str], Shape | None]:
-    return lambda spec, side: shape(spec, side) if _has_starts(spec) else None
+    return lambda spec, side: shape(spec, side) if _has_starts(spec) or _is_pulled(spec, side) else None
+
+
+def _is_pulled(spec: Spec, side: str) -> bool:
+    """Whether the rows of a side are solved towards their bags."""
+    return spec.rule == models_pb2.RULE_SOLVE and side == "users" and spec.features.prior_events > 0
 
 
 def _has_starts(spec: Spec) -> bool:
@@ -224,9 +229,10 @@ _ROWS = (
     _Row("bag", "U32", _bag),
     _Row("bag_weights", "F32", _bag),
     _Row("bagged", "U8", _bagged),
-    # The factors of another model with which a row begins, and the events for which they count.
+    # The factors of another model with which a row begins, and the events for which they count; or
+    # what the bag of a user says, and the negative number of events for which it counts.
     _Row("factors_start", "F32", _start(_factors)),
-    _Row("start_events", "F32", _start(_one), _AMOUNTS),
+    _Row("start_events", "F32", _start(_one)),
 )
 """The sections of rows, in the order of the root hash."""
 

@@ -764,27 +764,36 @@ global___EmbeddingMap = EmbeddingMap
 @typing.final
 class FeatureRows(google.protobuf.message.Message):
     """Features of users and items, and their learned rows (docs/content.md). Needs rule SOLVE and loss
-    IMPLICIT. EmbeddingMap.prior_events says how much they count. An absent field has the preset's value.
+    IMPLICIT. An absent field has the preset's value.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SIZE_FIELD_NUMBER: builtins.int
     PER_ID_FIELD_NUMBER: builtins.int
+    PRIOR_EVENTS_FIELD_NUMBER: builtins.int
     size: builtins.int
     """The most distinct features of each side, up to 1048576. 0: no features."""
     per_id: builtins.int
     """The most features of a user or an item, 1..64."""
+    prior_events: builtins.float
+    """Above 0: what a bag says of a user or an item counts as much as so many events, and a changed bag
+    counts at once. 0: EmbeddingMap.prior_events says how much a bag of an item counts, and that of a user
+    counts until her first event.
+    """
     def __init__(
         self,
         *,
         size: builtins.int | None = ...,
         per_id: builtins.int | None = ...,
+        prior_events: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_per_id", b"_per_id", "_size", b"_size", "per_id", b"per_id", "size", b"size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_per_id", b"_per_id", "_size", b"_size", "per_id", b"per_id", "size", b"size"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_per_id", b"_per_id", "_prior_events", b"_prior_events", "_size", b"_size", "per_id", b"per_id", "prior_events", b"prior_events", "size", b"size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_per_id", b"_per_id", "_prior_events", b"_prior_events", "_size", b"_size", "per_id", b"per_id", "prior_events", b"prior_events", "size", b"size"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_per_id", b"_per_id"]) -> typing.Literal["per_id"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_prior_events", b"_prior_events"]) -> typing.Literal["prior_events"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_size", b"_size"]) -> typing.Literal["size"] | None: ...
 

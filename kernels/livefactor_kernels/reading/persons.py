@@ -25,7 +25,7 @@ from livefactor_kernels.solve.cpu_system import Events as SolveEvents
 from livefactor_kernels.solve.cpu_system import Problem, Scratch, livefactor_fold_kernel
 from livefactor_kernels.solve.features import NONE
 from livefactor_kernels.spec.model import ModelSpec, Rule
-from livefactor_kernels.tables import ITEMS, STARTS, USERS
+from livefactor_kernels.tables import ITEMS, STARTS, USERS, has_starts
 
 _USER_SECTIONS = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits")
 CHUNK_EVENTS, CHUNK_USERS = 8192, 16
@@ -213,7 +213,7 @@ class PersonReader:
         return Persons(factors, bias, [each.items for each in events], truncated, followers)
 
     def _users(self, source: Source, user_rows: np.ndarray, factors: np.ndarray, bias: np.ndarray) -> Side:
-        if self._spec.rule != Rule.SOLVE or not self._spec.solve.start_events:
+        if not has_starts(self._spec, USERS):
             return Side(factors, bias)
         sections = source.read(USERS, user_rows, STARTS)
         start = np.zeros_like(factors)

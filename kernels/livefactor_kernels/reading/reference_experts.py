@@ -37,7 +37,7 @@ from livefactor_kernels.reading.remembered import Remembered, Source, distinct
 from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.reference import System, solve_row
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, STARTS, USERS
+from livefactor_kernels.tables import ITEMS, STARTS, USERS, has_starts
 
 _COUNT_DECAYS = np.stack([decays(half_life) for half_life in COUNT_HALF_LIVES])
 _FOLD_DECAYS = np.stack([decays(half_life) for half_life in HALF_LIVES])
@@ -139,17 +139,17 @@ class Panel:
         sums += [(float(state[MIX][SUM]), float(state[MIX][SQUARES])), _sums(neighbors.gains)]
         count = max(float(gram[k, k]), 1.0)
         found = [moments(total, squares, count) for total, squares in sums]
-        has_start = self._start(source, user_row) is not None
-        group = group_of(len(events.rows), has_start)
+        start = None if self._spec.features.size else self._start(source, user_row)
+        group = group_of(len(events.rows), start is not None)
         similar = state[MIX][NEIGHBOR_WEIGHTS + group] if self._spec.mix.neighbors else 0.0
         weights = np.append(weights_of(state[MIX], group), similar)
         return Experts(folds, counts, repeats, neighbors, found, group, weights)
 
     def _start(self, source: Source, user_row: np.ndarray) -> tuple[np.ndarray, np.float32] | None:
-        if not self._spec.solve.start_events:
+        if not has_starts(self._spec, USERS):
             return None
         factors, events = (part[0] for part in source.read(USERS, user_row, STARTS).values())
-        return (factors, events) if events else None
+        return (factors, np.abs(events)) if events else None
 
     def _folds(
         self,

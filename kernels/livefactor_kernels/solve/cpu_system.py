@@ -228,6 +228,12 @@ def has_start(own: Any, row: Any) -> Any:
     return own.start_events.size != 0 and own.start_events[row] > _F0
 
 
+@inlined
+def _is_pulled(own: Any, row: Any) -> Any:
+    """Whether a row of `own` has a start, or what its bag says (`solve/features/__init__.py`)."""
+    return own.start_events.size != 0 and own.start_events[row] != _F0
+
+
 @part
 def livefactor_system_kernel(
     number: Any, own: Any, row: Any, others: Any, problem: Any, events: Any, towards: Any, scratch: Any
@@ -235,7 +241,7 @@ def livefactor_system_kernel(
     """Makes system `number` of scratch for a row of `own` and its events.
 
     `towards` is the address of z of `solve/prior/__init__.py`, float32[k_padded], 0 without one.
-    A row with a start has its own z.
+    A row with a start, or a user with a bag, has its own z.
     """
     kp, m, rates = np.uint64(others.factors.shape[1]), np.uint64(scratch.y.shape[1]), problem.rates
     matrix = address_of(scratch.matrix) + number * m * m * _4
@@ -252,9 +258,9 @@ def livefactor_system_kernel(
         for first in range(_0, last, _4):
             for c in range(first // _16 + _1):
                 _add_to_tile(scratch, matrix, stop - start, first, c * VECTOR_BYTES)
-    if has_start(own, row):
-        towards = address_of(scratch.towards)
-        share, start = own.start_events[row] / (own.start_events[row] + total), own.start[row]
+    if _is_pulled(own, row):
+        towards, pulling = address_of(scratch.towards), abs(own.start_events[row])
+        share, start = pulling / (pulling + total), own.start[row]
         for p in range(kp):
             store1(towards, share * start[p], p * _4)
     if towards:

@@ -27,7 +27,8 @@ class System(NamedTuple):
         everywhere: a0 G, float32[m, m].
         others: N.
         towards: z of `solve/prior/__init__.py`, float32[m]; None without a prior.
-        start: x0 float32[m] and s of a row with a start; None for another row.
+        start: x0 float32[m] and s of a row with a start, or p and s of a user with a bag
+            (`solve/features/__init__.py`); None for another row.
     """
 
     y: np.ndarray
@@ -83,10 +84,15 @@ def _pull(everywhere: np.ndarray, ridge: np.ndarray, towards: np.ndarray) -> np.
 
 
 def start_of(table: ReferenceTable, row: int) -> tuple[np.ndarray, np.float32] | None:
-    """x0 float32[k] and s of a row with a start, None for another row."""
-    if not table.spec.solve.start_events or not table.start_events[row]:
+    """`System.start` of a row."""
+    if "start_events" not in table.names or not table.start_events[row]:
         return None
-    return table.factors_start[row, : table.spec.k], table.start_events[row]
+    return table.factors_start[row, : table.spec.k], np.abs(table.start_events[row])
+
+
+def _is_in_gram(table: ReferenceTable, row: int, before: int) -> bool:
+    """Whether a row with `before` events before a micro-batch was part of the Gram matrix."""
+    return before > 0 or ("start_events" in table.names and bool(table.start_events[row] > 0))
 
 
 class Solver:
@@ -146,8 +152,7 @@ class Solver:
                 after = int(table.seen_count[row])
                 before = after - int((rows[: fresh - start] == row).sum())
                 if side == USERS or self._is_due(before, after):
-                    is_in_gram = before > 0 or start_of(table, row) is not None
-                    old = np.append(self._factors(table, row), 1.0) * is_in_gram
+                    old = np.append(self._factors(table, row), 1.0) * _is_in_gram(table, row, before)
                     self._solve(side, row, others)
                     changes.append((old, np.append(self._factors(table, row), 1.0)))
                     solved.append(row)

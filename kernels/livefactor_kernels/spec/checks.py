@@ -191,6 +191,10 @@ def _check_features(spec: ModelSpec) -> None:
     _require(0 <= size <= MAX_FEATURES, "features.size", f"0..{MAX_FEATURES}", size)
     is_number = 1 <= per_id <= MAX_FEATURES_PER_ID
     _require(is_number, "features.per_id", f"1..{MAX_FEATURES_PER_ID}", per_id)
+    events = spec.features.prior_events
+    is_amount = events == 0 or (_finite32(events) and 1e-3 <= events <= 1e6)
+    _require(is_amount, "features.prior_events", "0, or 0.001..1e6", events)
+    _require(size > 0 or events == 0, "features.prior_events", "0 without features.size", events)
     if size:
         _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with features", spec.loss)
         start = spec.solve.start_events

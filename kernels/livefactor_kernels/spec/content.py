@@ -22,15 +22,17 @@ class Embeddings:
 class Features:
     """Weighted bags of features of users and items (`solve/features/__init__.py`).
 
-    What a bag says counts as much as `embeddings.prior_events` events.
-
     Attributes:
         size: most distinct features of each side, up to `MAX_FEATURES`. With 0 there are none.
         per_id: most features of a user or an item, up to `MAX_FEATURES_PER_ID`.
+        prior_events: with a number above 0, what a bag says of a user or an item counts as much as
+            so many events, and a changed bag counts at once. With 0 what it says of an item counts
+            as much as `embeddings.prior_events` events, and of a user only until her first event.
     """
 
     size: int = 0
     per_id: int = 16
+    prior_events: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

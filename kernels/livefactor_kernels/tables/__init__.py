@@ -37,6 +37,7 @@ __all__ = [
     "check_sections",
     "content_sections",
     "end_to_end",
+    "has_starts",
     "history_sections",
     "read_rows",
     "ring_length",
@@ -52,7 +53,10 @@ section is one-dimensional: it has the events of all rows end to end, in the ord
 places, min(seen_count, H) of a row.
 """
 STARTS = ("factors_start", "start_events")
-"""The sections of a row that begins with the factors of another model (`start.py`)."""
+"""The sections of a row that begins with the factors of another model (`start.py`).
+
+Users with a bag have them, too (`solve/features/__init__.py`).
+"""
 NO_ROW = 0xFFFFFFFF
 """Row number of an unknown key."""
 
@@ -74,10 +78,16 @@ def row_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
     }
     sections |= {name: RowSection(floats, shape) for name, shape in optimizer_sections(spec).items()}
     sections |= history_sections(spec, side) | content_sections(spec, side)
-    if spec.rule == Rule.SOLVE and spec.solve.start_events:
+    if has_starts(spec, side):
         shapes = (spec.k_padded,), ()
         sections |= {name: RowSection(floats, shape) for name, shape in zip(STARTS, shapes, strict=True)}
     return sections
+
+
+def has_starts(spec: ModelSpec, side: int) -> bool:
+    """Whether the rows of a side have the sections `STARTS`."""
+    of_bags = side == USERS and spec.features.prior_events > 0
+    return spec.rule == Rule.SOLVE and (spec.solve.start_events > 0 or of_bags)
 
 
 def content_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:

@@ -89,7 +89,7 @@ def _allocate(table: RowTable, keys: np.ndarray, ends: np.ndarray) -> tuple[np.n
     """Rows of the keys, uint32[n], and the size of the table after each record, int64[m]."""
     before = table.allocated
     rows = table.allocate(keys)
-    return rows, _sizes(table, before, rows.astype(np.int64) + 1, ends)
+    return rows, _sizes(table, before, rows, ends)
 
 
 def _admit(
@@ -102,13 +102,14 @@ def _admit(
     new = unknown[placed.admit(side, keys[unknown])]
     if new.size:
         rows[new] = table.allocate(keys[new])
-    return rows, _sizes(table, before, np.where(rows == NO_ROW, 0, rows.astype(np.int64) + 1), ends)
+    return rows, _sizes(table, before, rows, ends)
 
 
-def _sizes(table: RowTable, before: int, needed: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The size of a table after each record, int64[m]. `needed` int64[n] is that for each key."""
+def _sizes(table: RowTable, before: int, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The size of a table after each record, int64[m]. `rows` uint32[n] may have `NO_ROW`."""
     sizes = np.full(len(ends), before)
     if table.allocated > before:
+        needed = np.where(rows == NO_ROW, 0, rows.astype(np.int64) + 1)
         # A batch whose rows were all rejected is empty.
         starts = np.concatenate(([0], ends[:-1]))
         filled = starts < ends

@@ -64,6 +64,7 @@ _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
     "history": ("paged",),
+<<<<<<< HEAD
     "mix": (
         "recent_half_life",
         "neighbors",
@@ -72,6 +73,10 @@ _LATER = {
         "neighbor_roots",
         "recent_start",
     ),
+=======
+    "features": ("prior_events",),
+    "mix": ("recent_half_life", "neighbors", "predicted_first"),
+>>>>>>> auto
     "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
     "regularization": ("adversarial_weight", "adversarial_share"),

@@ -30,6 +30,7 @@ from livefactor_server.access.callers import (
     relayed_names,
 )
 from livefactor_server.access.grants import EVERYTHING, Grant, Grants, Role
+from livefactor_server.rpc.loop import TimeLimit
 from livefactor_server.statuses import Refused, busy, invalid, late, unavailable
 from livefactor_server.telemetry import traces
 from livefactor_server.telemetry.calls import TEXT_CHARACTERS_MAX, CallLog
@@ -168,7 +169,7 @@ class Guard:
         of their clients.
         """
         self._grants, self._names_of = grants, relayed_names if is_behind_workers else certificate_names
-        self._message_wait_s, self._write_wait_s = message_wait_s, write_wait_s
+        self._message_wait, self._write_wait = TimeLimit(message_wait_s), TimeLimit(write_wait_s)
         self._open_calls_max = open_calls_max
         self._open = Counter[bool]()
         self.log = CallLog()
@@ -190,7 +191,7 @@ class Guard:
             try:
                 self._check_open(is_control)
                 self._admit(call, context, need)
-                raw = await Requests(context, self._message_wait_s).only()
+                raw = await Requests(context, self._message_wait).only()
                 call.began = time.perf_counter()
                 reply = await handle(raw, call)
                 if len(reply) > MESSAGE_BYTES_MAX:
@@ -228,7 +229,7 @@ class Guard:
                 if self._unread[peer] and not peer.startswith("unix:"):
                     raise busy("stream: this connection has a stream that it does not read")
                 await context.send_initial_metadata(())
-                requests = Requests(context, self._message_wait_s)
+                requests = Requests(context, self._message_wait)
                 await handle(requests, lambda data: self._send(context, data), call)
                 self._succeed(context, call)
                 return
@@ -275,10 +276,9 @@ class Guard:
 
     async def _send(self, context: Context, data: bytes) -> None:
         try:
-            async with asyncio.timeout(self._write_wait_s):
-                await context.write(data)
+            await self._write_wait.wait(context.write(data))
         except TimeoutError:
-            raise _Unread(f"stream: its peer has read nothing for {self._write_wait_s:.0f} s") from None
+            raise _Unread(f"stream: its peer has read nothing for {self._write_wait.seconds:.0f} s") from None
 
     def _succeed(self, context: Context, call: Call) -> None:
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
@@ -359,8 +359,8 @@ class _Unread(Refused):
 class Requests:
     """The request messages of a call."""
 
-    def __init__(self, context: Context, wait_s: float) -> None:
-        self._context, self._wait_s = context, wait_s
+    def __init__(self, context: Context, limit: TimeLimit) -> None:
+        self._context, self._limit = context, limit
 
     async def next(self) -> bytes | None:
         """The next message, or None after the last one.
@@ -370,13 +370,14 @@ class Requests:
                 large.
         """
         try:
-            async with asyncio.timeout(self._wait_s):
-                raw = await self.next_of_many()
+            raw = await self._limit.wait(self._context.read())
         except TimeoutError:
-            raise late(f"request: the call sent no message within {self._wait_s:.0f} s") from None
-        if raw is not None:
-            check_size(raw)
-        return raw
+            raise late(f"request: the call sent no message within {self._limit.seconds:.0f} s") from None
+        if raw is grpc.aio.EOF:
+            return None
+        message: bytes = raw
+        check_size(message)
+        return message
 
     async def only(self) -> bytes:
         """The message of a call that has one.

@@ -33,7 +33,7 @@ from livefactor_kernels.tables import ITEMS, USERS
 from specs import solve_spec
 from synthetic import assert_same, push, restore
 
-FEATURES, PER_ID, KEYS = Features(64, 4), 4, 30
+FEATURES, FOLLOWS, PER_ID, KEYS = Features(64, 4), Features(64, 4, 2.0), 4, 30
 EVENTS = Embeddings(0, 2.0)
 SPECS = {
     "plain": solve_spec(features=FEATURES, embeddings=EVENTS),
@@ -44,6 +44,11 @@ SPECS = {
     ),
     "both": solve_spec(features=FEATURES, embeddings=Embeddings(5, 2.0)),
     "replay": solve_spec(micro_batch=8, replay=Replay(24, 0.75), features=FEATURES, embeddings=EVENTS),
+    "follows": solve_spec(features=FOLLOWS),
+    "follows-mix": solve_spec(
+        history=History(16, 16), counts=Counts(16, 6), solve=Solve(0.0, 3, 2, 10.0), mix=Mix(0.05),
+        features=FOLLOWS, embeddings=Embeddings(5, 2.0),
+    ),
 }  # fmt: skip
 EACH = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
@@ -127,7 +132,7 @@ def test_a_restored_model_goes_on_to_the_same_bits(spec: ModelSpec) -> None:
     assert_same(first, restored)
 
 
-@pytest.mark.parametrize("name", ["plain", "mix"])
+@pytest.mark.parametrize("name", ["plain", "mix", "follows", "follows-mix"])
 def test_a_pin_keeps_what_features_said(name: str) -> None:
     model = CpuModel(SPECS[name])
     learn(model, range(10))
@@ -186,6 +191,49 @@ def test_features_rank_for_cold_items_and_cold_users(name: str) -> None:
     # A bag that is taken away leaves nothing behind.
     tell(model, ITEMS, [30], [{}])
     assert not model.gather(ITEMS, np.array([30], np.uint32))[0].any()
+
+
+@pytest.mark.parametrize("name", ["follows", "follows-mix"])
+def test_a_bag_that_comes_after_events_moves_scores_at_once(name: str) -> None:
+    """A user and an item with some events of one kind get the bag of the other kind."""
+    spec = replace(SPECS[name], features=Features(64, 4, 8.0))
+    models: list[Backend] = [CpuModel(spec), ReferenceModel(spec)]
+    found = []
+    for model in models:
+        rng = np.random.default_rng(5)
+        tell(model, ITEMS, range(24), [{1 + i % 2: 1.0} for i in range(24)])
+        tell(model, USERS, range(20), [{1 + u % 2: 1.0} for u in range(20)])
+        for _ in range(12):
+            users = rng.integers(0, 20, 30)
+            push(model, users, 2 * rng.integers(0, 12, 30) + users % 2, None)
+        push(model, [20, 20, 0], [0, 2, 24], None)
+        for side, owner in ((USERS, 20), (ITEMS, 24)):
+            before = _other_kind(model, side)
+            tell(model, side, [owner], [{1: 1.0}])
+            same = _other_kind(model, side)
+            tell(model, side, [owner], [{2: 1.0}])
+            found.append((same - before, _other_kind(model, side) - same))
+            # Nothing moves if the bag stays what it is.
+            last = _other_kind(model, side)
+            tell(model, side, [owner], [{2: 1.0}])
+            assert _other_kind(model, side) == pytest.approx(last, abs=1e-3)
+    for told, changed in found:
+        assert changed > 0.02 and changed > abs(told) / 2
+    assert found[:2] == found[2:]
+    assert_same(*models)
+
+
+def _other_kind(model: Backend, side: int) -> float:
+    """By how much user 20 prefers odd items, or how much more odd users like item 24."""
+    reader = PersonReader(model.spec)
+    users = np.array([20] if side == USERS else [*range(20)], np.uint32)
+    with model.pin() as pin:
+        read = reader.read(pin, users, pin.counts[ITEMS])
+        items, _ = pin.gather(ITEMS, np.arange(25, dtype=np.uint32))
+    scores = read.factors @ items.T
+    if side == USERS:
+        return float(scores[0, 1:24:2].mean() - scores[0, 0:24:2].mean())
+    return float(scores[1::2, 24].mean() - scores[::2, 24].mean())
 
 
 def test_a_feature_keeps_its_number_and_the_last_bag_of_a_record_counts() -> None:

@@ -19,6 +19,7 @@ from livefactor_kernels.spec.names import PRESET_NAMES
 
 SMALL = {"users_max": 1000, "items_max": 1000}
 COUNTS = {"neighbors": 16, "span": 8, "half_life": 8.0, "weight": 0.5, "shrinkage": 10.0, "repeat": 0.25}
+FOLLOWS = {"size": 64, "prior_events": 4.0}
 RING = {"users": 16, "items": 16, "half_life": 1.5}
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fold-in with a bias, counts and repeats": ("ratings", {"counts": COUNTS, "history": RING}),
@@ -33,6 +34,8 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bfloat16": ("ratings_sgd", {"k": 40, "micro_batch": 100, "factor_dtype": "bfloat16"}),
     "k that is no multiple of 16": ("ratings", {"k": 20}),
     "k of one vector": ("news", {"k": 5}),
+    "features of users and items": ("clicks", {"features": FOLLOWS}),
+    "a mix with features": ("auto", {"features": FOLLOWS}),
 }
 CASES = {name: (name, {}) for name in PRESET_NAMES} | PARTS
 EVENTS, USERS, ITEMS = 1500, 40, 60
@@ -57,6 +60,10 @@ def fill(server: Local, model: str, preset: str, spec: dict[str, Any]) -> None:
         for part in np.array_split(np.arange(EVENTS), 6):
             weights = rng.random(part.size) + 0.5
             producer.push(users[part], items[part], values[part], weights, times=YEAR_2000 + part // 3)
+            if "features" in spec:
+                bags = [[f"kind:{key % 6}", f"part:{key % 4}"] for key in range(0, USERS, 2)]
+                producer.push_features("user", [*range(0, USERS, 2)], bags)
+                producer.push_features("item", [*range(len(bags))], bags)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -50,6 +50,16 @@ are.
 
 Prior. An item with a bag and n events is solved towards share * p, as in `solve/prior/__init__.py`.
 
+With `features.prior_events` above 0, s is that number. Then a user with a bag is solved and folded
+in towards share * p, too, with share = s / (s + sum) as for a row with a start
+(`solve/__init__.py`). For this the sections of starts of users (`tables/start.py`) have p as
+`factors_start` and -s as `start_events`; the sign says that the row is no evidence: it is in no
+Gram matrix and in no other group of a mix before its events. Without a bag they are 0. From the
+first fit of users on, a record of bags writes them for its own users, and each visit of a row for
+that row. And at the end of a record that changes bags (the bag of an item differs from the one
+before, or loses a feature), each such item with an event is solved again, in row order, as by a
+replayed event with the user of its last event. Items whose last user has no events are left out.
+
 State. The sections of a side, `features.user.*` or `features.item.*`, are keys uint64[F], rows
 float32[(F + 1) k], and progress int64[3]: changes since the last fit, the next row to visit, and
 the number of fitted rows.

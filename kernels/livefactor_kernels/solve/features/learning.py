@@ -11,9 +11,13 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.solve.features import BAGGED, FEATURES, FITTED, NONE, SIDE_NAMES, Bags
-from livefactor_kernels.solve.prior import CHANGES, COUNTED
+from livefactor_kernels.solve.prior import CHANGES, COUNTED, NEXT
 from livefactor_kernels.solve.prior.rows import PriorRows
-from livefactor_kernels.spec.model import ITEMS, ModelSpec
+from livefactor_kernels.spec.model import ITEMS, USERS, ModelSpec
+from livefactor_kernels.tables.recent import Recent
+from livefactor_kernels.update import Update
+
+_NO_ROWS = np.empty(0, np.uint32)
 
 
 class Arithmetic(Protocol):
@@ -32,7 +36,11 @@ class Arithmetic(Protocol):
 
 
 class FeatureRows(PriorRows):
-    """The features of one side. A part of a model (`tables.state.Part`)."""
+    """The features of one side. A part of a model (`tables.state.Part`).
+
+    Attributes:
+        changed: the rows whose bags the last record of bags changed, uint32[n], ascending.
+    """
 
     def __init__(
         self, spec: ModelSpec, side: int, array_of: Callable[[str], np.ndarray], arithmetic: Arithmetic,
@@ -44,6 +52,11 @@ class FeatureRows(PriorRows):
         self._name = f"{FEATURES}.{SIDE_NAMES[side]}."
         self._numbers: dict[int, int] = {}
         self._rows = np.zeros((64, spec.k), np.float32)
+        self._follows = spec.features.prior_events > 0
+        if self._follows:
+            self._events = np.float32(spec.features.prior_events)
+        self._pulled = _NO_ROWS
+        self.changed = _NO_ROWS
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -92,6 +105,32 @@ class FeatureRows(PriorRows):
         if self._side == ITEMS or self._present.any():
             super()._write(rows, said)
 
+    def map_cold(self) -> None:
+        """See `PriorRows.map_cold`. It also writes what users are solved towards."""
+        super().map_cold()
+        rows, self._pulled = self._pulled, _NO_ROWS
+        if rows.size and self._present.any():
+            told = self._array_of("bagged")[rows] != NONE
+            self._array_of("factors_start")[rows, : self._k] = self.mapped(rows)
+            self._array_of("start_events")[rows] = np.where(told, -self._events, np.float32(0))
+
+    def _sweep(self, events: int) -> np.ndarray:
+        start = int(self._progress[NEXT])
+        cold = super()._sweep(events)
+        if self._follows and self._side == USERS:
+            visited = np.arange(start, int(self._progress[NEXT]), dtype=np.uint32)
+            self._pulled = visited[self._array_of("bagged")[visited] != NONE]
+        return cold
+
+    def _described(self, rows: np.ndarray, count: int) -> np.ndarray:
+        written = super()._described(rows, count)
+        if self._follows and self._side == USERS:
+            self._pulled = np.union1d(self._pulled, rows).astype(np.uint32)
+        return self._with_pulled(written)
+
+    def _with_pulled(self, rows: np.ndarray) -> np.ndarray:
+        return np.union1d(rows, self._pulled).astype(np.uint32) if self._pulled.size else rows
+
     def learn(self) -> None:
         """See `PriorRows.learn`."""
         rows = np.flatnonzero(self._array_of("bagged")[: self._count] == FITTED).astype(np.uint32)
@@ -108,7 +147,7 @@ class FeatureRows(PriorRows):
     def begin(self, events: int, count: int) -> np.ndarray:
         """See `PriorRows.begin`."""
         if self._vectors is None:
-            return super().begin(events, count)
+            return self._with_pulled(super().begin(events, count))
         further = self._vectors.begin(events, count)
         self._cold = np.union1d(super().begin(events, count), further).astype(np.uint32)
         return self._cold
@@ -143,6 +182,9 @@ class FeatureRows(PriorRows):
         places = len(rows) - 1 - last
         bagged = self._array_of("bagged")
         was_fitted = bagged[distinct] == FITTED
+        old = self._array_of("bag")[distinct], self._array_of("bag_weights")[distinct]
+        differs = (old[0] != table[places]) | (old[1] != weights[places])
+        self.changed = distinct[differs.any(axis=1)].astype(np.uint32)
         self._array_of("bag")[distinct] = table[places]
         self._array_of("bag_weights")[distinct] = weights[places]
         bagged[distinct] = np.where(table[places, 0] > 0, BAGGED, NONE)
@@ -177,6 +219,7 @@ class FeatureRows(PriorRows):
         self._array_of("bag")[rows] = np.take_along_axis(new, order, axis=1)
         self._array_of("bag_weights")[rows] = np.take_along_axis(weights, order, axis=1)
         bagged, lost = self._array_of("bagged"), rows[loses]
+        self.changed = lost
         fitted = lost[bagged[lost] == FITTED]
         emptied = lost[self._array_of("bag")[lost, 0] == 0]
         self._progress[CHANGES] += fitted.size
@@ -212,3 +255,22 @@ class FeatureRows(PriorRows):
     def _grow(self) -> None:
         while len(self._rows) <= len(self):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+
+
+def solved_again(items: np.ndarray, last: Recent, seen: Callable[[np.ndarray], np.ndarray], revision: int,
+                 counts: tuple[int, int]) -> Update | None:  # fmt: skip
+    """The replayed events that solve changed items again, None without any.
+
+    Args:
+        items: rows uint32[n].
+        last: the last event of each of them.
+        seen: gives the numbers of events of user rows.
+        revision: of the record.
+        counts: sizes of the tables.
+    """
+    items, users = items[last.counts > 0], last.rows[last.counts > 0, 0]
+    present = seen(users) > 0
+    items, users = items[present], np.ascontiguousarray(users[present])
+    if not items.size:
+        return None
+    return Update(revision, users, items, None, None, *counts, replayed=items.size)

@@ -105,6 +105,8 @@ def show_description(model: ModelDescription, as_json: bool) -> None:
 
 FEATURES_SIZE = 1 << 16
 """Most distinct features of each side with --features."""
+FEATURES_EVENTS = 8.0
+"""`features.prior_events` with --features (docs/content.md)."""
 
 
 @models_app.command("list")
@@ -171,7 +173,8 @@ def models_create(
         if embedding_dim:
             changes["embeddings"] = {**changes.get("embeddings", {}), "dimension": embedding_dim}
         if features:
-            changes["features"] = {"size": FEATURES_SIZE, **changes.get("features", {})}
+            given = changes.get("features", {})
+            changes["features"] = {"size": FEATURES_SIZE, "prior_events": FEATURES_EVENTS, **given}
         show_description(models.create(name, preset or named, **changes), as_json)
 
 
