@@ -170,7 +170,7 @@ SPECS: dict[str, ModelSpec] = {
         history=History(32, 64),
         solve=Solve(0.0, 4, 2, 10.0),
         counts=Counts(16, 8),
-        mix=Mix(0.05, 1.0, 6, 2, 256, True, 3.0),
+        mix=Mix(0.05, 1.0, 6, 2, True, 3.0),
     ),
     "solve_squared": make_spec(
         Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)

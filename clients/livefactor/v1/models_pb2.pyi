@@ -518,7 +518,6 @@ class Mix(google.protobuf.message.Message):
     RECENT_HALF_LIFE_FIELD_NUMBER: builtins.int
     NEIGHBORS_FIELD_NUMBER: builtins.int
     PREDICTED_FIRST_FIELD_NUMBER: builtins.int
-    PREDICTED_EVENTS_FIELD_NUMBER: builtins.int
     RECENT_START_FIELD_NUMBER: builtins.int
     NEIGHBOR_ROOTS_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
@@ -535,10 +534,6 @@ class Mix(google.protobuf.message.Message):
     """Of the first events, one in so many is predicted to learn the weights, 1 to 8. Later ones are
     predicted more rarely.
     """
-    predicted_events: builtins.int
-    """Later, one in (events so far) / predicted_events is predicted, at least one in 256. From 256 to
-    1048576.
-    """
     recent_start: builtins.float
     """What recent popularity counts at first beside popularity all along, 0 to 8."""
     neighbor_roots: builtins.bool
@@ -552,20 +547,17 @@ class Mix(google.protobuf.message.Message):
         recent_half_life: builtins.float | None = ...,
         neighbors: builtins.int | None = ...,
         predicted_first: builtins.int | None = ...,
-        predicted_events: builtins.int | None = ...,
         recent_start: builtins.float | None = ...,
         neighbor_roots: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_events", b"_predicted_events", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_events", b"predicted_events", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_events", b"_predicted_events", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_events", b"predicted_events", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_neighbor_roots", b"_neighbor_roots"]) -> typing.Literal["neighbor_roots"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_neighbors", b"_neighbors"]) -> typing.Literal["neighbors"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_predicted_events", b"_predicted_events"]) -> typing.Literal["predicted_events"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_predicted_first", b"_predicted_first"]) -> typing.Literal["predicted_first"] | None: ...
     @typing.overload

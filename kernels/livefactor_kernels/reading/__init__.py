@@ -78,7 +78,7 @@ start before the first event, the tables know much: the weight of popularity in 
 
 The weights are learned from predictions that are made before the event is learned. Let E events be
 learned before a record. Fresh event t of the record is predicted if its value is above 0, its item
-had a row before the record, and draw(t, 0, c) = 0 with c = min(max(E // `mix.predicted_events`,
+had a row before the record, and draw(t, 0, c) = 0 with c = min(max(E // `PREDICTED_SCHEDULE`,
 `mix.predicted_first`), `PREDICTED_MAX`). The prediction uses the tables before the record, and in
 addition the user's earlier events in the record. Events of the same time as event t, unless it is
 0, are not used: a basket comes as a whole. The candidates are the event's item; then the items with
@@ -157,7 +157,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.history import decays
-from livefactor_kernels.spec.model import Mix, ModelSpec
+from livefactor_kernels.spec.model import ModelSpec
 
 HALF_LIVES = (0.0, 6.0, 1.5)
 """Half-lives of the folded-in rows, in visits."""
@@ -179,7 +179,7 @@ GROUPS = len(GROUP_STARTS) + 1
 WEIGHT_START, POPULARITY_START, POPULARITY_MIN, STEP_MAX = 0.1, 0.6, 0.02, 3.0
 VARIANCE_MIN = 1e-12
 CANDIDATES, OWN_MAX, REPEATS_RATE = 500, 32, 0.1
-PREDICTED_MAX = 256
+PREDICTED_SCHEDULE, PREDICTED_MAX = 1024, 256
 DECAY_EXPONENT = 0.1
 DECAY = np.float32(0.933033)
 """float32(2 ** -DECAY_EXPONENT)."""
@@ -243,7 +243,10 @@ def weights_of(section: np.ndarray, group: int) -> np.ndarray:
     return section[group * NEIGHBORS : (group + 1) * NEIGHBORS]
 
 
-def predicted_share(events: np.ndarray, mix: Mix) -> np.ndarray:
-    """c of the semantics: of so many events one is predicted, after `events` events. uint64[m]."""
-    share: np.ndarray = np.clip(events // mix.predicted_events, mix.predicted_first, PREDICTED_MAX)
+def predicted_share(events: np.ndarray, first: int) -> np.ndarray:
+    """c of the semantics: of so many events one is predicted, after `events` events. uint64[m].
+
+    `first` is `mix.predicted_first`.
+    """
+    share: np.ndarray = np.clip(events // PREDICTED_SCHEDULE, first, PREDICTED_MAX)
     return share.astype(np.uint64)

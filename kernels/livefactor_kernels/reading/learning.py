@@ -192,5 +192,5 @@ class Mixer:
     def _predicted(self, run: UpdateRun, items: np.ndarray) -> np.ndarray:
         """Which events of records are predicted, given the numbers of items before them."""
         events = self._events + np.concatenate([[0], run.ends[:-1]])
-        shares = predicted_share(events, self._spec.mix)
+        shares = predicted_share(events, self._spec.mix.predicted_first)
         return self._arithmetic.predicted(self._key, run, shares, items)

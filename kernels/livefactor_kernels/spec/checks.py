@@ -160,8 +160,6 @@ def _check_mix(spec: ModelSpec) -> None:
     _require(not similar or recent > 0, "mix.recent_half_life", "above 0 with mix.neighbors", recent)
     first = spec.mix.predicted_first
     _require(1 <= first <= 8, "mix.predicted_first", "1..8", first)
-    later = spec.mix.predicted_events
-    _require(256 <= later <= 1 << 20, "mix.predicted_events", "256..2**20", later)
     start = spec.mix.recent_start
     _require(_finite32(start) and 0.0 <= start <= 8.0, "mix.recent_start", "0..8", start)
     roots = spec.mix.neighbor_roots

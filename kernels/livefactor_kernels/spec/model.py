@@ -244,7 +244,6 @@ class Mix:
         recent_start: what recent popularity counts at first beside popularity all along.
         neighbors: number of similar users whose last events score, up to `MAX_SIMILAR_USERS`, or 0.
         predicted_first: of the first events, one in so many is predicted to learn from, 1 to 8.
-        predicted_events: one in (events so far) / predicted_events is predicted later.
         neighbor_roots: whether similar users give an item the square root of their gains.
     """
 
@@ -252,7 +251,6 @@ class Mix:
     recent_half_life: float = 0.0
     neighbors: int = 0
     predicted_first: int = 8
-    predicted_events: int = 1024
     neighbor_roots: bool = False
     recent_start: float = 1.0
 

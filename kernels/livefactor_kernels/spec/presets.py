@@ -108,7 +108,12 @@ _PRESETS: dict[str, ModelSpec] = {
         solve=Solve(unobserved_density=40.0),
         counts=Counts(neighbors=128, weight=1.0),
         mix=Mix(
-            learning_rate=0.04, recent_half_life=1.0, neighbors=100, predicted_first=2, neighbor_roots=True
+            learning_rate=0.04,
+            recent_half_life=1.0,
+            neighbors=100,
+            predicted_first=2,
+            neighbor_roots=True,
+            recent_start=4.0,
         ),
         auto=Auto(ratings_events=1000),
         limits=Limits(value_abs_max=1e6),

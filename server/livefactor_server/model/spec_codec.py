@@ -64,19 +64,8 @@ _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
     "history": ("paged",),
-<<<<<<< HEAD
-    "mix": (
-        "recent_half_life",
-        "neighbors",
-        "predicted_first",
-        "predicted_events",
-        "neighbor_roots",
-        "recent_start",
-    ),
-=======
     "features": ("prior_events",),
-    "mix": ("recent_half_life", "neighbors", "predicted_first"),
->>>>>>> auto
+    "mix": ("recent_half_life", "neighbors", "predicted_first", "neighbor_roots", "recent_start"),
     "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
     "regularization": ("adversarial_weight", "adversarial_share"),
