@@ -50,6 +50,10 @@ $(VENV)/.stamp-adapt: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[dev,adapt]'
 	@touch $@ $(VENV)/.stamp-server $(VENV)/.stamp-dev
 
+$(VENV)/.stamp-trackers: pyproject.toml scripts/install | $(BIN)/python
+	@scripts/install $(BIN)/python -e '.[trackers]'
+	@touch $@ $(VENV)/.stamp-server $(VENV)/.stamp-dev
+
 $(VENV)/.stamp-bench: pyproject.toml scripts/install | $(BIN)/python
 	@scripts/install $(BIN)/python -e '.[server,bench]'
 	@touch $@ $(VENV)/.stamp-server
@@ -117,8 +121,13 @@ test-adapt: $(VENV)/.stamp-adapt ## Runs the tests that train an encoder; it ins
 	@$(BIN)/python -m pytest -n 0 tests/server/tuning/adapting $(ARGS)
 
 .PHONY: battle
-battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for half an hour; writes benchmarks/results/battle.json.
+battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server for an hour; writes benchmarks/results/battle.json.
 	@BATTLE_RESULTS=benchmarks/results/battle.json $(BIN)/python -m pytest tests/battle -m 'long or not long' -k 'not short' --timeout=7200 $(ARGS)
+
+.PHONY: torture
+torture: $(VENV)/.stamp-dev ## Kills, cuts and changes models for a quarter of an hour; writes benchmarks/results/torture.json. KILLS=500 CUTS=500 LEADER_KILLS=100
+	@TORTURE_RESULTS=benchmarks/results/torture.json TORTURE_KILLS=$(or $(KILLS),500) TORTURE_CUTS=$(or $(CUTS),500) TORTURE_CRASHES=1000 \
+		TORTURE_LEADER_KILLS=$(or $(LEADER_KILLS),100) TORTURE_ROUNDS=20 $(BIN)/python -m pytest -n 0 -p no:rerunfailures -m 'torture and not long' --timeout=7200 $(ARGS)
 
 .PHONY: test-browser
 test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chromium; PICTURES=1 draws the pictures of docs/console.md anew.
@@ -128,6 +137,14 @@ test-browser: $(VENV)/.stamp-browser ## Looks at the console with headless Chrom
 .PHONY: notebook
 notebook: $(VENV)/.stamp-dev ## Runs the notebook examples/notebook/shop.ipynb and keeps what it shows.
 	@$(BIN)/jupyter execute --inplace examples/notebook/shop.ipynb
+
+.PHONY: privacy-attack
+privacy-attack: $(VENV)/.stamp-dev ## Audits differential privacy with 1,000 canaries; writes benchmarks/results/privacy.json and docs/privacy.md.
+	@$(BIN)/python -m benchmarks.privacy.attack $(ARGS)
+
+.PHONY: test-trackers
+test-trackers: $(VENV)/.stamp-trackers ## Logs a fit to TensorBoard, to MLflow in a folder, and to W&B offline.
+	@$(BIN)/python -m pytest -n 0 tests/end_to_end/test_trackers.py $(ARGS)
 
 .PHONY: test-brokers
 test-brokers: $(VENV)/.stamp-dev ## Ingests from real brokers: Debian's nats-server and redis-server, and librdkafka's mock of Kafka.

@@ -49,6 +49,8 @@ FORMATS = {
     "_cpu_s": "{:.1f} s",
     "_ms": "{:.2f} ms",
     "_mb": "{:,.0f} MB",
+    "_mb_per_s": "{:,.0f} MB/s",
+    "_share": "{:.4f}",
     "_ns": "{:.1f} ns",
     "_us": "{:,.1f} µs",
     "_bytes": "{:,.0f} bytes",
@@ -247,6 +249,15 @@ RECOVERY = [
     Row("first_start_clicks_sgd_cpu_s", "first `serve`, nothing compiled, CPU time, `clicks_sgd`"),
     Row("first_start_purchases_sgd_cpu_s", "first `serve`, nothing compiled, CPU time, `purchases_sgd`"),
 ]
+SNAPSHOTS = [
+    Row("snapshot_mb", "a whole snapshot: its size"),
+    Row("snapshot_mb_per_s", "a whole snapshot: bytes a second"),
+    Row("snapshot_quiet_ack_max_ms", "longest acknowledgement of 64 events"),
+    Row("snapshot_ack_max_ms", "the same while a snapshot is taken"),
+    Row("increment_share", "an incremental one after 1 % of the users: share of the bytes", "under 0.02"),
+    Row("increment_mb_per_s", "an incremental one: bytes of the state a second"),
+    Row("forget_s_per_million_events", "forgetting a user: seconds a million events"),
+]
 LIMITS = [
     Row("kernel_event_bytes", "bytes that the kernel moves for an event"),
     Row("kernel_with_keys_event_bytes", "bytes that the kernel with key look-ups moves for an event"),
@@ -274,6 +285,7 @@ SECTIONS = {
     "Clients": CLIENTS,
     "Access": ACCESS,
     "Restart": RECOVERY,
+    "Snapshots": SNAPSHOTS,
     "Challengers": CHALLENGERS,
     "Quality": QUALITY,
     "Limits": LIMITS,

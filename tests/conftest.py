@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 from server_process import ColdStart, Server
+from tally import Tally
 
 # The first import of the command line fixes the width of its tables.
 os.environ["COLUMNS"] = "200"
@@ -25,12 +27,30 @@ hypothesis.settings.load_profile("livefactor")
 _TIMED = ("attacks", "battle", "clients", "end_to_end", "server/rpc", "server/served", "server/hosting")
 
 
+_TALLY = pytest.StashKey[Tally]()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     folders = tuple(tests / name for name in _TIMED)
     for item in items:
         if any(folder in item.path.parents for folder in folders):
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig: pytest.Config) -> Tally:
+    """Provide the counts of the battery (`make torture`)."""
+    return pytestconfig.stash.setdefault(_TALLY, Tally())
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the closing table of the battery, and write it to the file TORTURE_RESULTS."""
+    if (path := os.environ.get("TORTURE_RESULTS")) and _TALLY in config.stash:
+        counts = config.stash[_TALLY]
+        terminalreporter.section("torture")
+        terminalreporter.write_line("\n".join(counts.lines()))
+        counts.save(Path(path))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ FOLDER has MovieLens-1M as `ml-1m`, of which the half with times is used. A user
 gender, age, occupation and the first digit of her zip code. Users come in the order of their first
 events. Of the last fifth only the first n events are learned, and NDCG@10 is that of their others,
 ranked among all films that they have not had. `features.prior_events` 0 uses a bag until the first
-event alone.
+event alone. The same features are also given as vectors of 0 and 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.quality.content import RECORD_EVENTS, Data, _bags, films, lists,
 from benchmarks.quality.ranking import Figures
 from livefactor_kernels.backend import Update, create_backend
 from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import USERS, Features, ModelSpec
+from livefactor_kernels.spec.model import USERS, Embeddings, Features, ModelSpec
 from livefactor_kernels.spec.presets import preset
 
 FIRST = (0, 1, 3, 10)
@@ -41,6 +41,11 @@ def bags_of(folder: Path) -> dict[int, list[str]]:
             user, gender, age, work, code = line.strip().split("::")
             bags[int(user)] = [f"gender:{gender}", f"age:{age}", f"work:{work}", f"zip:{code[0]}"]
     return bags
+
+
+def names_of(bags: dict[int, list[str]]) -> list[str]:
+    """The distinct features."""
+    return sorted({name for bag in bags.values() for name in bag})
 
 
 def divided(events: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -62,12 +67,17 @@ def measured(data: Data, bags: dict[int, list[str]], spec: ModelSpec, first: int
     """NDCG@10 of new users of whom `first` events are learned."""
     new, learned, test = divided(data.events, first)
     model = create_backend("cpu", spec)
-    users = np.array(sorted(bags))
-    for start in range(0, len(users) if spec.features.size else 0, 512):
-        part = users[start : start + 512]
-        rows = model.users.allocate(part.astype(np.uint64))
-        told = _bags([bags[user] for user in part.tolist()])
-        model.set_features(USERS, rows, told, model.revision + 1, model.users.allocated)
+    users, names = np.array(sorted(bags)), names_of(bags)
+    is_told = spec.features.size or spec.embeddings.user_dimension
+    for start in range(0, len(users) if is_told else 0, 512):
+        part = [bags[user] for user in users[start : start + 512].tolist()]
+        rows = model.users.allocate(users[start : start + 512].astype(np.uint64))
+        at = model.revision + 1, model.users.allocated
+        if spec.features.size:
+            model.set_features(USERS, rows, _bags(part), *at)
+        else:
+            vectors = np.array([[name in bag for name in names] for bag in part], np.float16)
+            model.set_embeddings(USERS, rows, vectors, *at)
     model.users.allocate(new.astype(np.uint64))
     for start in range(0, len(learned), RECORD_EVENTS):
         part = learned[start : start + RECORD_EVENTS]
@@ -83,18 +93,26 @@ def measured(data: Data, bags: dict[int, list[str]], spec: ModelSpec, first: int
     return ndcg(lists(model, judged, items, 10, seen=True), relevant)
 
 
-def figures(folder: Path, name: str) -> Figures:
+def figures(folder: Path, name: str, only_vectors: bool) -> Figures:
     """All figures by name."""
     data, bags, base = films(folder, None, 0, 1), bags_of(folder), preset(name)
-    found: Figures = {}
-    for prior in PRIORS:
+    embeddings = Embeddings(user_dimension=len(names_of(bags)))
+    specs = {"vectors": check(replace(base, embeddings=embeddings))}
+    for prior in () if only_vectors else PRIORS:
         features = Features() if prior is None else Features(1 << 16, 16, prior)
-        spec = check(replace(base, features=features))
+        specs[name_of(prior)] = check(replace(base, features=features))
+    found: Figures = {}
+    for what, spec in specs.items():
         for first in FIRST:
-            key = f"users_{name}_{'none' if prior is None else f'{prior:g}'}_after_{first}"
+            key = f"users_{name}_{what}_after_{first}"
             found[key] = measured(data, bags, spec, first)
             print(key, found[key], flush=True)
     return found
+
+
+def name_of(prior: float | None) -> str:
+    """`features.prior_events` in the name of a figure."""
+    return "none" if prior is None else f"{prior:g}"
 
 
 def table(found: Figures) -> str:
@@ -102,9 +120,12 @@ def table(found: Figures) -> str:
     heads = " | ".join(f"{first} events" for first in FIRST)
     lines = [f"| NDCG@10 after | {heads} |", "|---" * (len(FIRST) + 1) + "|"]
     for name in ("auto", "clicks"):
-        for prior in PRIORS:
-            told = "without features" if prior is None else f"`features.prior_events` {prior:g}"
-            keys = [f"users_{name}_{'none' if prior is None else f'{prior:g}'}_after_{n}" for n in FIRST]
+        words = {
+            name_of(prior): "without features" if prior is None else f"`features.prior_events` {prior:g}"
+            for prior in PRIORS
+        }
+        for what, told in (words | {"vectors": "vectors of 0 and 1"}).items():
+            keys = [f"users_{name}_{what}_after_{n}" for n in FIRST]
             if keys[0] in found:
                 cells = " | ".join(f"{float(found[key] or 0):.4f}" for key in keys)
                 lines.append(f"| `{name}`, {told} | {cells} |")
@@ -117,11 +138,12 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--preset", default="auto")
+    parser.add_argument("--vectors", action="store_true", help="measure vectors alone")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--pages", action="store_true", help="only write --output to docs/content.md")
     chosen = parser.parse_args()
     if not chosen.pages:
-        found = six_digits(figures(chosen.folder / "ml-1m", chosen.preset))
+        found = six_digits(figures(chosen.folder / "ml-1m", chosen.preset, chosen.vectors))
         kept = json.loads(chosen.output.read_text()) if chosen.output.exists() else {}
         chosen.output.write_text(json.dumps(kept | found, indent=1, sort_keys=True) + "\n")
     else:

@@ -169,7 +169,7 @@ def learned(data: Data, events: np.ndarray, spec: ModelSpec) -> Backend:
             if spec.features.size:
                 model.set_features(ITEMS, rows, _bags([data.bags[place] for place in told]), *at)
             else:
-                model.set_embeddings(rows, data.vectors[told], *at)
+                model.set_embeddings(ITEMS, rows, data.vectors[told], *at)
 
     for start in range(0, len(events), RECORD_EVENTS):
         part = events[start : start + RECORD_EVENTS]

@@ -202,7 +202,7 @@ def measure_solve(events: int = 20_000, rounds: int = 3) -> dict[str, float]:
 def _describe(model: CpuModel) -> None:
     """Gives all items vectors of `DIMENSION` numbers."""
     vectors = np.random.default_rng(1).normal(size=(ITEMS, DIMENSION)).astype(np.float16)
-    model.set_embeddings(np.arange(ITEMS, dtype=np.uint32), vectors, model.revision + 1, ITEMS)
+    model.set_embeddings(ITEMS, np.arange(ITEMS, dtype=np.uint32), vectors, model.revision + 1, ITEMS)
 
 
 def _bags(count: int) -> Bags:

@@ -33,7 +33,8 @@ class SnapshotInfo:
     """A snapshot that a server holds.
 
     root_hash, log_hash: 32 bytes each. size_bytes: size of all its files. created_us: microseconds
-    since 1970 UTC. users, items: numbers of the model's rows.
+    since 1970 UTC. users, items: numbers of the model's rows. checkpoint: a signed statement of the
+    position and both hashes, as JSON; empty if the server signed none.
     """
 
     snapshot_id: str
@@ -44,6 +45,7 @@ class SnapshotInfo:
     created_us: int
     users: int
     items: int
+    checkpoint: bytes = b""
 
     def __repr__(self) -> str:
         rows = f"{self.users} users, {self.items} items"
@@ -237,7 +239,7 @@ def snapshot_info(message: Any) -> SnapshotInfo:
     """Convert a `livefactor.v1.SnapshotInfo` message to a SnapshotInfo."""
     return SnapshotInfo(
         message.snapshot_id, position_of(message.position), message.root_hash, message.log_hash,
-        message.size_bytes, message.created_us, message.users, message.items,
+        message.size_bytes, message.created_us, message.users, message.items, message.checkpoint,
     )  # fmt: skip
 
 

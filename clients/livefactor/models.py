@@ -6,32 +6,40 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from livefactor.access import Access
 from livefactor.calling.blocking import BlockingClient, blocking
 from livefactor.calling.plans import Next, Plan
 from livefactor.calling.routes import Route
 from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
 from livefactor.errors import LivefactorError
-from livefactor.position import position_of
+from livefactor.position import Position, position_of
+from livefactor.pushing.deltas import delta_body
 from livefactor.pushing.labels import SIDES
 from livefactor.results.answers import spec_name
 from livefactor.results.contest import Contest, contest_of
-from livefactor.results.descriptions import FeatureReport, LogGap
+from livefactor.results.descriptions import FeatureReport, Lead, ProducerReport, gap_of, producer_of
 from livefactor.results.descriptions import ModelDescription as ModelDescription
 from livefactor.results.descriptions import SpecPeriod as SpecPeriod
 from livefactor.results.erasure import ErasureReport, ForgetCost, cost_of, report_of
 from livefactor.results.judgement import hold_of, judgement_of
-from livefactor.v1 import challenging_pb2, models_pb2
+from livefactor.results.privacy import PrivacyBudget, budget_of
+from livefactor.v1 import challenging_pb2, following_pb2, models_pb2, privacy_pb2, updates_pb2
 from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.keys import keys_of
 from livefactor.wire.limits import check_model
+from livefactor.wire.plain import fill as fill
+from livefactor.wire.plain import plain as plain
+from livefactor.wire.plain import shortest as shortest
 
 _SERVICE = "/livefactor.v1.ModelService/"
 _CHALLENGES = "/livefactor.v1.ChallengeService/"
-_OF_CHALLENGES = frozenset({"AddChallenger", "ListChallengers", "SettleModel"})
-_READS = frozenset({"DescribeModel", "ListFeatures", "ListModels", "ListChallengers"})
+_FOLLOWING = "/livefactor.v1.FollowService/"
+_SERVICES = dict.fromkeys(("AddChallenger", "ListChallengers", "SettleModel"), _CHALLENGES) | dict.fromkeys(
+    ("Contribute", "MakeRelease", "DescribePrivacy"), "/livefactor.v1.PrivacyService/"
+)
+_READS = frozenset(
+    {"DescribeModel", "ListFeatures", "ListProducers", "ListModels", "ListChallengers", "DescribePrivacy"}
+)
 LONG_DEADLINE_S = 600.0
 """Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
 restore.
@@ -60,7 +68,7 @@ class ModelsBase:
     def _call(self, method: str, request: Any, name: str, timeout: float) -> Plan[bytes]:
         doing = f"model {check_model(name)!r}" if name else "models"
         retry_s = READ_RETRY_S if method in _READS else 0.0
-        service = _CHALLENGES if method in _OF_CHALLENGES else _SERVICE
+        service = _SERVICES.get(method, _SERVICE)
         plan: Plan[bytes] = self._connection.unary(
             service + method, request.SerializeToString(), timeout, doing, retry_s
         )
@@ -128,6 +136,19 @@ class Models(ModelsBase, BlockingClient):
         data = yield from self._call("ListFeatures", request, name, timeout)
         found = models_pb2.ListFeaturesResponse.FromString(data).features
         return tuple(FeatureReport(each.name, each.ids, each.strength) for each in found)
+
+    @blocking
+    def producers(
+        self, name: str = "default", *, limit: int = 100, timeout: float = DEADLINE_S
+    ) -> Plan[tuple[ProducerReport, ...]]:
+        """The producers of a model, with how far each one is behind. Those that sent last come
+        first.
+
+        limit: at most 1000. Raises NotFound.
+        """
+        request = models_pb2.ListProducersRequest(model=name, limit=limit)
+        data = yield from self._call("ListProducers", request, name, timeout)
+        return tuple(map(producer_of, models_pb2.ListProducersResponse.FromString(data).producers))
 
     @blocking
     def list(self, *, timeout: float = DEADLINE_S) -> Plan[tuple[ModelDescription, ...]]:
@@ -291,6 +312,48 @@ class Models(ModelsBase, BlockingClient):
         raise LivefactorError(f"{doing}: the server ended the call without a report")
 
     @blocking
+    def privacy(self, name: str = "default", *, timeout: float = DEADLINE_S) -> Plan[PrivacyBudget]:
+        """Return the budget of differential privacy, and what of it is spent (docs/privacy.md).
+
+        Raises NotFound, and FailedPrecondition if the model has no privacy.
+        """
+        request = privacy_pb2.DescribePrivacyRequest(model=name)
+        data = yield from self._call("DescribePrivacy", request, name, timeout)
+        return budget_of(privacy_pb2.DescribePrivacyResponse.FromString(data))
+
+    @blocking
+    def contribute(
+        self, name: str, release: int, user: str | int, items: Ids, deltas: Any, biases: Any = None,
+        *, secret: bytes = b"", timeout: float = DEADLINE_S,
+    ) -> Plan[bool]:  # fmt: skip
+        """Add what a user's events changed in the rows of items to a release.
+
+        release: `PrivacyBudget.next_release`. items: n different ids. deltas: numbers [n, k].
+        biases: n numbers. The server scales them down to the norm `PrivacyBudget.clip`. Return
+        whether it counts: of several contributions of a user to a release only the first does.
+        Raises ColumnError, NotFound, InvalidArgument, FailedPrecondition and ResourceExhausted.
+        """
+        hashed = partial(keys_of, secret=secret)
+        keys, (key,) = as_keys("items", items, hashed), as_keys("user", [user], hashed).tolist()
+        _, body = delta_body(SIDES["item"], keys, deltas, biases, 1.0)
+        request = privacy_pb2.ContributeRequest(
+            model=name, release=release, user_id=key, deltas=updates_pb2.FactorDeltas.FromString(body)
+        )
+        data = yield from self._call("Contribute", request, name, timeout)
+        return privacy_pb2.ContributeResponse.FromString(data).counted
+
+    @blocking
+    def make_release(self, name: str, release: int, *, timeout: float = LONG_DEADLINE_S) -> Plan[Position]:
+        """Add noise to the sum of a release, and apply it. Return its position.
+
+        The call may be made again: a release is made once. Raises NotFound, and FailedPrecondition
+        if the budget is spent or `release` is not the next one.
+        """
+        request = privacy_pb2.MakeReleaseRequest(model=name, release=release)
+        data = yield from self._call("MakeRelease", request, name, timeout)
+        return position_of(privacy_pb2.MakeReleaseResponse.FromString(data).position)
+
+    @blocking
     def challenge(
         self,
         /,
@@ -350,6 +413,24 @@ class Models(ModelsBase, BlockingClient):
         return _description(challenging_pb2.SettleModelResponse.FromString(data).description)
 
     @blocking
+    def take_lead(
+        self, *, force: bool = False, address: str = "", timeout: float = LONG_DEADLINE_S
+    ) -> Plan[tuple[Lead, ...]]:
+        """Make the server, which follows another one, the leader of its models.
+
+        force: also while the leader before answers; what it acknowledges from then on is lost.
+        address: where clients and followers reach the server, "host:port"; the leader before names
+        it to them. Raises FailedPrecondition if the server follows nobody, or if its leader still
+        answers.
+        """
+        request = following_pb2.TakeLeadRequest(force=force, address=address)
+        data = yield from self._connection.unary(
+            _FOLLOWING + "TakeLead", request.SerializeToString(), timeout, "take the lead"
+        )
+        found = following_pb2.TakeLeadResponse.FromString(data)
+        return tuple(Lead(each.model, each.revision, each.term) for each in found.leads)
+
+    @blocking
     def release(self, name: str = "default", *, timeout: float = DEADLINE_S) -> Plan[ModelDescription]:
         """End a hold of updates (`ModelDescription.hold`). The judge takes what follows as normal.
 
@@ -360,102 +441,12 @@ class Models(ModelsBase, BlockingClient):
         return _description(models_pb2.ReleaseHoldResponse.FromString(data).description)
 
 
-def fill(message: Any, values: dict[str, Any], where: str) -> None:
-    """Set the fields of a message from nested plain values. where: the error text begins with it.
-
-    An enum is a name ("bpr") or a number. Raises TypeError or ValueError, whose text names the
-    field.
-    """
-    fields = message.DESCRIPTOR.fields_by_name
-    for name, value in values.items():
-        field = fields.get(name)
-        if field is None:
-            raise TypeError(f"{where}.{name}: no such field; the fields are {', '.join(fields)}")
-        # Only a repeated field has `add`.
-        if field.message_type is not None and hasattr(getattr(message, name), "add"):
-            if not isinstance(value, list | tuple):
-                raise TypeError(f"{where}.{name}: expected a list of dicts, got {value!r}")
-            for number, each in enumerate(value):
-                fill(getattr(message, name).add(), each, f"{where}.{name}[{number}]")
-        elif field.message_type is not None:
-            if not isinstance(value, dict):
-                raise TypeError(f"{where}.{name}: expected a dict, got {value!r}")
-            fill(getattr(message, name), value, f"{where}.{name}")
-            getattr(message, name).SetInParent()
-        else:
-            _set(message, field, _enum_number(field, value, where), where)
-
-
-def _set(message: Any, field: Any, value: Any, where: str) -> None:
-    try:
-        setattr(message, field.name, value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}.{field.name}: {error}") from None
-
-
-def _enum_number(field: Any, value: Any, where: str) -> Any:
-    if field.enum_type is None or not isinstance(value, str):
-        return value
-    numbers = {
-        _short_name(field.enum_type, one.name): one.number for one in field.enum_type.values if one.number
-    }
-    if value.lower() not in numbers:
-        raise ValueError(f"{where}.{field.name}: expected one of {', '.join(numbers)}, got {value!r}")
-    return numbers[value.lower()]
-
-
-def _short_name(enum: Any, name: str) -> str:
-    """The name without its prefix: "bpr" for LOSS_BPR.
-
-    Protobuf asks for the enum's name as a prefix.
-    """
-    prefix = "".join(f"_{letter}" if letter.isupper() else letter for letter in enum.name).strip("_").upper()
-    return name.removeprefix(f"{prefix}_").lower()
-
-
-def plain(message: Any) -> dict[str, Any]:
-    """The fields of a message as nested plain values. `fill` accepts them.
-
-    Enums become lower-case names. A float32 becomes the shortest number that rounds to it.
-    """
-    values: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.message_type is not None:
-            value = [plain(each) for each in value] if hasattr(value, "add") else plain(value)
-        elif field.cpp_type == field.CPPTYPE_FLOAT:
-            value = shortest(value)
-        elif field.enum_type is not None:
-            known = field.enum_type.values_by_number.get(value)
-            value = value if known is None else _short_name(field.enum_type, known.name)
-        values[field.name] = value
-    return values
-
-
-def shortest(value: float) -> float:
-    """The shortest decimal number that rounds to this float32: 0.1 instead of
-    0.10000000149011612.
-    """
-    return float(str(np.float32(value)))
-
-
 def _forget_request(
     name: str, users: Ids, items: Ids, secret: bytes, dry_run: bool = False
 ) -> models_pb2.ForgetRequest:
     hashed = partial(keys_of, secret=secret)
     keys = [as_keys(what, ids, hashed).tolist() for what, ids in (("users", users), ("items", items))]
     return models_pb2.ForgetRequest(model=name, user_ids=keys[0], item_ids=keys[1], dry_run=dry_run)
-
-
-def _log_gap(message: Any) -> LogGap:
-    return LogGap(
-        message.first_revision,
-        message.last_revision,
-        message.time_us,
-        message.archived,
-        message.snapshot_revision,
-        message.snapshot_root_hash,
-    )
 
 
 def _description(message: Any) -> ModelDescription:
@@ -483,5 +474,7 @@ def _description(message: Any) -> ModelDescription:
             for each in message.earlier_specs
         ),
         skipped=tuple((each.first, each.last) for each in message.skipped),
-        log_gap=_log_gap(message.log_gap) if message.HasField("log_gap") else None,
+        log_gap=gap_of(message.log_gap) if message.HasField("log_gap") else None,
+        term=message.term,
+        leader=message.leader,
     )

@@ -32,6 +32,9 @@ PARTS = 10
 SCORED = 10
 """Length of the lists that `score` judges."""
 
+TIMEOUT_S = 600.0
+"""How long `recommend` waits for its lists, seconds."""
+
 Callback = Callable[[dict[str, float], int], object]
 """Called with (figures by name, number of events so far)."""
 
@@ -107,6 +110,8 @@ class Recommender:
         """
         server = self._fitted()
         asked = self.users_ if users is None else users
+        # Lists of all users take longer than the call of a service may.
+        options.setdefault("timeout", TIMEOUT_S)
         with server.scorer() as scorer:
             return scorer.recommend(asked, k, exclude_seen=exclude_seen, **options)
 

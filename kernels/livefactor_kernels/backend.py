@@ -183,10 +183,12 @@ class Backend(Protocol):
         The caller holds the gate. The backend cuda lacks this part.
         """
 
-    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
-        """Sets the vectors float16[n, d] of item rows uint32[n], in order.
+    def set_embeddings(
+        self, side: int, rows: np.ndarray, vectors: np.ndarray, revision: int, count: int
+    ) -> None:
+        """Sets the vectors float16[n, d] of rows uint32[n] of a side, in order.
 
-        Then it sets the revision and the number of items.
+        Then it sets the revision and the number of rows of the side.
 
         The caller holds the gate. Only a model with embeddings (`spec.embeddings`) has it.
         """

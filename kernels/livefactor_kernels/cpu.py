@@ -27,8 +27,9 @@ from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.solve.features.cpu import CpuArithmetic as FeatureArithmetic
 from livefactor_kernels.solve.features.learning import FeatureRows, solved_again
+from livefactor_kernels.solve.prior import dimension_of
 from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
-from livefactor_kernels.solve.prior.learning import Prior
+from livefactor_kernels.solve.prior.learning import Prior, following
 from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
@@ -95,13 +96,15 @@ class CpuModel:
         self._mean = GlobalMean()
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
-        self._prior = self._prior_of(spec) if spec.embeddings.dimension else None
+        self._priors = tuple(
+            self._prior_of(spec, side) if dimension_of(spec, side) else None for side in (USERS, ITEMS)
+        )
         self._features = self._features_of(spec) if spec.features.size else ()
         self._context = Context(spec, ContextArithmetic(spec.k)) if spec.context.size else None
         self._rule = self._rule_of(spec)
         self._mixer = self._mixer_of(spec) if spec.mix.learning_rate else None
         further: list[Part] = [
-            part for part in (self._reservoir, self._mixer, self._prior, self._context) if part is not None
+            part for part in (self._reservoir, self._mixer, *self._priors, self._context) if part is not None
         ]
         further += self._features
         self._parts: list[Part] = [self._mean, self._rule, *further]
@@ -119,28 +122,26 @@ class CpuModel:
         if spec.rule == Rule.SOLVE:
             # `spec.checks.check` ensures it.
             assert self._recorder is not None
-            return Solver(
-                spec,
-                *tables,
-                self._mean.sums,
-                self._recorder,
-                self._features[ITEMS] if self._features else self._prior,
-            )
+            return Solver(spec, *tables, self._mean.sums, self._recorder, self._told(ITEMS))
         if spec.rule == Rule.SOFTMAX:
             return Softmax(spec, *tables)
         kind = AdaptiveSgd if spec.adaptive_rate.window else Sgd
         return kind(spec, *tables, self._mean.sums)
 
-    def _prior_of(self, spec: ModelSpec) -> Prior:
-        arithmetic = PriorArithmetic(spec.embeddings.dimension, spec.k)
-        return Prior(spec, self.items.padded().__getitem__, arithmetic)
+    def _prior_of(self, spec: ModelSpec, side: int) -> Prior:
+        arithmetic = PriorArithmetic(dimension_of(spec, side), spec.k)
+        return Prior(spec, side, (self.users, self.items)[side].padded().__getitem__, arithmetic)
+
+    def _told(self, side: int) -> PriorRows | None:
+        """What bags and vectors say of the rows of a side, if the spec has any."""
+        return self._features[side] if self._features else self._priors[side]
 
     def _features_of(self, spec: ModelSpec) -> tuple[FeatureRows, FeatureRows]:
         arithmetic = FeatureArithmetic(spec.k)
         users, items = (table.padded().__getitem__ for table in (self.users, self.items))
         return (
-            FeatureRows(spec, USERS, users, arithmetic),
-            FeatureRows(spec, ITEMS, items, arithmetic, self._prior),
+            FeatureRows(spec, USERS, users, arithmetic, self._priors[USERS]),
+            FeatureRows(spec, ITEMS, items, arithmetic, self._priors[ITEMS]),
         )
 
     def _mixer_of(self, spec: ModelSpec) -> Mixer:
@@ -206,9 +207,9 @@ class CpuModel:
         items = self.published[ITEMS]
         if self._mixer is not None and self._mixer.is_decay_due(items):
             rows = np.arange(items, dtype=np.uint32)
-        cold_users = _NO_ROWS
-        if self._features:
-            cold_users = self._features[USERS].begin(update.user_rows.size, update.user_count)
+        cold_users, told = _NO_ROWS, self._told(USERS)
+        if told is not None:
+            cold_users = told.begin(update.user_rows.size, update.user_count)
         if self.pins.active:
             recent = () if self._recorder is None else (self._recorder.recent_items(update),)
             self.pins.protect(update, rows, *recent, more_users=cold_users)
@@ -216,9 +217,10 @@ class CpuModel:
         self.head.open()
         if self._mixer is not None:
             self._mixer.learn(UpdateRun.of(updates), self, popularity[:items], self.items.bias[:items])
-        if self._features:
-            self._features[USERS].map_cold()
-        self._rule.learn(update)
+        if told is not None:
+            told.map_cold()
+        with following(self._priors[USERS], update.user_rows):
+            self._rule.learn(update)
         for features, touched in zip(self._features, (update.user_rows, update.item_rows), strict=False):
             features.follow(distinct(touched))
         if self._recorder is not None and not self._rule.records:
@@ -257,9 +259,9 @@ class CpuModel:
     def clear(self, side: int, rows: np.ndarray, revision: int) -> None:
         """See `backend.Backend.clear`."""
         nobody, counts, table = np.empty(0, np.uint32), self.published, (self.users, self.items)[side]
-        if self._prior is not None and side == ITEMS:
-            vectors = np.zeros((len(rows), self.spec.embeddings.dimension), np.float16)
-            self.set_embeddings(rows, vectors, self.revision, counts[ITEMS])
+        if self._priors[side] is not None:
+            vectors = np.zeros((len(rows), dimension_of(self.spec, side)), np.float16)
+            self.set_embeddings(side, rows, vectors, self.revision, counts[side])
         if self._features:
             self.set_features(side, rows, Bags.empty(len(rows)), self.revision, counts[side])
         users, items = (rows, nobody) if side == USERS else (nobody, rows)
@@ -274,23 +276,29 @@ class CpuModel:
             self._rule.load({})
         self.advance(revision)
 
-    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+    def set_embeddings(
+        self, side: int, rows: np.ndarray, vectors: np.ndarray, revision: int, count: int
+    ) -> None:
         """See `backend.Backend.set_embeddings`."""
-        assert self._prior is not None
-        nobody = np.empty(0, np.uint32)
-        update = Update(revision, nobody, rows, None, None, self.published[USERS], item_count)
+        prior, nobody = self._priors[side], np.empty(0, np.uint32)
+        assert prior is not None
+        users, items = (rows, nobody) if side == USERS else (nobody, rows)
+        update = Update(revision, users, items, None, None, *self.published)
         self.head.open()
         self.pins.protect(update)
-        had_prior = self._has_prior(rows)
-        cold = self._prior.describe(rows, vectors, item_count)
-        changed: PriorRows = self._prior
+        had_prior = self._has_prior(rows) if side == ITEMS else nobody
+        cold = prior.describe(rows, vectors, count)
+        changed: PriorRows = prior
         if self._features:
-            changed = self._features[ITEMS]
-            cold = changed.follow_vectors(rows, cold, item_count)
-        self.pins.protect(update, cold)
+            changed, cold = self._features[side], self._features[side].follow_vectors(rows, count)
+        if side == USERS:
+            self.pins.protect(update, more_users=cold)
+        else:
+            self.pins.protect(update, cold)
         changed.map_cold()
-        self._follow_newcomers(rows, had_prior)
-        self.advance(revision, item_count=item_count)
+        if side == ITEMS:
+            self._follow_newcomers(rows, had_prior)
+        self.advance(revision, *((count, None) if side == USERS else (None, count)))
 
     def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
         """See `backend.Backend.set_features`."""
@@ -355,9 +363,8 @@ class CpuModel:
 
     def _has_prior(self, rows: np.ndarray) -> np.ndarray:
         """Which item rows uint32[n] have a vector or a bag, bool[n]."""
-        prior = self._features[ITEMS] if self._features else self._prior
-        assert prior is not None
-        return prior.has(rows)
+        prior = self._told(ITEMS)
+        return np.zeros(len(rows), bool) if prior is None else prior.has(rows)
 
     def advance(self, revision: int, user_count: int | None = None, item_count: int | None = None) -> None:
         """See `backend.Backend.advance`."""

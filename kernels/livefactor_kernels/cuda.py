@@ -205,7 +205,9 @@ class CudaModel:
         """See `backend.Backend.clear`. The server clears no rows of this backend."""
         raise AssertionError("clear: backend cuda lacks this part (docs/gpu.md)")
 
-    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+    def set_embeddings(
+        self, side: int, rows: np.ndarray, vectors: np.ndarray, revision: int, count: int
+    ) -> None:
         """See `backend.Backend.set_embeddings`. No spec on this backend has embeddings."""
         raise AssertionError("embeddings: `spec.checks.check_cuda` refuses them")
 

@@ -30,7 +30,8 @@ from livefactor_kernels.softmax.reference import Softmax
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.solve.features.learning import FeatureRows, solved_again
 from livefactor_kernels.solve.features.reference import ReferenceArithmetic as FeatureArithmetic
-from livefactor_kernels.solve.prior.learning import Prior
+from livefactor_kernels.solve.prior import dimension_of
+from livefactor_kernels.solve.prior.learning import Prior, following
 from livefactor_kernels.solve.prior.reference import ReferenceArithmetic as PriorArithmetic
 from livefactor_kernels.solve.prior.rows import PriorRows
 from livefactor_kernels.solve.reference import Solver
@@ -69,34 +70,38 @@ class ReferenceModel:
         self.published = (0, 0)
         self._recorder = Recorder(spec, self.users, self.items) if spec.history.users else None
         self._reservoir = Reservoir(spec) if spec.replay.size else None
-        self._prior = self._prior_of(spec) if spec.embeddings.dimension else None
+        self._priors = tuple(
+            self._prior_of(spec, side) if dimension_of(spec, side) else None for side in (USERS, ITEMS)
+        )
         self._features = self._features_of(spec) if spec.features.size else ()
         self._context = Context(spec, ContextArithmetic()) if spec.context.size else None
         self._rule = self._rule_of(spec)
         self._mixer = Mixer(spec, ReferenceArithmetic(spec)) if spec.mix.learning_rate else None
         further: list[Part] = [
-            part for part in (self._reservoir, self._mixer, self._prior, self._context) if part is not None
+            part for part in (self._reservoir, self._mixer, *self._priors, self._context) if part is not None
         ]
         further += self._features
         self._parts: list[Part] = [self._tables.mean, self._rule, *further]
 
-    def _prior_of(self, spec: ModelSpec) -> Prior:
-        return Prior(spec, partial(getattr, self.items), PriorArithmetic())
+    def _prior_of(self, spec: ModelSpec, side: int) -> Prior:
+        return Prior(spec, side, partial(getattr, (self.users, self.items)[side]), PriorArithmetic())
+
+    def _told(self, side: int) -> PriorRows | None:
+        """What bags and vectors say of the rows of a side, if the spec has any."""
+        return self._features[side] if self._features else self._priors[side]
 
     def _features_of(self, spec: ModelSpec) -> tuple[FeatureRows, FeatureRows]:
         arithmetic = FeatureArithmetic()
         return (
-            FeatureRows(spec, USERS, partial(getattr, self.users), arithmetic),
-            FeatureRows(spec, ITEMS, partial(getattr, self.items), arithmetic, self._prior),
+            FeatureRows(spec, USERS, partial(getattr, self.users), arithmetic, self._priors[USERS]),
+            FeatureRows(spec, ITEMS, partial(getattr, self.items), arithmetic, self._priors[ITEMS]),
         )
 
     def _rule_of(self, spec: ModelSpec) -> LearningRule:
         if spec.rule == Rule.SOLVE:
             # `spec.checks.check` ensures it.
             assert self._recorder is not None
-            return Solver(
-                self._tables, self._recorder, self._features[ITEMS] if self._features else self._prior
-            )
+            return Solver(self._tables, self._recorder, self._told(ITEMS))
         if spec.rule == Rule.SOFTMAX:
             return Softmax(self._tables)
         return AdaptiveSgd(self._tables) if spec.adaptive_rate.window else Sgd(self._tables)
@@ -149,9 +154,9 @@ class ReferenceModel:
     def clear(self, side: int, rows: np.ndarray, revision: int) -> None:
         """See `backend.Backend.clear`."""
         table, counts = (self.users, self.items)[side], self.published
-        if self._prior is not None and side == ITEMS:
-            vectors = np.zeros((len(rows), self.spec.embeddings.dimension), np.float16)
-            self.set_embeddings(rows, vectors, self.revision, counts[ITEMS])
+        if self._priors[side] is not None:
+            vectors = np.zeros((len(rows), dimension_of(self.spec, side)), np.float16)
+            self.set_embeddings(side, rows, vectors, self.revision, counts[side])
         if self._features:
             self.set_features(side, rows, Bags.empty(len(rows)), self.revision, counts[side])
         with table.lock:
@@ -160,19 +165,23 @@ class ReferenceModel:
             table.reset(rows)
         self.advance(revision)
 
-    def set_embeddings(self, rows: np.ndarray, vectors: np.ndarray, revision: int, item_count: int) -> None:
+    def set_embeddings(
+        self, side: int, rows: np.ndarray, vectors: np.ndarray, revision: int, count: int
+    ) -> None:
         """See `backend.Backend.set_embeddings`."""
-        assert self._prior is not None
-        with self.items.lock:
-            had_prior = self._has_prior(rows)
-            further = self._prior.describe(rows, vectors, item_count)
-            changed: PriorRows = self._prior
+        prior = self._priors[side]
+        assert prior is not None
+        with (self.users, self.items)[side].lock:
+            had_prior = self._has_prior(rows) if side == ITEMS else rows
+            prior.describe(rows, vectors, count)
+            changed: PriorRows = prior
             if self._features:
-                changed = self._features[ITEMS]
-                self._features[ITEMS].follow_vectors(rows, further, item_count)
+                changed = self._features[side]
+                self._features[side].follow_vectors(rows, count)
             changed.map_cold()
-            self._follow_newcomers(rows, had_prior)
-        self.advance(revision, item_count=item_count)
+            if side == ITEMS:
+                self._follow_newcomers(rows, had_prior)
+        self.advance(revision, *((count, None) if side == USERS else (None, count)))
 
     def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
         """See `backend.Backend.set_features`."""
@@ -226,9 +235,8 @@ class ReferenceModel:
 
     def _has_prior(self, rows: np.ndarray) -> np.ndarray:
         """Which item rows uint32[n] have a vector or a bag, bool[n]."""
-        prior = self._features[ITEMS] if self._features else self._prior
-        assert prior is not None
-        return prior.has(rows)
+        prior = self._told(ITEMS)
+        return np.zeros(len(rows), bool) if prior is None else prior.has(rows)
 
     def reserve(self, user_rows: int, item_rows: int) -> bool:
         """Always True: NumPy allocates the memory when rows come."""
@@ -280,10 +288,12 @@ class ReferenceModel:
                 run, popularity = UpdateRun.of([update]), self.items.popularity[:items]
                 self._mixer.learn(run, self, popularity, self.items.bias[:items])
             learned = update if self._reservoir is None else self._reservoir.extend(update)
-            if self._features:
-                self._features[USERS].begin(learned.user_rows.size, learned.user_count)
-                self._features[USERS].map_cold()
-            self._rule.learn(learned)
+            told = self._told(USERS)
+            if told is not None:
+                told.begin(learned.user_rows.size, learned.user_count)
+                told.map_cold()
+            with following(self._priors[USERS], learned.user_rows):
+                self._rule.learn(learned)
             for features, touched in zip(
                 self._features, (learned.user_rows, learned.item_rows), strict=False
             ):

@@ -113,6 +113,15 @@ def unavailable(text: str) -> Refused:
     return Refused(grpc.StatusCode.UNAVAILABLE, text)
 
 
+class NotLeader(Refused):
+    """Another server takes the updates. It ends an update stream, so that a
+    client with several targets goes on to the next one.
+    """
+
+    def __init__(self, leader: str) -> None:
+        super().__init__(grpc.StatusCode.UNAVAILABLE, f"model: this server takes no updates; {leader} does")
+
+
 def late(text: str) -> Refused:
     """The deadline has passed. The outcome of an update is unknown."""
     return Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text)

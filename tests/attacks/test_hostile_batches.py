@@ -20,7 +20,9 @@ from contract import METHODS
 from hostile import MODEL, Target
 from livefactor.v1 import (
     challenging_pb2,
+    following_pb2,
     models_pb2,
+    privacy_pb2,
     scoring_pb2,
     scoring_pb2_grpc,
     snapshots_pb2,
@@ -63,12 +65,11 @@ def _changes(stamp: updates_pb2.ProducerStamp, rows: Rows) -> list[dict[str, obj
     vectors = updates_pb2.Embeddings(side=2, ids=[4], dimension=2, vectors=[1, 2])
     bags = updates_pb2.Features(side=2, ids=[4], counts=[2], names=["a", "b"], features=[0, 1])
     deltas = updates_pb2.FactorDeltas(side=2, ids=[4], dimension=2, deltas=[1, 2], biases=[3], weight=2)
-    gone = updates_pb2.DroppedFeatures(side=2, names=["a"])
     return [
         dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
         dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),
         dict(model=MODEL, producer=stamp, embeddings=vectors), dict(model=MODEL, producer=stamp, features=bags),
-        dict(model=MODEL, factor_deltas=deltas), dict(model=MODEL, dropped_features=gone),
+        dict(model=MODEL, factor_deltas=deltas), dict(model=MODEL, dropped_features=updates_pb2.DroppedFeatures(side=2, names=["a"])),
         dict(model=MODEL, factors=updates_pb2.Factors(side=1, ids=[4], dimension=1, factors=[1], biases=[3])),
     ]  # fmt: skip
 
@@ -96,13 +97,9 @@ def valid_messages() -> dict[str, list[Any]]:
     stamp = updates_pb2.ProducerStamp(id="p", epoch=1, sequence=1)
     here = updates_pb2.Position(lineage=bytes(16), revision=3)
     rows = Rows(
-        user_ids=[1, 2, 3],
-        item_ids=[4, 5, 6],
-        values=[1, 2, 3],
-        weights=[1, 1, 2],
-        event_types=[1, 2, 3],
-        times_us=[7, 8, 9],
-    )
+        user_ids=[1, 2, 3], item_ids=[4, 5, 6], values=[1, 2, 3], weights=[1, 1, 2],
+        event_types=[1, 2, 3], times_us=[7, 8, 9],
+    )  # fmt: skip
     update = _changes(stamp, rows)
     few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
     best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)
@@ -132,14 +129,28 @@ def valid_messages() -> dict[str, list[Any]]:
         "CreateModel": [models_pb2.CreateModelRequest(model="Not A Name", preset="clicks_sgd", spec=spec)],
         "DescribeModel": [models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)],
         "ListFeatures": [models_pb2.ListFeaturesRequest(model=MODEL, side=2, limit=3)],
+        "ListProducers": [models_pb2.ListProducersRequest(model=MODEL, limit=3)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
         "ListChallengers": [challenging_pb2.ListChallengersRequest(model=MODEL)],
         "SettleModel": [challenging_pb2.SettleModelRequest(model="nosuchmodel", challenger="x")],
+        # With the model's own lineage the stream would not end.
+        "FollowLog": [following_pb2.FollowLogRequest(model=MODEL, lineage=bytes(16), hash=bytes(32))],
+        "ConfirmLog": [following_pb2.ConfirmLogRequest(model=MODEL, lineage=bytes(16), follower="f")],
+        "TakeLead": [following_pb2.TakeLeadRequest(address="a:1")],
+        "Fence": [following_pb2.FenceRequest(model=MODEL, lineage=bytes(16), term=1, address="a:1")],
+        "CopyModel": [following_pb2.CopyModelRequest(model=MODEL)],
         "ReleaseHold": [models_pb2.ReleaseHoldRequest(model=MODEL)],
         "RestoreSnapshot": [
             models_pb2.RestoreSnapshotRequest(model="Not A Name", source_model=MODEL, snapshot_id="x")
         ],
+        "Contribute": [
+            privacy_pb2.ContributeRequest(
+                model=MODEL, release=1, user_id=7, deltas=update[6]["factor_deltas"]
+            )
+        ],
+        "MakeRelease": [privacy_pb2.MakeReleaseRequest(model=MODEL, release=1)],
+        "DescribePrivacy": [privacy_pb2.DescribePrivacyRequest(model=MODEL)],
     } | changing_messages(spec)
 
 

@@ -25,6 +25,7 @@ from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots import files as snapshot_files
 from livefactor.snapshots import format as fmt
 from snapshot_refusals import VERBS, refused, refused_in_little_memory, watched
+from tally import Tally
 
 SEED = 20_240_917
 FLIPS = 2_000
@@ -66,8 +67,10 @@ def test_the_watch_notices_forbidden_calls(copy: Path, tmp_path: Path) -> None:
             plant()
 
 
-def test_every_flipped_byte_is_found(copy: Path) -> None:
+@pytest.mark.torture
+def test_every_flipped_byte_is_found(copy: Path, tally: Tally) -> None:
     _flip_many(copy, FLIPS)
+    tally.add("changed bytes of a snapshot and its manifest", FLIPS)
 
 
 @pytest.mark.long

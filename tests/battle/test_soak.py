@@ -5,6 +5,7 @@ It restarts meanwhile. Nothing acknowledged is lost, and memory, files and threa
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import threading
@@ -24,7 +25,7 @@ from load import MODEL, Findings, Load, create_model
 from server_process import Server
 
 Serve = Callable[..., Server]
-SECONDS_LONG, CLIENTS_LONG = 600.0, 500
+SECONDS_LONG, CLIENTS_LONG = float(os.environ.get("BATTLE_SOAK_S", "1800")), 500
 SECONDS, CLIENTS = 6.0, 20
 SLOPE_MAX = 60.0
 """MB an hour. An hour of this load adds no row, so only noise is left."""

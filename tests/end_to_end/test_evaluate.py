@@ -98,6 +98,30 @@ def test_a_report_has_groups_of_users_and_of_event_types(tmp_path: Path) -> None
     assert 100 < counts["the user&#x27;s first event"] < 250
 
 
+def test_a_spec_is_judged_with_and_without_the_context_of_events(tmp_path: Path) -> None:
+    """Users have no taste, and the words of a query name the kind of the item."""
+    rng = np.random.default_rng(3)
+    users, items = rng.integers(0, 200, 2000), rng.integers(0, 120, 2000)
+    lines = [
+        f"{u},{i},the kind{i // 10},{at + 1_500_000_000}"
+        for at, (u, i) in enumerate(zip(users, items, strict=True))
+    ]
+    file, spec = tmp_path / "searched.csv", tmp_path / "own.toml"
+    file.write_text("\n".join(["user,item,query,time", *lines]) + "\n")
+    write_spec(spec, preset("clicks"), "clicks", [])
+    asked = ("evaluate", str(file), "--spec", str(spec), "--context", "query", "--json")
+    code, out, err = type_in(*asked, "--separator", " ", "--context-weight", "3")
+    assert code == 0, err
+    best, plain = json.loads(out)["models"]
+    assert (best["name"], plain["name"]) == ("own.toml, context", "own.toml")
+    recall = "recall@10"
+    assert best["figures"][recall]["value"] > 3 * plain["figures"][recall]["value"]
+    # 65 words are one too many.
+    file.write_text(f"user,item,query\n1,2,{' '.join(map(str, range(65)))}\n")
+    code, _, err = type_in(*asked, "--separator", " ")
+    assert code == 2 and "line 2: at most 64 features of context, got 65" in " ".join(err.split())
+
+
 def test_events_without_taste_are_no_success(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     items = np.minimum(rng.geometric(0.1, 2000), 60)

@@ -16,9 +16,10 @@ from livefactor.errors import NotFound
 from load import MODEL, Findings, Follower, Load, create_model, described
 from loop_disk import LoopFileSystem
 from server_process import Server, WarmStart
+from tally import Tally, amount
 
-CUTS = 10
-CUTS_LONG = 200
+CUTS = amount("CUTS", 10)
+PLANTED_CUTS = 10
 SEED = 20_261_125
 DISK_BYTES = 256 << 20
 RUN_S = (0.0, 0.2)
@@ -78,34 +79,30 @@ class Cutting:
         print(f"seed {SEED}: {self.cuts} power cuts: {self.findings}")
 
 
-def cut_often(disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, cuts: int) -> None:
+@pytest.mark.torture
+@pytest.mark.timeout(7200 if CUTS > 10 else 300)
+def test_nothing_acknowledged_is_lost_by_power_cuts(
+    disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, tally: Tally
+) -> None:
     cutting = Cutting(disk, warm, tmp_path)
     try:
         cutting.load.start()
-        for _ in range(cuts):
+        for _ in range(CUTS):
             cutting.cut()
         cutting.finish()
     finally:
         cutting.server.kill()
-    assert cutting.findings.sound, cutting.findings
-    assert cutting.findings.acked > 10 * cuts
+    found = cutting.findings
+    tally.add("power cuts", cutting.cuts, lost=found.lost + found.forgotten, twice=found.twice)
+    assert found.sound, found
+    assert found.acked > 10 * CUTS
 
 
-def test_nothing_acknowledged_is_lost_by_10_power_cuts(
-    disk: LoopFileSystem, warm: WarmStart, tmp_path: Path
-) -> None:
-    cut_often(disk, warm, tmp_path, CUTS)
-
-
-@pytest.mark.long
-def test_nothing_acknowledged_is_lost_by_200_power_cuts(
-    disk: LoopFileSystem, warm: WarmStart, tmp_path: Path
-) -> None:
-    cut_often(disk, warm, tmp_path, CUTS_LONG)
-
-
+@pytest.mark.torture
 @pytest.mark.parametrize("plant", ["no_sync", "ack_before_sync"])
-def test_a_planted_bug_is_caught(plant: str, disk: LoopFileSystem, warm: WarmStart, tmp_path: Path) -> None:
+def test_a_planted_bug_is_caught(
+    plant: str, disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, tally: Tally
+) -> None:
     """The first cuts reveal the bug: the model is missing, its log is damaged, or it is behind an
     acknowledged revision.
 
@@ -114,7 +111,7 @@ def test_a_planted_bug_is_caught(plant: str, disk: LoopFileSystem, warm: WarmSta
     cutting = Cutting(disk, warm, tmp_path, plant)
     try:
         cutting.load.start()
-        while not cutting.findings.forgotten and cutting.cuts < CUTS:
+        while not cutting.findings.forgotten and cutting.cuts < PLANTED_CUTS:
             cutting.cut()
         caught = cutting.findings.forgotten > 0
     except (AssertionError, NotFound) as error:
@@ -124,3 +121,4 @@ def test_a_planted_bug_is_caught(plant: str, disk: LoopFileSystem, warm: WarmSta
         cutting.load.abandon()
     assert cutting.load.acked_revision
     assert caught
+    tally.catch({"no_sync": "no sync of files", "ack_before_sync": "answer before the sync"}[plant])

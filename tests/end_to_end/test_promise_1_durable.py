@@ -18,9 +18,9 @@ from livefactor.errors import LivefactorError
 from livefactor_server.snapshots.audit import replay_model
 from load import MODEL, Findings, Follower, Load, create_model, described, give_up_is_fine
 from server_process import Server
+from tally import Tally, amount
 
-KILLS = 12
-KILLS_LONG = 500
+KILLS = amount("KILLS", 12)
 SEED = 20_261_124
 RUN_S = (0.0, 0.2)
 """Range of the time from the producers' first new acks to the kill, seconds.
@@ -122,16 +122,15 @@ def check_sound(killing: Killing, kills: int) -> None:
     assert report.good
 
 
-def test_nothing_acknowledged_is_lost_or_applied_twice_by_12_kills(serve: Serve) -> None:
+@pytest.mark.torture
+@pytest.mark.timeout(7200 if KILLS > 12 else 300)
+def test_nothing_acknowledged_is_lost_or_applied_twice_by_kills(serve: Serve, tally: Tally) -> None:
     killing = kill_often(serve(plants=("small_segments",)), KILLS, SEED)
+    found = killing.findings
+    tally.add("kill -9 under load", killing.kills, lost=found.lost + found.forgotten, twice=found.twice)
+    tally.add("kill -9 in recovery", killing.kills_in_recovery)
     check_sound(killing, KILLS)
     assert killing.compared == KILLS
-
-
-@pytest.mark.long
-def test_nothing_acknowledged_is_lost_or_applied_twice_by_500_kills(serve: Serve) -> None:
-    """The server is started by its command, with log segments of the normal size."""
-    check_sound(kill_often(serve(cold=True), KILLS_LONG, SEED + 1), KILLS_LONG)
 
 
 @pytest.mark.parametrize(

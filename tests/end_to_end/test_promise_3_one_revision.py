@@ -27,6 +27,7 @@ from livefactor_kernels.tables import NO_ROW
 from livefactor_server.model.state import ModelState
 from load import MODEL, Follower, create_model
 from server_process import Server
+from tally import Tally
 
 Serve = Callable[..., Server]
 
@@ -211,8 +212,10 @@ def test_every_answer_is_the_replayed_state_at_the_revision_it_names_for_minutes
     assert torn == 0
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("plant", ["no_turns", "no_version"])
-def test_a_planted_bug_in_the_turns_of_readers_is_caught(serve: Serve, plant: str) -> None:
+def test_a_planted_bug_in_the_turns_of_readers_is_caught(serve: Serve, plant: str, tally: Tally) -> None:
     torn, report = torn_reads(prepared(serve(plants=(plant,))), RUN_S)
     print(f"{plant}: {report}")
     assert torn > 0
+    tally.catch("rows changed under readers")

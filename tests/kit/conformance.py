@@ -16,6 +16,7 @@ import pytest
 from livefactor_kernels.backend import Backend, BackendUnavailable, Update, choose_backend, is_on_cuda
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.solve.features import Bags
+from livefactor_kernels.solve.prior import dimension_of
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
@@ -157,6 +158,11 @@ SPECS: dict[str, ModelSpec] = {
     "solve-features-follow": solve_spec(features=Features(24, 3, 2.0), embeddings=Embeddings(5, 2.0)),
     "solve-features-follow-mix": solve_spec(
         history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5), features=Features(24, 3, 2.0),
+    ),
+    "solve-embeddings-users": solve_spec(embeddings=Embeddings(5, 2.0, 4)),
+    "solve-embeddings-users-mix": solve_spec(
+        history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5), features=Features(24, 3, 2.0),
+        embeddings=Embeddings(0, 2.0, 4),
     ),
     "solve-content-mix": solve_spec(
         history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5), embeddings=Embeddings(5, 2.0),
@@ -319,7 +325,8 @@ def draw_record(
 
 def has_content(spec: ModelSpec) -> bool:
     """Whether models learn something beside events."""
-    return bool(spec.embeddings.dimension or spec.features.size or spec.context.size)
+    has_vectors = spec.embeddings.dimension or spec.embeddings.user_dimension
+    return bool(has_vectors or spec.features.size or spec.context.size)
 
 
 def tell(model: Backend, record: Record) -> None:
@@ -328,10 +335,11 @@ def tell(model: Backend, record: Record) -> None:
     if spec.context.size:
         rows = model.items.find(record.items, model.published[ITEMS])
         model.learn_context(rows, draw_bags(rng, len(rows), 3))
-    if spec.embeddings.dimension:
-        rows = model.items.allocate(rng.integers(0, 30, 6).astype(np.uint64))
-        vectors = rng.normal(size=(6, spec.embeddings.dimension)) * (rng.random((6, 1)) < 0.8)
-        model.set_embeddings(rows, vectors.astype(np.float16), model.revision + 1, model.items.allocated)
+    for side, table in ((ITEMS, model.items), (USERS, model.users)):
+        if dimension_of(spec, side):
+            rows = table.allocate(rng.integers(0, 30, 6).astype(np.uint64))
+            vectors = rng.normal(size=(6, dimension_of(spec, side))) * (rng.random((6, 1)) < 0.8)
+            model.set_embeddings(side, rows, vectors.astype(np.float16), model.revision + 1, table.allocated)
     for side, table in ((USERS, model.users), (ITEMS, model.items)) if spec.features.size else ():
         rows = table.allocate(rng.integers(0, 30, 6).astype(np.uint64))
         bags = draw_bags(rng, 6, spec.features.per_id)

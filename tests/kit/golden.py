@@ -267,7 +267,7 @@ def _describe(model: Backend, turn: int) -> None:
     ) % 4093
     vectors = (numbers.astype(np.float64) / 2048 - 1).astype(np.float16)
     rows = model.items.allocate(keys)
-    model.set_embeddings(rows, vectors, model.revision + 1, model.items.allocated)
+    model.set_embeddings(ITEMS, rows, vectors, model.revision + 1, model.items.allocated)
 
 
 def _tell(model: Backend, turn: int) -> None:

@@ -45,3 +45,16 @@ def _parent(context: Any) -> Metadata:
         return ()
     flags = int(context.trace_flags)
     return (("traceparent", f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"),)
+
+
+_SAMPLED = 1
+_FIELD = bytes([11 << 3 | 2, 55])
+"""The head of the field `traceparent` of a StreamUpdatesRequest."""
+
+
+def present_field() -> bytes:
+    """The field `traceparent` of a batch of the current span. Empty if that is not sampled."""
+    found = present()
+    if not found or not int(found[0][1][-2:], 16) & _SAMPLED:
+        return b""
+    return _FIELD + found[0][1].encode()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from livefactor.calling.tracing import present_field
 from livefactor.errors import DeadlineExceeded, LivefactorError
 from livefactor.position import Position, position_of
 from livefactor.pushing.rows import RowColumns
@@ -145,6 +146,8 @@ class Batch:
         self._message = b""
         self._body_start = 0
         self._stamp: Stamp | None = None
+        self._trace = present_field()
+        """Makes the batch a child of the span in which its first rows were pushed."""
         self._done = threading.Event()
         self._answer: updates_pb2.ApplyUpdatesResponse | None = None
         self._error: LivefactorError | None = None
@@ -158,7 +161,7 @@ class Batch:
         The message is the only copy kept until the ack. stamp: None for a batch without a number.
         """
         prefix = apply_prefix(model, stamp, self.change, parts_size(parts))
-        self._message = join([prefix, *parts])
+        self._message = join([prefix, *parts, self._trace])
         self._body_start = len(prefix)
         self._stamp = stamp
         self.sequence = 0 if stamp is None else stamp.sequence
@@ -170,7 +173,7 @@ class Batch:
         stamp = Stamp(producer_id, epoch, self.sequence)
         if stamp != self._stamp:
             body = memoryview(self._message)[self._body_start :]
-            prefix = apply_prefix(model, stamp, self.change, len(body))
+            prefix = apply_prefix(model, stamp, self.change, len(body) - len(self._trace))
             self._message = b"".join((prefix, body))
             self._body_start, self._stamp = len(prefix), stamp
         return self._message

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from livefactor.errors import ColumnError
 from livefactor.pushing.batching import BatchSettings
-from livefactor.v1 import updates_pb2
 from livefactor.wire.columns import encode_embeddings
 from livefactor.wire.factors import encode_factors
 from livefactor.wire.limits import EMBEDDING_NUMBERS_MAX, SHA256_BYTES
@@ -69,6 +68,7 @@ def as_factors(
 
 
 def embedding_bodies(
+    side: int,
     keys: npt.NDArray[np.uint64],
     vectors: npt.NDArray[np.float16],
     batch: BatchSettings,
@@ -76,16 +76,16 @@ def embedding_bodies(
 ) -> list[tuple[int, bytes]]:
     """The rows and the body of each batch.
 
-    keys: uint64[n]. vectors: float16[n, dimension]. encoder_hash: each body has it. Raises
-    ColumnError for a vector that no batch can hold, and for a hash that is no SHA-256 hash.
+    side: a `livefactor.v1.Side` number. keys: uint64[n]. vectors: float16[n, dimension].
+    encoder_hash: each body has it. Raises ColumnError for a vector that no batch can hold, and for
+    a hash that is no SHA-256 hash.
     """
     if len(encoder_hash) not in (0, SHA256_BYTES):
         raise ColumnError(f"encoder_hash: expected {SHA256_BYTES} bytes or none, got {len(encoder_hash)}")
     rows_max = _rows_max("vectors", vectors.shape[1], 2, batch)
     parts = (slice(start, start + rows_max) for start in range(0, len(keys), rows_max))
     return [
-        (len(keys[part]), encode_embeddings(updates_pb2.SIDE_ITEM, keys[part], vectors[part], encoder_hash))
-        for part in parts
+        (len(keys[part]), encode_embeddings(side, keys[part], vectors[part], encoder_hash)) for part in parts
     ]
 
 

@@ -180,20 +180,21 @@ class Producer(ProducerBase):
 
     @blocking
     def push_embeddings(
-        self, item_ids: Ids, vectors: Any, *, encoder_hash: bytes = b"", timeout: float | None = None
-    ) -> Plan[Receipt]:
-        """Give items their vectors, after all rows pushed before.
+        self, ids: Ids, vectors: Any, *, side: str = ITEMS, encoder_hash: bytes = b"",
+        timeout: float | None = None,
+    ) -> Plan[Receipt]:  # fmt: skip
+        """Give items, or users with side "user", their vectors, after all rows pushed before.
 
-        item_ids: n ids, as in `push`; the items need no events yet. vectors: numbers [n,
-        dimension], such as embeddings of the items' descriptions; they are sent as float16. A
-        vector replaces the item's earlier one, and a vector of zeros removes it. The model's spec
-        has the dimension (`Models.create("shop", embeddings={"dimension": 384})`). encoder_hash:
+        ids: n ids, as in `push`; they need no events yet. vectors: numbers [n, dimension], such as
+        embeddings of the items' descriptions; they are sent as float16. A vector replaces the
+        earlier one, and a vector of zeros removes it. The model's spec has the dimension
+        (`Models.create("shop", embeddings={"dimension": 384})`). encoder_hash:
         the SHA-256 hash of what made the vectors, 32 bytes; it stays in the log. Raises the errors
         of `push`. The receipt raises InvalidArgument if the model has no embeddings or
         another dimension.
         """
-        keys, taken = read_ids(self._labels, ITEMS, item_ids, self._hash)
-        bodies = embedding_bodies(keys, as_vectors(vectors, len(keys)), self.batch, encoder_hash)
+        keys, taken = read_ids(self._labels, side, ids, self._hash)
+        bodies = embedding_bodies(SIDES[side], keys, as_vectors(vectors, len(keys)), self.batch, encoder_hash)
         return (yield from self._taken_bodies(EMBEDDINGS, bodies, timeout, taken))
 
     @blocking

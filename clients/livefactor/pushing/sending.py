@@ -49,6 +49,7 @@ every ack wakes them.
 
 _OPEN = "/livefactor.v1.UpdateService/OpenProducer"
 _STREAM = "/livefactor.v1.UpdateService/StreamUpdates"
+_TERM = "livefactor-term"
 # gRPC itself ends a stream with these statuses when it loses the connection.
 _BROKEN = TRANSIENT | {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.ABORTED}
 
@@ -90,6 +91,8 @@ class Sender:
     ) -> None:
         # The thread that sends has no current span, so its streams are children of this one.
         self._parent = tracing.present()
+        # The newest term that a server named. One with an earlier term must not take the updates.
+        self._term = 0
         self.lock = ProcessLock(f"producer {producer_id!r}")
         # Wakes the threads that send: there may be a message.
         self.work = threading.Condition(self.lock)  # type: ignore[arg-type]
@@ -271,9 +274,11 @@ class Sender:
             self._stream += 1
             messages = _Messages(self, self._stream)
         begin: Any = self._connection.channel_at(at).stream_stream(_STREAM)
-        self._call = begin(messages, metadata=self._connection.metadata + self._parent)
+        seen = ((_TERM, str(self._term)),) if self._term else ()
+        self._call = begin(messages, metadata=self._connection.metadata + self._parent + seen)
         for data in self._call:
             message = updates_pb2.StreamUpdatesResponse.FromString(data)
+            self._term = max(self._term, message.term)
             outcomes = Outcomes()
             with self.lock:
                 for answer in message.answers:

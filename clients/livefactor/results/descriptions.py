@@ -22,6 +22,51 @@ class FeatureReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ProducerReport:
+    """A producer, and what it sent.
+
+    last_sequence, revision: of its last applied batch; 0 if there is none. waiting: batches that
+    the server has admitted and not applied yet. arrived_us: when the last applied batch arrived;
+    None if none did since the start of the server. event_time_us: the time of its last event, or
+    None. Both are microseconds since 1970. rejected: rows since the start of the server.
+    """
+
+    id: str
+    epoch: int
+    last_sequence: int
+    revision: int
+    waiting: int
+    arrived_us: int | None
+    event_time_us: int | None
+    rejected: int
+
+    @property
+    def behind_s(self) -> float | None:
+        """How old the last event was when it arrived, seconds. None if its time is not known."""
+        if self.arrived_us is None or self.event_time_us is None:
+            return None
+        return max(0.0, (self.arrived_us - self.event_time_us) / 1e6)
+
+
+def producer_of(message: Any) -> ProducerReport:
+    """The report that a message of the contract holds."""
+
+    def given(field: str) -> int | None:
+        return getattr(message, field) if message.HasField(field) else None
+
+    return ProducerReport(
+        message.id,
+        message.epoch,
+        message.last_sequence,
+        message.revision,
+        message.waiting,
+        given("arrived_us"),
+        given("event_time_us"),
+        message.rejected,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LogGap:
     """Revisions whose records a retention policy deleted from the log.
 
@@ -36,6 +81,27 @@ class LogGap:
     archived: bool
     snapshot_revision: int
     snapshot_root_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """A model whose updates a server takes since `revision`, where `term` begins."""
+
+    model: str
+    revision: int
+    term: int
+
+
+def gap_of(message: Any) -> LogGap:
+    """The gap that a message of the contract tells."""
+    return LogGap(
+        message.first_revision,
+        message.last_revision,
+        message.time_us,
+        message.archived,
+        message.snapshot_revision,
+        message.snapshot_root_hash,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +132,8 @@ class ModelDescription:
     revision from which the spec is in force; None if the server has not read that part of the log
     yet. earlier_specs: the specs before, as far as they are known; empty in lists.
     skipped: revisions that were rolled back, as (first, last); empty in lists. log_gap: what is not
-    in the log any more; None for a whole log.
+    in the log any more; None for a whole log. term: how often a follower took its leader's place.
+    leader: the address of the server that takes the updates; "" for this one.
     """
 
     name: str
@@ -90,6 +157,8 @@ class ModelDescription:
     earlier_specs: tuple[SpecPeriod, ...] = ()
     log_gap: LogGap | None = None
     skipped: tuple[tuple[int, int], ...] = ()
+    term: int = 0
+    leader: str = ""
 
     def __repr__(self) -> str:
         if self.fault:

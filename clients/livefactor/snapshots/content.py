@@ -58,12 +58,13 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
         whole = step % 1 == moves % 1 == in_window % 1 == 0
         require(whole, "rates", "holds a fraction where it counts steps, moves or events")
         require(min(moves, in_window, squares) >= 0, "rates", "holds a negative number")
-    if "items.described" in tensors:
-        described, progress = tensors["items.described"], tensors["prior.progress"].tolist()
-        require(not (described > 2).any(), "items.described", "holds a number above 2")
-        require(min(progress) >= 0, "prior.progress", "holds a negative number")
-        summed = int((described == 2).sum())
-        require(progress[2] == summed, "prior.progress", "counts other items than items.described")
+    for side, prefix in (("items", "prior"), ("users", "user_prior")):
+        if f"{side}.described" in tensors:
+            described, progress = tensors[f"{side}.described"], tensors[f"{prefix}.progress"].tolist()
+            require(not (described > 2).any(), f"{side}.described", "holds a number above 2")
+            require(min(progress) >= 0, f"{prefix}.progress", "holds a negative number")
+            summed, told = int((described == 2).sum()), f"counts other {side} than {side}.described"
+            require(progress[2] == summed, f"{prefix}.progress", told)
     if "context.keys" in tensors:
         _check_context(manifest, tensors, require)
     names = ["labels.user", "labels.item"]

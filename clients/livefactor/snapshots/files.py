@@ -55,6 +55,9 @@ StrPath = str | os.PathLike[str]
 SEALED_FILE = "snapshot.sealed"
 """The only file of a snapshot that a server encrypted. The server and its commands can read it."""
 
+CHANGES_FILE = "changes.bin"
+"""The file of an incremental snapshot, beside the manifest. The server and its commands read it."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verification:
@@ -117,7 +120,7 @@ def open_file(folder: StrPath, name: str) -> io.FileIO:
 
     Raises SnapshotInvalid for a link or a special file.
     """
-    if name not in (*fmt.FILES, SEALED_FILE):
+    if name not in (*fmt.FILES, SEALED_FILE, CHANGES_FILE):
         raise SnapshotInvalid("", f"{name[:64]!r} is not a file of a snapshot")
     path = Path(folder) / name
     try:
@@ -205,6 +208,8 @@ def _check_names(path: Path) -> None:
         raise SnapshotInvalid("", f"cannot be listed: {os.strerror(error.errno or 0)}") from None
     if SEALED_FILE in names:
         raise SnapshotInvalid(SEALED_FILE, "is encrypted; fetch the snapshot from its server")
+    if CHANGES_FILE in names:
+        raise SnapshotInvalid(CHANGES_FILE, "is incremental; fetch the snapshot from its server")
     for name in sorted(set(fmt.FILES) - names):
         raise SnapshotInvalid(name, "is missing")
     for name in sorted(names - set(fmt.FILES)):

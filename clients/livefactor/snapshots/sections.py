@@ -6,7 +6,7 @@ sections for their own use. A test compares the two declarations for every rule,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -156,8 +156,12 @@ def _popularity(spec: Spec, side: str) -> Shape | None:
     return (2,) if spec.mix.recent_half_life > 0 else ()
 
 
+def _dimension(spec: Spec, side: str) -> int:
+    return spec.embeddings.dimension if side == "items" else spec.embeddings.user_dimension
+
+
 def _embedding(spec: Spec, side: str) -> Shape | None:
-    return (spec.embeddings.dimension,) if spec.embeddings.dimension and side == "items" else None
+    return (_dimension(spec, side),) if _dimension(spec, side) else None
 
 
 def _start(shape: Callable[[Spec, str], Shape]) -> Callable[[Spec, str], Shape | None]:
@@ -165,8 +169,9 @@ def _start(shape: Callable[[Spec, str], Shape]) -> Callable[[Spec, str], Shape |
 
 
 def _is_pulled(spec: Spec, side: str) -> bool:
-    """Whether the rows of a side are solved towards their bags."""
-    return spec.rule == models_pb2.RULE_SOLVE and side == "users" and spec.features.prior_events > 0
+    """Whether the rows of a side are solved towards their bags or vectors."""
+    is_told = spec.features.prior_events > 0 or spec.embeddings.user_dimension > 0
+    return spec.rule == models_pb2.RULE_SOLVE and side == "users" and is_told
 
 
 def _has_starts(spec: Spec) -> bool:
@@ -174,7 +179,7 @@ def _has_starts(spec: Spec) -> bool:
 
 
 def _described(spec: Spec, side: str) -> Shape | None:
-    return () if spec.embeddings.dimension and side == "items" else None
+    return () if _dimension(spec, side) else None
 
 
 def _bag(spec: Spec, side: str) -> Shape | None:
@@ -221,7 +226,7 @@ _ROWS = (
     # The decayed number of an item's events, if there is a mix of experts; with recent popularity
     # also the number that decays faster.
     _Row("popularity", "F32", _popularity, _AMOUNTS),
-    # The item's vector, and whether it has one (1) and is in the sums of the map, too (2).
+    # The vector, and whether the row has one (1) and is in the sums of the map, too (2).
     _Row("embedding", "F16", _embedding),
     _Row("described", "U8", _described),
     # The numbers of the row's features from 1 on, 0 behind the last one, their weights, and whether
@@ -249,8 +254,22 @@ def _any_length(spec: Spec) -> int | None:
     return None
 
 
-def _has_vectors(spec: Spec) -> bool:
-    return spec.embeddings.dimension > 0
+def _map_sections(prefix: str, side: str) -> Iterator[_Beside]:
+    """Those of the map of embeddings of a side and its sums (rule SOLVE).
+
+    Progress has changes, next row, rows in the sums.
+    """
+
+    def has_vectors(spec: Spec) -> bool:
+        return _dimension(spec, side) > 0
+
+    def mapped(spec: Spec) -> int:
+        return (_dimension(spec, side) + 1) * spec.k
+
+    yield _Beside(f"{prefix}.gram", "F64", lambda spec: (_dimension(spec, side) + 1) ** 2, has_vectors)
+    yield _Beside(f"{prefix}.map", "F64", mapped, has_vectors)
+    yield _Beside(f"{prefix}.progress", "I64", lambda spec: 3, has_vectors)
+    yield _Beside(f"{prefix}.rows", "F64", mapped, has_vectors)
 
 
 def _has_features(spec: Spec) -> bool:
@@ -261,12 +280,16 @@ def _has_context(spec: Spec) -> bool:
     return spec.context.size > 0
 
 
-def _mapped(spec: Spec) -> int:
-    return (spec.embeddings.dimension + 1) * spec.k
-
-
 def _is_sighted(spec: Spec) -> bool:
     return spec.admission.sightings > 1
+
+
+def _is_evicted(spec: Spec) -> bool:
+    return spec.eviction.idle_events > 0
+
+
+def _is_private(spec: Spec) -> bool:
+    return spec.privacy.epsilon > 0
 
 
 def _follows_data(spec: Spec) -> bool:
@@ -320,11 +343,9 @@ _BESIDE = (
     # The mix: the weights of 8 experts for 4 groups of users, and 3 sums about popularity; with
     # recent popularity also its 2 factors, and with similar users 4 more weights.
     _Beside("mix", "F64", _mixed, lambda spec: spec.mix.learning_rate > 0),
-    # The map of embeddings and its sums (rule SOLVE). Progress has changes, next row, items.
-    _Beside("prior.gram", "F64", lambda spec: (spec.embeddings.dimension + 1) ** 2, _has_vectors),
-    _Beside("prior.map", "F64", _mapped, _has_vectors),
-    _Beside("prior.progress", "I64", lambda spec: 3, _has_vectors),
-    _Beside("prior.rows", "F64", _mapped, _has_vectors),
+    *_map_sections("prior", "items"),
+    # The ledger of differential privacy: the window, its releases, all releases.
+    _Beside("privacy", "U64", lambda spec: 3, _is_private),
     # The server's table of producers for exactly-once delivery. The client does not interpret it.
     _Beside("producers", "U8"),
     # The adaptive rate: step, moves, events in the window, sum and sum of squares.
@@ -342,10 +363,14 @@ _BESIDE = (
     _Beside("spec", "U8"),
     # The number of users that begin with factors of another model.
     _Beside("started", "F64", lambda spec: 1, _has_starts),
+    # The number of learned events at the last one of each row, with eviction.
+    _Beside("touched.items", "U64", _any_length, _is_evicted),
+    _Beside("touched.users", "U64", _any_length, _is_evicted),
     # The ids of unavailable items in ascending order.
     _Beside("unavailable", "U64"),
     # The weight of pairs without an event, if it follows the data.
     _Beside("unobserved", "F64", lambda spec: 1, _follows_data),
+    *_map_sections("user_prior", "users"),
 )
 """The sections beside the rows, in the order of their names.
 
@@ -419,7 +444,7 @@ def bounded_spec(spec: bytes) -> Spec:
     lengths = message.history.users, message.history.items, message.counts.neighbors
     if max(lengths) > MAX_HISTORY:
         raise ValueError(f"spec: histories: expected at most {MAX_HISTORY}, got {max(lengths)}")
-    dimension = message.embeddings.dimension
+    dimension = max(message.embeddings.dimension, message.embeddings.user_dimension)
     if dimension > MAX_DIMENSION:
         raise ValueError(f"spec: embeddings.dimension: expected at most {MAX_DIMENSION}, got {dimension}")
     per_id = message.features.per_id

@@ -666,6 +666,30 @@ class Admission(google.protobuf.message.Message):
 global___Admission = Admission
 
 @typing.final
+class Eviction(google.protobuf.message.Message):
+    """When a user or an item loses its row, so that the memory of stale rows is used again. An id that
+    comes back is new. An absent field has the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDLE_EVENTS_FIELD_NUMBER: builtins.int
+    idle_events: builtins.int
+    """The number of learned events after the last one of a row, after which the row may leave: 1,000 or
+    more. Rows with a vector, features or factors of another model stay. 0: no row leaves.
+    """
+    def __init__(
+        self,
+        *,
+        idle_events: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_idle_events", b"_idle_events", "idle_events", b"idle_events"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_idle_events", b"_idle_events", "idle_events", b"idle_events"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_idle_events", b"_idle_events"]) -> typing.Literal["idle_events"] | None: ...
+
+global___Eviction = Eviction
+
+@typing.final
 class Regularization(google.protobuf.message.Message):
     """Terms that keep rows small, beside l2 and bias_l2. 0 switches a term off. An absent field has the
     preset's value.
@@ -726,30 +750,36 @@ global___Regularization = Regularization
 
 @typing.final
 class EmbeddingMap(google.protobuf.message.Message):
-    """Embeddings of items, and the map of them into factor space (docs/content.md). Needs rule SOLVE and loss
-    IMPLICIT. An absent field has the preset's value.
+    """Embeddings of items and users, and the maps of them into factor space (docs/content.md). Needs rule SOLVE
+    and loss IMPLICIT. An absent field has the preset's value.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DIMENSION_FIELD_NUMBER: builtins.int
     PRIOR_EVENTS_FIELD_NUMBER: builtins.int
+    USER_DIMENSION_FIELD_NUMBER: builtins.int
     dimension: builtins.int
-    """The numbers of an item's vector, up to 1024. 0: no embeddings."""
+    """The numbers of an item's vector, up to 1024. 0: items have no vectors."""
     prior_events: builtins.float
-    """What the vector says of an item counts as much as this many events of the item. Above 0."""
+    """What the vector says of an item or a user counts as much as this many events. Above 0."""
+    user_dimension: builtins.int
+    """The numbers of a user's vector, up to 1024. 0: users have no vectors. Not with solve.start_events."""
     def __init__(
         self,
         *,
         dimension: builtins.int | None = ...,
         prior_events: builtins.float | None = ...,
+        user_dimension: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "dimension", b"dimension", "prior_events", b"prior_events"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "dimension", b"dimension", "prior_events", b"prior_events"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "_user_dimension", b"_user_dimension", "dimension", b"dimension", "prior_events", b"prior_events", "user_dimension", b"user_dimension"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dimension", b"_dimension", "_prior_events", b"_prior_events", "_user_dimension", b"_user_dimension", "dimension", b"dimension", "prior_events", b"prior_events", "user_dimension", b"user_dimension"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_dimension", b"_dimension"]) -> typing.Literal["dimension"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_prior_events", b"_prior_events"]) -> typing.Literal["prior_events"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_user_dimension", b"_user_dimension"]) -> typing.Literal["user_dimension"] | None: ...
 
 global___EmbeddingMap = EmbeddingMap
 
@@ -843,6 +873,56 @@ class Merge(google.protobuf.message.Message):
 global___Merge = Merge
 
 @typing.final
+class Privacy(google.protobuf.message.Message):
+    """Differential privacy: the model learns from noisy sums of contributions alone (PrivacyService,
+    docs/privacy.md#differential-privacy). Needs merge.learning_rate. It cannot be changed later. A model with
+    privacy takes no interactions, and no deltas but zeros. An absent field has the preset's value.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EPSILON_FIELD_NUMBER: builtins.int
+    DELTA_FIELD_NUMBER: builtins.int
+    WINDOW_SECONDS_FIELD_NUMBER: builtins.int
+    CLIP_FIELD_NUMBER: builtins.int
+    NOISE_FIELD_NUMBER: builtins.int
+    epsilon: builtins.float
+    """The epsilon that a user may have in a window, up to 100. 0: the model has no privacy."""
+    delta: builtins.float
+    """The delta of it, 1e-15..0.001."""
+    window_seconds: builtins.int
+    """The length of a window in seconds. 0: there is one window, and it does not end."""
+    clip: builtins.float
+    """A contribution of a user with a larger Euclidean norm is scaled down to it, 1e-6..1e6."""
+    noise: builtins.float
+    """The standard deviation of the noise divided by clip, up to 10000. It decides how many releases a window
+    may have. One must be possible.
+    """
+    def __init__(
+        self,
+        *,
+        epsilon: builtins.float | None = ...,
+        delta: builtins.float | None = ...,
+        window_seconds: builtins.int | None = ...,
+        clip: builtins.float | None = ...,
+        noise: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip", b"_clip", "_delta", b"_delta", "_epsilon", b"_epsilon", "_noise", b"_noise", "_window_seconds", b"_window_seconds", "clip", b"clip", "delta", b"delta", "epsilon", b"epsilon", "noise", b"noise", "window_seconds", b"window_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip", b"_clip", "_delta", b"_delta", "_epsilon", b"_epsilon", "_noise", b"_noise", "_window_seconds", b"_window_seconds", "clip", b"clip", "delta", b"delta", "epsilon", b"epsilon", "noise", b"noise", "window_seconds", b"window_seconds"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clip", b"_clip"]) -> typing.Literal["clip"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_delta", b"_delta"]) -> typing.Literal["delta"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_epsilon", b"_epsilon"]) -> typing.Literal["epsilon"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_noise", b"_noise"]) -> typing.Literal["noise"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_window_seconds", b"_window_seconds"]) -> typing.Literal["window_seconds"] | None: ...
+
+global___Privacy = Privacy
+
+@typing.final
 class EventType(google.protobuf.message.Message):
     """The meaning of an event type (Interactions.event_types). A type without an entry has weight 1."""
 
@@ -902,6 +982,8 @@ class ModelSpec(google.protobuf.message.Message):
     ADMISSION_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
     CONTEXT_FIELD_NUMBER: builtins.int
+    PRIVACY_FIELD_NUMBER: builtins.int
+    EVICTION_FIELD_NUMBER: builtins.int
     k: builtins.int
     """The number of factors a row, 1..1024."""
     loss: global___Loss.ValueType
@@ -958,6 +1040,10 @@ class ModelSpec(google.protobuf.message.Message):
     def features(self) -> global___FeatureRows: ...
     @property
     def context(self) -> global___ContextRows: ...
+    @property
+    def privacy(self) -> global___Privacy: ...
+    @property
+    def eviction(self) -> global___Eviction: ...
     def __init__(
         self,
         *,
@@ -990,9 +1076,11 @@ class ModelSpec(google.protobuf.message.Message):
         admission: global___Admission | None = ...,
         features: global___FeatureRows | None = ...,
         context: global___ContextRows | None = ...,
+        privacy: global___Privacy | None = ...,
+        eviction: global___Eviction | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "factor_dtype", b"factor_dtype", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "eviction", b"eviction", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "privacy", b"privacy", "regularization", b"regularization", "replay", b"replay", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bias_l2", b"_bias_l2", "_hot_row_events", b"_hot_row_events", "_init_scale", b"_init_scale", "_k", b"_k", "_kernel_semantics", b"_kernel_semantics", "_l2", b"_l2", "_micro_batch", b"_micro_batch", "_negatives", b"_negatives", "_seed", b"_seed", "adaptive_rate", b"adaptive_rate", "admission", b"admission", "auto", b"auto", "bias_l2", b"bias_l2", "context", b"context", "counts", b"counts", "embeddings", b"embeddings", "event_types", b"event_types", "eviction", b"eviction", "factor_dtype", b"factor_dtype", "features", b"features", "history", b"history", "hot_row_events", b"hot_row_events", "init_scale", b"init_scale", "k", b"k", "kernel_semantics", b"kernel_semantics", "l2", b"l2", "limits", b"limits", "loss", b"loss", "merge", b"merge", "micro_batch", b"micro_batch", "mix", b"mix", "negatives", b"negatives", "optimizer", b"optimizer", "privacy", b"privacy", "regularization", b"regularization", "replay", b"replay", "rule", b"rule", "seed", b"seed", "softmax", b"softmax", "solve", b"solve"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bias_l2", b"_bias_l2"]) -> typing.Literal["bias_l2"] | None: ...
     @typing.overload
@@ -1085,6 +1173,8 @@ class ModelDescription(google.protobuf.message.Message):
     EARLIER_SPECS_FIELD_NUMBER: builtins.int
     SKIPPED_FIELD_NUMBER: builtins.int
     LOG_GAP_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    LEADER_FIELD_NUMBER: builtins.int
     model: builtins.str
     users: builtins.int
     items: builtins.int
@@ -1117,6 +1207,10 @@ class ModelDescription(google.protobuf.message.Message):
     """The revision from which `spec` is in force. Absent: it is not known yet, because the server has
     not read that part of the log since its start. It reads the whole log by and by.
     """
+    term: builtins.int
+    """How often a follower took its leader's place."""
+    leader: builtins.str
+    """The address of the server that takes the updates of this model. Empty: this one does."""
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position: ...
     @property
@@ -1169,9 +1263,11 @@ class ModelDescription(google.protobuf.message.Message):
         earlier_specs: collections.abc.Iterable[global___SpecPeriod] | None = ...,
         skipped: collections.abc.Iterable[global___RevisionRange] | None = ...,
         log_gap: global___LogGap | None = ...,
+        term: builtins.int = ...,
+        leader: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "hold", b"hold", "judgement", b"judgement", "log_gap", b"log_gap", "position", b"position", "spec", b"spec", "spec_revision", b"spec_revision"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "skipped", b"skipped", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "users", b"users", "writable", b"writable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapted_rate", b"_adapted_rate", "_spec_revision", b"_spec_revision", "adapted_rate", b"adapted_rate", "backend", b"backend", "earlier_specs", b"earlier_specs", "events", b"events", "fault", b"fault", "hold", b"hold", "items", b"items", "judgement", b"judgement", "leader", b"leader", "log_bytes", b"log_bytes", "log_gap", b"log_gap", "log_hash", b"log_hash", "memory_bytes", b"memory_bytes", "model", b"model", "position", b"position", "root_hash", b"root_hash", "skipped", b"skipped", "spec", b"spec", "spec_id", b"spec_id", "spec_revision", b"spec_revision", "term", b"term", "users", b"users", "writable", b"writable"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapted_rate", b"_adapted_rate"]) -> typing.Literal["adapted_rate"] | None: ...
     @typing.overload
@@ -1799,3 +1895,98 @@ class ListFeaturesResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["features", b"features", "position", b"position", "total", b"total"]) -> None: ...
 
 global___ListFeaturesResponse = ListFeaturesResponse
+
+@typing.final
+class ListProducersRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: "default"."""
+    limit: builtins.int
+    """The most producers in the answer, at most 1000. 0: 100."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit", "model", b"model"]) -> None: ...
+
+global___ListProducersRequest = ListProducersRequest
+
+@typing.final
+class ProducerDescription(google.protobuf.message.Message):
+    """A producer, and what it sent. What was counted since the start of the server is 0 or absent after a
+    restart, until the producer sends again.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    ARRIVED_US_FIELD_NUMBER: builtins.int
+    EVENT_TIME_US_FIELD_NUMBER: builtins.int
+    REJECTED_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    epoch: builtins.int
+    last_sequence: builtins.int
+    """The sequence of the last applied batch. 0: there is none."""
+    revision: builtins.int
+    """The revision of that batch. 0: it is not known any more."""
+    waiting: builtins.int
+    """Batches that are on their way through the server: admitted, and not applied yet."""
+    arrived_us: builtins.int
+    """When the last applied batch arrived, in microseconds since 1970. Absent: none did since the start."""
+    event_time_us: builtins.int
+    """The time of the last event in it. Absent: the event has none. `arrived_us` less this time says how
+    far the events lie behind.
+    """
+    rejected: builtins.int
+    """Rows that were rejected since the start."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        epoch: builtins.int = ...,
+        last_sequence: builtins.int = ...,
+        revision: builtins.int = ...,
+        waiting: builtins.int = ...,
+        arrived_us: builtins.int | None = ...,
+        event_time_us: builtins.int | None = ...,
+        rejected: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_arrived_us", b"_arrived_us", "_event_time_us", b"_event_time_us", "arrived_us", b"arrived_us", "event_time_us", b"event_time_us"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_arrived_us", b"_arrived_us", "_event_time_us", b"_event_time_us", "arrived_us", b"arrived_us", "epoch", b"epoch", "event_time_us", b"event_time_us", "id", b"id", "last_sequence", b"last_sequence", "rejected", b"rejected", "revision", b"revision", "waiting", b"waiting"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_arrived_us", b"_arrived_us"]) -> typing.Literal["arrived_us"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_event_time_us", b"_event_time_us"]) -> typing.Literal["event_time_us"] | None: ...
+
+global___ProducerDescription = ProducerDescription
+
+@typing.final
+class ListProducersResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PRODUCERS_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    total: builtins.int
+    """The number of producers of the model."""
+    @property
+    def producers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ProducerDescription]:
+        """Those that sent last come first."""
+
+    def __init__(
+        self,
+        *,
+        producers: collections.abc.Iterable[global___ProducerDescription] | None = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["producers", b"producers", "total", b"total"]) -> None: ...
+
+global___ListProducersResponse = ListProducersResponse

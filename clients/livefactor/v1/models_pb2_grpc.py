@@ -84,6 +84,11 @@ class ModelServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_models__pb2.ListFeaturesRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_models__pb2.ListFeaturesResponse.FromString,
                 _registered_method=True)
+        self.ListProducers = channel.unary_unary(
+                '/livefactor.v1.ModelService/ListProducers',
+                request_serializer=livefactor_dot_v1_dot_models__pb2.ListProducersRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_models__pb2.ListProducersResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -204,6 +209,15 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListProducers(self, request, context):
+        """The producers of a model, with how far each one is behind.
+        - NOT_FOUND: there is no such model.
+        - INVALID_ARGUMENT: the limit is too large.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -256,6 +270,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListFeatures,
                     request_deserializer=livefactor_dot_v1_dot_models__pb2.ListFeaturesRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_models__pb2.ListFeaturesResponse.SerializeToString,
+            ),
+            'ListProducers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProducers,
+                    request_deserializer=livefactor_dot_v1_dot_models__pb2.ListProducersRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_models__pb2.ListProducersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -528,6 +547,33 @@ class ModelService(object):
             '/livefactor.v1.ModelService/ListFeatures',
             livefactor_dot_v1_dot_models__pb2.ListFeaturesRequest.SerializeToString,
             livefactor_dot_v1_dot_models__pb2.ListFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProducers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.ModelService/ListProducers',
+            livefactor_dot_v1_dot_models__pb2.ListProducersRequest.SerializeToString,
+            livefactor_dot_v1_dot_models__pb2.ListProducersResponse.FromString,
             options,
             channel_credentials,
             insecure,

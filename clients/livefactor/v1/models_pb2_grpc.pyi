@@ -132,6 +132,15 @@ class ModelServiceStub:
     - INVALID_ARGUMENT: the model has no features, or the side is unknown.
     """
 
+    ListProducers: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.ListProducersRequest,
+        livefactor.v1.models_pb2.ListProducersResponse,
+    ]
+    """The producers of a model, with how far each one is behind.
+    - NOT_FOUND: there is no such model.
+    - INVALID_ARGUMENT: the limit is too large.
+    """
+
 class ModelServiceAsyncStub:
     CreateModel: grpc.aio.UnaryUnaryMultiCallable[
         livefactor.v1.models_pb2.CreateModelRequest,
@@ -244,6 +253,15 @@ class ModelServiceAsyncStub:
     """The features of a side, with what the model has learned of them (docs/content.md).
     - NOT_FOUND: there is no such model.
     - INVALID_ARGUMENT: the model has no features, or the side is unknown.
+    """
+
+    ListProducers: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.ListProducersRequest,
+        livefactor.v1.models_pb2.ListProducersResponse,
+    ]
+    """The producers of a model, with how far each one is behind.
+    - NOT_FOUND: there is no such model.
+    - INVALID_ARGUMENT: the limit is too large.
     """
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
@@ -378,6 +396,17 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """The features of a side, with what the model has learned of them (docs/content.md).
         - NOT_FOUND: there is no such model.
         - INVALID_ARGUMENT: the model has no features, or the side is unknown.
+        """
+
+    @abc.abstractmethod
+    def ListProducers(
+        self,
+        request: livefactor.v1.models_pb2.ListProducersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.models_pb2.ListProducersResponse, collections.abc.Awaitable[livefactor.v1.models_pb2.ListProducersResponse]]:
+        """The producers of a model, with how far each one is behind.
+        - NOT_FOUND: there is no such model.
+        - INVALID_ARGUMENT: the limit is too large.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from livefactor.v1 import updates_pb2 as livefactor_dot_v1_dot_updates__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlivefactor/v1/snapshots.proto\x12\rlivefactor.v1\x1a\x1blivefactor/v1/updates.proto\"O\n\x0fSnapshotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x0cmin_position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\"f\n\x10SnapshotProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\x12)\n\x08position\x18\x03 \x01(\x0b\x32\x17.livefactor.v1.Position\"\xb9\x01\n\x0cSnapshotInfo\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12)\n\x08position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x11\n\troot_hash\x18\x03 \x01(\x0c\x12\x10\n\x08log_hash\x18\x04 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x12\n\ncreated_us\x18\x06 \x01(\x10\x12\r\n\x05users\x18\x07 \x01(\x04\x12\r\n\x05items\x18\x08 \x01(\x04\"\x85\x01\n\x10SnapshotResponse\x12\x33\n\x08progress\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.SnapshotProgressH\x00\x12\x33\n\x08manifest\x18\x02 \x01(\x0b\x32\x1f.livefactor.v1.SnapshotManifestH\x00\x42\x07\n\x05\x65vent\"T\n\x10SnapshotManifest\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x1b.livefactor.v1.SnapshotInfo\x12\x15\n\rmanifest_json\x18\x02 \x01(\x0c\"%\n\x14ListSnapshotsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x15ListSnapshotsResponse\x12.\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1b.livefactor.v1.SnapshotInfo\":\n\x14\x46\x65tchSnapshotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\"[\n\x15\x46\x65tchSnapshotResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x11\n\tfile_size\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x32\x9a\x02\n\x0fSnapshotService\x12M\n\x08Snapshot\x12\x1e.livefactor.v1.SnapshotRequest\x1a\x1f.livefactor.v1.SnapshotResponse0\x01\x12Z\n\rListSnapshots\x12#.livefactor.v1.ListSnapshotsRequest\x1a$.livefactor.v1.ListSnapshotsResponse\x12\\\n\rFetchSnapshot\x12#.livefactor.v1.FetchSnapshotRequest\x1a$.livefactor.v1.FetchSnapshotResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlivefactor/v1/snapshots.proto\x12\rlivefactor.v1\x1a\x1blivefactor/v1/updates.proto\"O\n\x0fSnapshotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x0cmin_position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\"f\n\x10SnapshotProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\x12)\n\x08position\x18\x03 \x01(\x0b\x32\x17.livefactor.v1.Position\"\xcd\x01\n\x0cSnapshotInfo\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12)\n\x08position\x18\x02 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x11\n\troot_hash\x18\x03 \x01(\x0c\x12\x10\n\x08log_hash\x18\x04 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x12\n\ncreated_us\x18\x06 \x01(\x10\x12\r\n\x05users\x18\x07 \x01(\x04\x12\r\n\x05items\x18\x08 \x01(\x04\x12\x12\n\ncheckpoint\x18\t \x01(\x0c\"\x85\x01\n\x10SnapshotResponse\x12\x33\n\x08progress\x18\x01 \x01(\x0b\x32\x1f.livefactor.v1.SnapshotProgressH\x00\x12\x33\n\x08manifest\x18\x02 \x01(\x0b\x32\x1f.livefactor.v1.SnapshotManifestH\x00\x42\x07\n\x05\x65vent\"T\n\x10SnapshotManifest\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x1b.livefactor.v1.SnapshotInfo\x12\x15\n\rmanifest_json\x18\x02 \x01(\x0c\"%\n\x14ListSnapshotsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"G\n\x15ListSnapshotsResponse\x12.\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1b.livefactor.v1.SnapshotInfo\":\n\x14\x46\x65tchSnapshotRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\"[\n\x15\x46\x65tchSnapshotResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x11\n\tfile_size\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x32\x9a\x02\n\x0fSnapshotService\x12M\n\x08Snapshot\x12\x1e.livefactor.v1.SnapshotRequest\x1a\x1f.livefactor.v1.SnapshotResponse0\x01\x12Z\n\rListSnapshots\x12#.livefactor.v1.ListSnapshotsRequest\x1a$.livefactor.v1.ListSnapshotsResponse\x12\\\n\rFetchSnapshot\x12#.livefactor.v1.FetchSnapshotRequest\x1a$.livefactor.v1.FetchSnapshotResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,19 +37,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOTPROGRESS']._serialized_start=158
   _globals['_SNAPSHOTPROGRESS']._serialized_end=260
   _globals['_SNAPSHOTINFO']._serialized_start=263
-  _globals['_SNAPSHOTINFO']._serialized_end=448
-  _globals['_SNAPSHOTRESPONSE']._serialized_start=451
-  _globals['_SNAPSHOTRESPONSE']._serialized_end=584
-  _globals['_SNAPSHOTMANIFEST']._serialized_start=586
-  _globals['_SNAPSHOTMANIFEST']._serialized_end=670
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=672
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=709
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=711
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=782
-  _globals['_FETCHSNAPSHOTREQUEST']._serialized_start=784
-  _globals['_FETCHSNAPSHOTREQUEST']._serialized_end=842
-  _globals['_FETCHSNAPSHOTRESPONSE']._serialized_start=844
-  _globals['_FETCHSNAPSHOTRESPONSE']._serialized_end=935
-  _globals['_SNAPSHOTSERVICE']._serialized_start=938
-  _globals['_SNAPSHOTSERVICE']._serialized_end=1220
+  _globals['_SNAPSHOTINFO']._serialized_end=468
+  _globals['_SNAPSHOTRESPONSE']._serialized_start=471
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=604
+  _globals['_SNAPSHOTMANIFEST']._serialized_start=606
+  _globals['_SNAPSHOTMANIFEST']._serialized_end=690
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=692
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=729
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=731
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=802
+  _globals['_FETCHSNAPSHOTREQUEST']._serialized_start=804
+  _globals['_FETCHSNAPSHOTREQUEST']._serialized_end=862
+  _globals['_FETCHSNAPSHOTRESPONSE']._serialized_start=864
+  _globals['_FETCHSNAPSHOTRESPONSE']._serialized_end=955
+  _globals['_SNAPSHOTSERVICE']._serialized_start=958
+  _globals['_SNAPSHOTSERVICE']._serialized_end=1240
 # @@protoc_insertion_point(module_scope)

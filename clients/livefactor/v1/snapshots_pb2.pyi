@@ -77,6 +77,7 @@ class SnapshotInfo(google.protobuf.message.Message):
     CREATED_US_FIELD_NUMBER: builtins.int
     USERS_FIELD_NUMBER: builtins.int
     ITEMS_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
     snapshot_id: builtins.str
     root_hash: builtins.bytes
     """SHA-256, 32 bytes."""
@@ -87,6 +88,10 @@ class SnapshotInfo(google.protobuf.message.Message):
     """Microseconds since 1970-01-01 UTC."""
     users: builtins.int
     items: builtins.int
+    checkpoint: builtins.bytes
+    """A signed statement of the position and both hashes, as JSON. Empty if the server has no key to
+    sign with, or had none when it took the snapshot.
+    """
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position: ...
     def __init__(
@@ -100,9 +105,10 @@ class SnapshotInfo(google.protobuf.message.Message):
         created_us: builtins.int = ...,
         users: builtins.int = ...,
         items: builtins.int = ...,
+        checkpoint: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created_us", b"created_us", "items", b"items", "log_hash", b"log_hash", "position", b"position", "root_hash", b"root_hash", "size_bytes", b"size_bytes", "snapshot_id", b"snapshot_id", "users", b"users"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "created_us", b"created_us", "items", b"items", "log_hash", b"log_hash", "position", b"position", "root_hash", b"root_hash", "size_bytes", b"size_bytes", "snapshot_id", b"snapshot_id", "users", b"users"]) -> None: ...
 
 global___SnapshotInfo = SnapshotInfo
 

@@ -118,6 +118,10 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The id has a new feature, and the model has no room for further features of this side:
     ModelSpec.features.size, or the server's memory.
     """
+    REJECT_REASON_USER_RATE: _RejectReason.ValueType  # 12
+    """The user has had as many events in this minute as the server lets a user have. The row can be
+    sent again later.
+    """
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
@@ -156,6 +160,10 @@ add in a minute. The row can be sent again later.
 REJECT_REASON_FEATURES_FULL: RejectReason.ValueType  # 11
 """The id has a new feature, and the model has no room for further features of this side:
 ModelSpec.features.size, or the server's memory.
+"""
+REJECT_REASON_USER_RATE: RejectReason.ValueType  # 12
+"""The user has had as many events in this minute as the server lets a user have. The row can be
+sent again later.
 """
 global___RejectReason = RejectReason
 
@@ -426,18 +434,18 @@ global___Availability = Availability
 
 @typing.final
 class Embeddings(google.protobuf.message.Message):
-    """Vectors of items, such as embeddings of their descriptions from a pretrained model. A vector replaces
+    """Vectors of items or of users, such as embeddings of descriptions from a pretrained model. A vector replaces
     the vector that the id had before. A vector of zeros removes it. The model keeps vectors as float16
-    (ModelSpec.embeddings). The items need not have events yet: an item that nobody has touched is
-    scored by what its vector says (docs/content.md).
+    (ModelSpec.embeddings). The ids need not have events yet: an item that nobody has touched is scored by
+    what its vector says (docs/content.md).
 
-    The first message decides the dimension of a model that has none. The server switches the model to
+    The first message of a side decides the dimension of its vectors. The server switches the model to
     a spec with this dimension, and the call waits for it. Other losses than IMPLICIT take no vectors.
 
     A message is refused as a whole with INVALID_ARGUMENT if the model takes no vectors or has another
-    dimension, if the side is not SIDE_ITEM, if encoder_hash has another length, or if a number is NaN, infinite
-    or beyond float16 (65504). The text names the row. A message has at most 262,144 numbers. New items are rejected with
-    ITEMS_FULL or MEMORY_FULL like those of interactions.
+    dimension, if the side is unknown, if encoder_hash has another length, or if a number is NaN, infinite or
+    beyond float16 (65504). The text names the row. A message has at most 262,144 numbers. New ids are rejected
+    with USERS_FULL, ITEMS_FULL or MEMORY_FULL like those of interactions.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -449,7 +457,6 @@ class Embeddings(google.protobuf.message.Message):
     HALF_VECTORS_FIELD_NUMBER: builtins.int
     ENCODER_HASH_FIELD_NUMBER: builtins.int
     side: global___Side.ValueType
-    """SIDE_ITEM."""
     dimension: builtins.int
     """The numbers of a vector, at most 1024. It must equal the dimension of the model's spec."""
     half_vectors: builtins.bytes
@@ -797,7 +804,12 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     model: builtins.str
+    traceparent: builtins.str
+    """The W3C traceparent of the span that made the batch, 55 characters. A unary call has it in its
+    metadata. The batch has a span if it says that it is sampled. Encode it as the last field.
+    """
     @property
     def producer(self) -> global___ProducerStamp: ...
     @property
@@ -829,9 +841,10 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         features: global___Features | None = ...,
         dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer", "traceparent", b"traceparent"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest
@@ -896,13 +909,20 @@ class StreamUpdatesResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ANSWERS_FIELD_NUMBER: builtins.int
+    TERM_FIELD_NUMBER: builtins.int
+    term: builtins.int
+    """The term of the model: how often a follower took its leader's place. A client sends the newest one
+    that it has seen as the metadata `livefactor-term` of a stream. A server with an earlier one ends
+    the stream with UNAVAILABLE, so that the client goes on to the leader.
+    """
     @property
     def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___BatchAnswer]: ...
     def __init__(
         self,
         *,
         answers: collections.abc.Iterable[global___BatchAnswer] | None = ...,
+        term: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["answers", b"answers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "term", b"term"]) -> None: ...
 
 global___StreamUpdatesResponse = StreamUpdatesResponse

@@ -52,6 +52,7 @@ from livefactor_kernels.reading.cpu_steps import step_blend, step_weights
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import word
 from livefactor_kernels.solve.cpu_records import Side
+from livefactor_kernels.solve.cpu_system import is_pulled
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.cpu import Table
 from livefactor_kernels.tables.pages import copy_newest, event_at, memory_of, newest, one_back
@@ -403,7 +404,7 @@ def _predict(tables: Any, person: Any, user: Any, event: Any, row: Any, shared: 
     users, items = shared.gram[0], shared.gram[1]
     count = max(items[shared.rates.k, shared.rates.k], _D1)
     # The row of a user with a bag is what her features say.
-    is_told = tables.bagged.size and tables.bagged[user]
+    is_told = (tables.bagged.size and tables.bagged[user]) or is_pulled(tables.users, user)
     fold_user(
         tables.users,
         user,

@@ -248,7 +248,7 @@ class PersonReader:
         if own is not None:
             histories = _replaced(histories, own)
             truncated &= np.array([events is None for events in own], bool)
-        if self._spec.features.size:
+        if self._is_told_of_users:
             self._begin_without_events(source, user_rows, users, histories)
         reader, followers, items = self._mix_reader(), [], []
         for first, last in _chunks(histories.ends):
@@ -265,10 +265,17 @@ class PersonReader:
         return Persons(users.factors, users.bias, items, truncated, followers)
 
     def _told(self, source: Source, user_rows: np.ndarray) -> np.ndarray:
-        """Which users have a bag of features, bool[n]."""
-        if not self._spec.features.size:
-            return np.zeros(len(user_rows), bool)
-        return np.asarray(source.read(USERS, user_rows, ("bagged",))["bagged"] != NONE)
+        """Which users have a bag of features, or a vector that is mapped; bool[n]."""
+        told = np.zeros(len(user_rows), bool)
+        if self._spec.features.size:
+            told |= source.read(USERS, user_rows, ("bagged",))["bagged"] != NONE
+        if self._spec.embeddings.user_dimension:
+            told |= source.read(USERS, user_rows, STARTS)[STARTS[1]] != 0
+        return told
+
+    @property
+    def _is_told_of_users(self) -> bool:
+        return bool(self._spec.features.size or self._spec.embeddings.user_dimension)
 
     def _begin_without_events(
         self, source: Source, user_rows: np.ndarray, users: Side, histories: Histories
@@ -296,7 +303,7 @@ class PersonReader:
         seen = source.read(ITEMS, followers.rows, ("seen_count",))["seen_count"]
         unobserved = np.float32(state[UNOBSERVED][0]) if UNOBSERVED in state else self._rates.unobserved
         gram = state[GRAM].reshape(2, k + 1, k + 1)
-        if self._spec.features.size:
+        if self._is_told_of_users:
             # Without a number of users, users without events keep their rows.
             gram = gram.copy()
             gram[USERS, k, k] = 0.0
@@ -372,7 +379,7 @@ class PersonReader:
         scratch.everywhere[:k, :k] = (rates.unobserved * gram[ITEMS, :k, :k]).astype(np.float32)
         has_own = self._told(source, user_rows)
         if start_events.size:
-            has_own |= start_events > 0
+            has_own |= start_events != 0
         for n, each in enumerate(events):
             if not len(each.rows):
                 if gram[USERS, k, k] and not has_own[n]:

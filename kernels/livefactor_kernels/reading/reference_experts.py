@@ -139,8 +139,8 @@ class Panel:
         sums += [(float(state[MIX][SUM]), float(state[MIX][SQUARES])), _sums(neighbors.gains)]
         count = max(float(gram[k, k]), 1.0)
         found = [moments(total, squares, count) for total, squares in sums]
-        start = None if self._spec.features.size else self._start(source, user_row)
-        group = group_of(len(events.rows), start is not None)
+        has_start = self._spec.solve.start_events > 0 and self._start(source, user_row) is not None
+        group = group_of(len(events.rows), has_start)
         similar = state[MIX][NEIGHBOR_WEIGHTS + group] if self._spec.mix.neighbors else 0.0
         weights = np.append(weights_of(state[MIX], group), similar)
         return Experts(folds, counts, repeats, neighbors, found, group, weights)

@@ -229,8 +229,8 @@ def has_start(own: Any, row: Any) -> Any:
 
 
 @inlined
-def _is_pulled(own: Any, row: Any) -> Any:
-    """Whether a row of `own` has a start, or what its bag says (`solve/features/__init__.py`)."""
+def is_pulled(own: Any, row: Any) -> Any:
+    """Whether a row of `own` has a start, or a prior (`solve/features/__init__.py`)."""
     return own.start_events.size != 0 and own.start_events[row] != _F0
 
 
@@ -258,7 +258,7 @@ def livefactor_system_kernel(
         for first in range(_0, last, _4):
             for c in range(first // _16 + _1):
                 _add_to_tile(scratch, matrix, stop - start, first, c * VECTOR_BYTES)
-    if _is_pulled(own, row):
+    if is_pulled(own, row):
         towards, pulling = address_of(scratch.towards), abs(own.start_events[row])
         share, start = pulling / (pulling + total), own.start[row]
         for p in range(kp):

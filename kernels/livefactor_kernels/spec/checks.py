@@ -51,14 +51,15 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_limits(spec.limits)
     _check_history(spec)
     _check_mix(spec)
-    _check_embeddings(spec)
-    _check_features(spec)
-    _check_context(spec)
+    _check_content(spec)
     _check_auto(spec)
     _check_replay(spec)
     _check_adaptive_rate(spec)
     _check_admission(spec)
     _check_merge(spec)
+    problems = *spec.privacy.problems(spec.merge.learning_rate > 0), *spec.eviction.problems(spec.replay.size)
+    for name, expected, got in problems:
+        _require(False, name, expected, got)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
     if spec.rule == Rule.SOLVE:
@@ -82,9 +83,11 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("solve.start_events", spec.solve.start_events),
         ("history.paged", spec.history.paged),
         ("embeddings.dimension", spec.embeddings.dimension),
+        ("embeddings.user_dimension", spec.embeddings.user_dimension),
         ("features.size", spec.features.size),
         ("context.size", spec.context.size),
         ("merge.learning_rate", spec.merge.learning_rate),
+        ("eviction.idle_events", spec.eviction.idle_events),
         ("regularization.adversarial_weight", spec.regularization.adversarial_weight),
     ):
         _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
@@ -114,12 +117,8 @@ def _check_shape(spec: ModelSpec) -> None:
     )
     _require(0 <= spec.seed < 1 << 64, "seed", "an unsigned 64-bit number", spec.seed)
     _require(spec.factor_dtype in tuple(FactorDtype), "factor_dtype", "a known dtype", spec.factor_dtype)
-    _require(
-        spec.kernel_semantics == KERNEL_SEMANTICS,
-        "kernel_semantics",
-        str(KERNEL_SEMANTICS),
-        spec.kernel_semantics,
-    )
+    found = spec.kernel_semantics
+    _require(found == KERNEL_SEMANTICS, "kernel_semantics", str(KERNEL_SEMANTICS), found)
 
 
 def _check_history(spec: ModelSpec) -> None:
@@ -175,35 +174,36 @@ def _check_mix(spec: ModelSpec) -> None:
     _require(weighs, "solve.unobserved", "above 0 with a mix", spec.solve.unobserved)
 
 
-def _check_embeddings(spec: ModelSpec) -> None:
-    dimension, events = spec.embeddings.dimension, spec.embeddings.prior_events
-    _require(0 <= dimension <= MAX_DIMENSION, "embeddings.dimension", f"0..{MAX_DIMENSION}", dimension)
-    is_amount = _finite32(events) and 1e-3 <= events <= 1e6
-    _require(is_amount, "embeddings.prior_events", "0.001..1e6", events)
-    if dimension:
-        _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with embeddings", spec.loss)
+def _check_content(spec: ModelSpec) -> None:
+    """Embeddings, features and context."""
+    embeddings, features, start = spec.embeddings, spec.features, spec.solve.start_events
+    for name in ("dimension", "user_dimension"):
+        d = getattr(embeddings, name)
+        _require(0 <= d <= MAX_DIMENSION, f"embeddings.{name}", f"0..{MAX_DIMENSION}", d)
+    for part, size in (("features", features.size), ("context", spec.context.size)):
+        _require(0 <= size <= MAX_FEATURES, f"{part}.size", f"0..{MAX_FEATURES}", size)
+    is_number = 1 <= features.per_id <= MAX_FEATURES_PER_ID
+    _require(is_number, "features.per_id", f"1..{MAX_FEATURES_PER_ID}", features.per_id)
+    events, prior = embeddings.prior_events, features.prior_events
+    _require(_is_amount(events), "embeddings.prior_events", "0.001..1e6", events)
+    _require(prior == 0 or _is_amount(prior), "features.prior_events", "0, or 0.001..1e6", prior)
+    _require(features.size > 0 or prior == 0, "features.prior_events", "0 without features.size", prior)
+    for part, is_there in (
+        ("embeddings", embeddings.dimension or embeddings.user_dimension), ("features", features.size)
+    ):  # fmt: skip
+        is_right = not is_there or spec.loss == Loss.IMPLICIT
+        _require(is_right, "loss", f"implicit (rule solve) with {part}", spec.loss)
+    _require(not features.size or start == 0, "solve.start_events", "0 with features", start)
+    if embeddings.user_dimension:
+        _require(start == 0, "solve.start_events", "0 with embeddings.user_dimension", start)
+        is_followed = prior > 0 or not features.size
+        _require(is_followed, "features.prior_events", "above 0 with embeddings.user_dimension", prior)
+    is_right = not spec.context.size or spec.loss != Loss.SQUARED
+    _require(is_right, "loss", "another one than squared with context", spec.loss)
 
 
-def _check_features(spec: ModelSpec) -> None:
-    size, per_id = spec.features.size, spec.features.per_id
-    _require(0 <= size <= MAX_FEATURES, "features.size", f"0..{MAX_FEATURES}", size)
-    is_number = 1 <= per_id <= MAX_FEATURES_PER_ID
-    _require(is_number, "features.per_id", f"1..{MAX_FEATURES_PER_ID}", per_id)
-    events = spec.features.prior_events
-    is_amount = events == 0 or (_finite32(events) and 1e-3 <= events <= 1e6)
-    _require(is_amount, "features.prior_events", "0, or 0.001..1e6", events)
-    _require(size > 0 or events == 0, "features.prior_events", "0 without features.size", events)
-    if size:
-        _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with features", spec.loss)
-        start = spec.solve.start_events
-        _require(start == 0, "solve.start_events", "0 with features", start)
-
-
-def _check_context(spec: ModelSpec) -> None:
-    size = spec.context.size
-    _require(0 <= size <= MAX_FEATURES, "context.size", f"0..{MAX_FEATURES}", size)
-    if size:
-        _require(spec.loss != Loss.SQUARED, "loss", "another one than squared with context", spec.loss)
+def _is_amount(events: float) -> bool:
+    return _finite32(events) and 1e-3 <= events <= 1e6
 
 
 def _check_auto(spec: ModelSpec) -> None:

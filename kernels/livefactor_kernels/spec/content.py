@@ -7,15 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """Vectors of items, and a learned map of them into factor space (`solve/prior/__init__.py`).
+    """Vectors of items and users, and learned maps of them into factor space
+    (`solve/prior/__init__.py`).
 
     Attributes:
         dimension: numbers of an item's vector, up to `MAX_DIMENSION`. With 0 there are none.
-        prior_events: what the vector says of an item counts as much as this many of its events.
+        prior_events: what the vector says of an item or a user counts as much as this many events.
+        user_dimension: numbers of a user's vector. With 0 there are none.
     """
 
     dimension: int = 0
     prior_events: float = 8.0
+    user_dimension: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 
-from livefactor_kernels.spec.admission import Admission
+from livefactor_kernels.spec.admission import Admission, Eviction
 from livefactor_kernels.spec.content import Context as Context
 from livefactor_kernels.spec.content import Embeddings as Embeddings
 from livefactor_kernels.spec.content import Features as Features
+from livefactor_kernels.spec.privacy import Privacy as Privacy
 from livefactor_kernels.spec.regularization import Regularization as Regularization
 
 KERNEL_SEMANTICS = 1
@@ -396,7 +397,9 @@ class ModelSpec:
         replay: replay, with any rule.
         adaptive_rate: adaptive learning rate, with rule SGD.
         merge: deltas that someone else learned, with rules SGD and SOFTMAX.
+        privacy: differential privacy, with `merge`.
         admission: when new users and items get rows.
+        eviction: when users and items lose their rows.
         event_types: weights by event type.
         regularization: clipping, max-norm, frequency-scaled L2, dropout.
         limits: limits of tables and events.
@@ -427,7 +430,9 @@ class ModelSpec:
     replay: Replay = field(default_factory=Replay)
     adaptive_rate: AdaptiveRate = field(default_factory=AdaptiveRate)
     merge: Merge = field(default_factory=Merge)
+    privacy: Privacy = field(default_factory=Privacy)
     admission: Admission = field(default_factory=Admission)
+    eviction: Eviction = field(default_factory=Eviction)
     event_types: tuple[EventType, ...] = ()
     regularization: Regularization = field(default_factory=Regularization)
     limits: Limits = field(default_factory=Limits)

@@ -55,7 +55,7 @@ places, min(seen_count, H) of a row.
 STARTS = ("factors_start", "start_events")
 """The sections of a row that begins with the factors of another model (`start.py`).
 
-Users with a bag have them, too (`solve/features/__init__.py`).
+Users with a bag or a vector have them, too (`solve/features/__init__.py`).
 """
 NO_ROW = 0xFFFFFFFF
 """Row number of an unknown key."""
@@ -86,16 +86,17 @@ def row_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
 
 def has_starts(spec: ModelSpec, side: int) -> bool:
     """Whether the rows of a side have the sections `STARTS`."""
-    of_bags = side == USERS and spec.features.prior_events > 0
-    return spec.rule == Rule.SOLVE and (spec.solve.start_events > 0 or of_bags)
+    is_told = side == USERS and (spec.features.prior_events > 0 or spec.embeddings.user_dimension > 0)
+    return spec.rule == Rule.SOLVE and (spec.solve.start_events > 0 or is_told)
 
 
 def content_sections(spec: ModelSpec, side: int) -> dict[str, RowSection]:
     """Those of `row_sections` that belong to embeddings (`solve/prior/__init__.py`) and to features
     (`solve/features/__init__.py`).
     """
-    dimension, sections = spec.embeddings.dimension, {}
-    if side == ITEMS and dimension:
+    embeddings, sections = spec.embeddings, {}
+    dimension = embeddings.dimension if side == ITEMS else embeddings.user_dimension
+    if dimension:
         sections["embedding"] = RowSection(np.dtype(np.float16), (dimension,))
         sections["described"] = RowSection(np.dtype(np.uint8), ())
     if spec.features.size:

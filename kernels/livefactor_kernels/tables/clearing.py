@@ -29,5 +29,7 @@ def rows_in_gram(spec: ModelSpec, array_of: Callable[[str], np.ndarray], rows: n
 
 def clear_gram(gram: np.ndarray, side: int, removed: np.ndarray) -> None:
     """Takes rows float64[m, k + 1] out of the Gram matrices float64[2, k + 1, k + 1]."""
+    own, product = gram[side], np.empty_like(gram[side])
     for row in removed.astype(np.float64):
-        gram[side] = gram[side] - np.outer(row, row)
+        np.multiply.outer(row, row, out=product)
+        np.subtract(own, product, out=own)

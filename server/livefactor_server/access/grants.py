@@ -26,6 +26,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from livefactor_server.access.clock import CLOCK
 from livefactor_server.text import quoted
 
 BYTES_MAX = 1 << 20
@@ -81,7 +82,7 @@ class Grant:
     @property
     def is_valid(self) -> bool:
         """Whether the grant has not expired."""
-        return self.expires is None or time.time() < self.expires
+        return self.expires is None or CLOCK.now() < self.expires
 
 
 EVERYTHING = Grant("everybody", Role.ADMIN)
@@ -109,9 +110,11 @@ class Grants:
         """Reads the file.
 
         Raises:
-            AccessFileError: the file has a fault. The text names it.
+            AccessFileError: the file has a fault, or the clock is not set. The text names it.
         """
         self._path = path
+        if (fault := CLOCK.fault()) is not None:
+            raise AccessFileError(f"{path}: {fault}, so no grant can be checked; set the clock")
         self._lock = threading.Lock()
         self._stamp = _stamp(path)
         self._by_token, self._by_certificate = _read(path)

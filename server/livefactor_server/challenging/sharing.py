@@ -192,4 +192,8 @@ class Sharing:
                 for variant, counts in enumerate(self._outcomes.happened(found.users, found.items)):
                     self._metrics.happened(variant, *counts)
             with self.gate.writing():
+                backend = state.backend
                 apply_groups(state, [records])
+                if self._reader is not None and state.backend is not backend:
+                    # After an eviction the reader would go on with the old tables.
+                    self._reader = Reader(self)

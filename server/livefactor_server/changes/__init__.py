@@ -32,12 +32,15 @@ from livefactor_server.changes.columns import apply_columns, skip_columns
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
 from livefactor_server.changes.content.factors import FactorsChange
 from livefactor_server.changes.content.features import DroppedFeaturesChange, FeaturesChange
+from livefactor_server.changes.content.release import ReleaseChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.history.erase import EraseChange, ErasedChange, EvidenceChange
+from livefactor_server.changes.history.evict import EvictChange
 from livefactor_server.changes.history.retention import RetentionChange
 from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.history.switch import SwitchChange
+from livefactor_server.changes.history.term import TermChange
 from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.changes.labels import LabelsChange
 from livefactor_server.changes.open_producer import OpenProducerChange
@@ -59,6 +62,7 @@ __all__ = [
     "EngineChange",
     "EraseChange",
     "ErasedChange",
+    "EvictChange",
     "EvidenceChange",
     "FactorsChange",
     "FeaturesChange",
@@ -70,6 +74,7 @@ __all__ = [
     "Placement",
     "Record",
     "Rejects",
+    "ReleaseChange",
     "ReplayError",
     "RetentionChange",
     "Rollback",
@@ -78,6 +83,7 @@ __all__ = [
     "SkippedChange",
     "SpecChange",
     "SwitchChange",
+    "TermChange",
     "WireChange",
     "apply",
     "apply_columns",
@@ -104,8 +110,11 @@ _ALL: tuple[type[Change], ...] = (
     EraseChange,
     ErasedChange,
     EvidenceChange,
+    TermChange,
     FactorsChange,
     DeltasChange,
+    ReleaseChange,
+    EvictChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

@@ -129,11 +129,21 @@ def apply(state: ModelState, records: Sequence[Record]) -> None:
     _check_order(state, records)
     for kind, run in _by_kind(records):
         kind.apply(state, run)
+        if state.touches is not None:
+            _touch(state, run)
         if not issubclass(kind, KeyedChange):
             state.backend.advance(run[-1].header.revision)
         state.marks.publish()
         for record in run:
             _settle(state, record)
+
+
+def _touch(state: ModelState, records: Sequence[Record]) -> None:
+    """Rows of records without events count as touched by the last event before them."""
+    for _, change, placement in records:
+        if placement is not None and not change.has_events and state.touches is not None:
+            for side, rows in ((USERS, placement.user_rows), (ITEMS, placement.item_rows)):
+                state.touches.put(side, rows[rows != NO_ROW], state.events)
 
 
 def _by_kind(records: Sequence[Record]) -> Iterator[tuple[type[Change], Sequence[Record]]]:

@@ -36,6 +36,14 @@ from livefactor_server.statuses import invalid
 
 def deltas_misfit(spec: ModelSpec, columns: DeltaColumns) -> str:
     """Why a model with `spec` cannot take these deltas, "" if it can."""
+    if spec.privacy.epsilon and (columns.deltas.any() or np.any(columns.biases)):
+        # Zeros give items their rows.
+        return "a model with privacy takes zeros alone; send contributions with Contribute"
+    return merge_misfit(spec, columns)
+
+
+def merge_misfit(spec: ModelSpec, columns: DeltaColumns) -> str:
+    """As `deltas_misfit`, for deltas that have no need of privacy."""
     if not spec.merge.learning_rate:
         if spec.rule == Rule.SOLVE:
             return "a model of rule solve takes none, because it solves rows from their events"

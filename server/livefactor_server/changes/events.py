@@ -113,6 +113,10 @@ def learn(state: ModelState, revision: int, events: Events, places: Places) -> N
         state.backend.apply_all([whole])
     else:
         state.backend.apply_all(UpdateRun(whole, revision, ends, places.user_counts, places.item_counts))
+    if state.touches is not None:
+        at = state.events + np.repeat(ends, np.diff(ends, prepend=0))
+        state.touches.put(USERS, places.user_rows, at)
+        state.touches.put(ITEMS, places.item_rows, at)
     state.events += n
 
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from livefactor_kernels.solve.prior import dimension_of
 from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.changes.bodies import decode_bodies
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
 from livefactor_server.changes.content.factors import FactorsChange, misfit
 from livefactor_server.changes.content.features import FeaturesChange
+from livefactor_server.changes.content.release import ReleaseChange, release_misfit
 from livefactor_server.changes.deltas import DeltasChange, deltas_misfit
 from livefactor_server.changes.interactions import InteractionsChange, good_values, good_weights
 from livefactor_server.log.columns import KIND, Columns
@@ -44,8 +46,9 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
     """Whether `new` accepts every event that `old` accepts. False may also mean "not sure"."""
     if new.limits.weight_max < old.limits.weight_max:
         return False
-    if old.embeddings.dimension not in (0, new.embeddings.dimension):
-        return False
+    for side in (USERS, ITEMS):
+        if dimension_of(old, side) not in (0, dimension_of(new, side)):
+            return False
     if old.features.size and new.features.per_id < old.features.per_id:
         return False
     if old.features.size > new.features.size:
@@ -55,6 +58,8 @@ def accepts_all(new: ModelSpec, old: ModelSpec) -> bool:
     if old.solve.start_events and misfit(new, old.k):
         return False
     if old.merge.learning_rate and not _merges_alike(new, old):
+        return False
+    if new.privacy != old.privacy:
         return False
     if new.loss == Loss.SQUARED and old.loss != Loss.SQUARED:
         # Only squared loss requires values.
@@ -109,10 +114,11 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
         if record.erased_at and not record.rows:
             continue
         if record.kind == Kind.EMBEDDINGS:
-            found = EmbeddingsChange.from_log(bytes(record.body)).vectors.shape[1]
-            if found != spec.embeddings.dimension:
-                expected = f"the spec expects dimension {spec.embeddings.dimension}"
-                return f"revision {record.revision} has vectors of dimension {found}, and {expected}"
+            vectors = EmbeddingsChange.from_log(bytes(record.body))
+            found, expected = vectors.vectors.shape[1], dimension_of(spec, vectors.side)
+            if found != expected:
+                told = f"vectors of dimension {found}, and the spec expects dimension {expected}"
+                return f"revision {record.revision} has {told}"
         if record.kind == Kind.FEATURES:
             bags, most = FeaturesChange.from_log(bytes(record.body)).columns.counts, spec.features.per_id
             if not spec.features.size:
@@ -129,6 +135,10 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
             deltas = DeltasChange.from_log(bytes(record.body)).columns
             if reason := deltas_misfit(spec, deltas):
                 return f"revision {record.revision} has deltas: {reason}"
+        if record.kind == Kind.RELEASE:
+            sums = ReleaseChange.from_log(bytes(record.body)).columns
+            if reason := release_misfit(spec, sums):
+                return f"revision {record.revision} is a release: {reason}"
     return ""
 
 

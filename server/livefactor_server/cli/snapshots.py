@@ -1,4 +1,4 @@
-"""`livefactor snapshot`, which asks a server, and `livefactor verify`, which reads a folder."""
+"""`livefactor snapshot`, which asks a server for a snapshot."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import typer
 from livefactor_server.cli.base import (
     DEFAULT_TARGET,
     AsJson,
-    KeyCommand,
-    KeyFile,
     Model,
     Target,
     app,
@@ -20,10 +18,9 @@ from livefactor_server.cli.base import (
     console,
     emit,
     progress,
-    reason,
     table,
-    use_key,
 )
+from livefactor_server.cli.verify import checkpoint_of
 
 if TYPE_CHECKING:
     from livefactor.auditor import Auditor, SnapshotInfo
@@ -74,6 +71,8 @@ def snapshot(
         taken = _take(auditor)
         if out is not None:
             auditor.fetch(out, taken.snapshot_id)
+            if taken.checkpoint:
+                checkpoint_of(out).write_bytes(taken.checkpoint)
     if as_json:
         emit(_info_fields(taken))
     else:
@@ -83,6 +82,8 @@ def snapshot(
         console().print(f"root hash {taken.root_hash.hex()}")
         if out is not None:
             console().print(f"fetched to {out} and verified")
+            if taken.checkpoint:
+                console().print(f"signed checkpoint in {checkpoint_of(out)}")
 
 
 def _take(auditor: Auditor) -> SnapshotInfo:
@@ -93,101 +94,3 @@ def _take(auditor: Auditor) -> SnapshotInfo:
         return auditor.snapshot(
             on_progress=lambda p: bar.update(task, total=p.bytes_total, completed=p.bytes_done)
         )
-
-
-@app.command("verify")
-def verify_command(
-    path: Annotated[
-        Path,
-        typer.Argument(help="Folder of a snapshot. With --replay: folder of a model in the data folder."),
-    ],
-    replay: Annotated[
-        bool, typer.Option(help="Rebuild the state from the model's log alone and compare its snapshots.")
-    ] = False,
-    backend: Annotated[
-        str, typer.Option(help="Backend of the replay: cpu, cuda, auto, or reference (plain NumPy, slow).")
-    ] = "cpu",
-    as_json: AsJson = False,
-    encryption_key_file: KeyFile = None,
-    encryption_key_command: KeyCommand = "",
-) -> None:
-    """Check every byte of a snapshot. With --replay, check that the log gives the model's states.
-
-    This needs no server.
-    """
-    use_key(encryption_key_file, encryption_key_command)
-    if replay:
-        _verify_replay(path, backend, as_json)
-        return
-    from livefactor.errors import SnapshotInvalid
-    from livefactor_server.snapshots.store import verify
-
-    try:
-        manifest = verify(path).manifest
-    except (SnapshotInvalid, OSError) as error:
-        if as_json:
-            emit({"valid": False, "reason": str(error)})
-        else:
-            complain(f"not valid: {reason(error)}")
-        raise typer.Exit(1) from None
-    facts = {
-        "valid": True,
-        "model": manifest.model,
-        "revision": manifest.revision,
-        "lineage": str(manifest.lineage),
-        "root_hash": manifest.root_hash.hex(),
-        "users": manifest.users,
-        "items": manifest.items,
-    }
-    if as_json:
-        emit(facts)
-    else:
-        console().print(
-            f"valid: {manifest.model} at revision {manifest.revision}, {manifest.users} users, {manifest.items} items"
-        )
-        console().print(f"root hash {manifest.root_hash.hex()}")
-
-
-def _verify_replay(folder: Path, backend: str, as_json: bool) -> None:
-    from rich.progress import TextColumn
-
-    from livefactor.errors import SnapshotInvalid
-    from livefactor_kernels.backend import BackendUnavailable, choose_backend
-    from livefactor_server.log.store import LogError
-    from livefactor_server.snapshots import audit
-    from livefactor_server.snapshots.replay import ReplayError
-
-    try:
-        backend = choose_backend(backend)
-    except (BackendUnavailable, ValueError) as error:
-        complain(error)
-        raise typer.Exit(1) from None
-    try:
-        with progress(TextColumn("{task.completed}/{task.total} revisions")) as bar:
-            task = bar.add_task("replay", total=None)
-            report = audit.replay_model(
-                folder, backend, lambda at, last: bar.update(task, total=last, completed=at)
-            )
-    except (LogError, ReplayError, SnapshotInvalid, OSError) as error:
-        complain(error)
-        raise typer.Exit(1) from None
-    if as_json:
-        emit(report.fields())
-    else:
-        console().print(f"log: {report.revision} revisions, chain hash {report.log_hash.hex()}")
-        if report.gap is not None:
-            console().print(f"log: {report.gap}", soft_wrap=True)
-            for name in report.begins_with:
-                console().print(f"the replay began with snapshot {name}, which verifies")
-            for name in report.lost:
-                console().print(f"snapshot {name}: not compared, because its records are missing")
-        console().print(f"state at revision {report.revision}: root hash {report.root_hash.hex()}")
-        for name, equal in report.snapshots.items():
-            console().print(
-                f"snapshot {name}: {'equal to the replay' if equal else 'DIFFERS from the replay'}"
-            )
-        for revision, wrong in report.erasures.items():
-            said = f"WRONG: {wrong}" if wrong else "is good"
-            console().print(f"report of the erasure at revision {revision}: {said}", soft_wrap=True)
-    if not report.good:
-        raise typer.Exit(1)

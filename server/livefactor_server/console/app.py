@@ -43,14 +43,16 @@ class ConsoleSettings:
 def make_app(settings: ConsoleSettings) -> Starlette:
     """The application."""
     sessions = Sessions(settings.target, settings.ca)
+    pages = Pages(sessions, settings.target)
 
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
         yield
+        pages.actions.end()
         await sessions.close()
 
     return Starlette(
-        routes=Pages(sessions, settings.target).routes(),
+        routes=pages.routes(),
         lifespan=life,
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts)),

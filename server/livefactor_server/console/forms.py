@@ -10,7 +10,9 @@ from typing import Any
 
 from livefactor.models import ModelDescription
 from livefactor.results.answers import UserAnswer
+from livefactor.results.judgement import JudgeFigure, Judgement
 from livefactor.wire.ids import ids_of_texts
+from livefactor_server.console.curves import SCORERS
 from livefactor_server.text import plain
 
 K_DEFAULT = 10
@@ -85,6 +87,36 @@ def rows(answers: Sequence[UserAnswer]) -> list[list[dict[str, Any]]]:
             )
         ]
         for answer in answers
+    ]
+
+
+def settings(spec: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """The fields of a spec with their values, without those that are off."""
+    found: list[tuple[str, Any]] = []
+    for name, value in spec.items():
+        if isinstance(value, Mapping):
+            found += settings(value, f"{above}{name}.")
+        elif value not in (None, False, 0, "", []):
+            found.append((above + name, f"{value:g}" if isinstance(value, float) else value))
+    return found
+
+
+def groups(judgement: Judgement | None, metric: str) -> list[dict[str, Any]]:
+    """The figures of a metric for each event type, if there are at least two types."""
+    by_type: dict[int, dict[str, JudgeFigure]] = {}
+    for figure in judgement.figures if judgement is not None else ():
+        if figure.event_type is not None and figure.metric == metric:
+            by_type.setdefault(figure.event_type, {})[figure.scorer] = figure
+    if len(by_type) < 2:
+        return []
+    return [
+        {
+            "event_type": event_type,
+            "metric": metric,
+            "events": max(figure.events for figure in found.values()),
+            "figures": [found[name].decayed if name in found else None for name in SCORERS],
+        }
+        for event_type, found in sorted(by_type.items())
     ]
 
 

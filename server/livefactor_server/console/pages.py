@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -27,6 +28,7 @@ from livefactor.errors import (
 from livefactor.models import ModelDescription
 from livefactor.wire.ids import ids_of_texts
 from livefactor_server.console import forms
+from livefactor_server.console.actions import Actions, work_of
 from livefactor_server.console.curves import Curves
 from livefactor_server.console.sessions import COOKIE, Session, Sessions
 
@@ -36,6 +38,12 @@ BODY_BYTES_MAX = 8192
 
 LIST_MAX = 100
 SNAPSHOTS_SHOWN = 10
+PRODUCERS_SHOWN = 20
+QUICK_S = 1.0
+"""How long the answer to a form waits for the end of its action, seconds."""
+
+CLOSED = 499
+"""Status for the log of a request whose browser has left. Nobody gets it."""
 
 _STATUSES: tuple[tuple[type[LivefactorError], int], ...] = (
     (Unauthenticated, 401),
@@ -53,6 +61,7 @@ class Pages:
     def __init__(self, sessions: Sessions, target: str) -> None:
         self._sessions, self._target = sessions, target
         self._curves = Curves()
+        self.actions = Actions()
         self._templates = Jinja2Templates(HERE / "templates")
         self._templates.env.filters |= forms.FILTERS
 
@@ -66,6 +75,7 @@ class Pages:
             Route("/models/{name}/curve", self._answer(self.curve)),
             Route("/models/{name}/list", self._answer(self.user_list)),
             Route("/models/{name}/similar", self._answer(self.similar)),
+            Route("/models/{name}/act", self._answer(self.act), methods=["POST"]),
             Route("/login", self._answer(self.login), methods=["GET", "POST"]),
             Route("/logout", self._answer(self.logout), methods=["POST"]),
             Mount("/static", StaticFiles(directory=HERE / "static")),
@@ -85,7 +95,9 @@ class Pages:
         """One model."""
         session, name = self._session(request), request.path_params["name"]
         model = await session.models.describe(name)
-        return self._page(request, "model.html", **await self._figures(session, model))
+        shown = await self._figures(session, model)
+        shown |= {"is_admin": await session.is_admin(name), "form_key": session.form_key}
+        return self._page(request, "model.html", **shown)
 
     async def live(self, request: Request) -> Response:
         """The part of a model's page that changes all the time."""
@@ -119,16 +131,31 @@ class Pages:
         answer = (await scorer.similar(texts, 10))[0]
         return self._page(request, "similar.html", item=item, answer=answer, rows=forms.rows([answer]))
 
+    async def act(self, request: Request) -> Response:
+        """Starts what an administrator asks for."""
+        session, name = self._session(request), request.path_params["name"]
+        form = await _form(request)
+        if form is None:
+            return Response("the form is too large", 413)
+        if not secrets.compare_digest(form.get("form_key", "").encode(), session.form_key.encode()):
+            return Response("the form is none of this console, or too old: load the page again", 403)
+        text, work = work_of(session, name, form)
+        lineage = (await session.models.describe(name)).position.lineage.hex()
+        action = self.actions.start(lineage, text, work)
+        # Most actions end, or are refused, at once.
+        await asyncio.wait([action.task] if action.task is not None else [], timeout=QUICK_S)
+        if action.failed:
+            raise ValueError(action.outcome)
+        return self._page(request, "acted.html", action=action)
+
     async def login(self, request: Request) -> Response:
         """The form that takes a token, and the check of it."""
         if request.method == "GET":
             return self._page(request, "login.html", trouble="")
-        body = b""
-        async for piece in request.stream():
-            body += piece
-            if len(body) > BODY_BYTES_MAX:
-                return Response("the form is too large", 413)
-        token = parse_qs(body.decode(errors="replace")).get("token", [""])[0].strip()
+        form = await _form(request)
+        if form is None:
+            return Response("the form is too large", 413)
+        token = form.get("token", "").strip()
         if not (token.isascii() and token.isprintable()):
             return self._page(
                 request, "login.html", status=401, trouble="the token has characters of no token"
@@ -170,9 +197,10 @@ class Pages:
 
     async def _figures(self, session: Session, model: ModelDescription) -> dict[str, Any]:
         curve = self._curve_of(model)
-        snapshots, contest = await asyncio.gather(
+        snapshots, contest, producers = await asyncio.gather(
             _unless_refused(session.auditor(model.name).list()),
             _unless_refused(session.models.challengers(model.name)),
+            _unless_refused(session.models.producers(model.name, limit=PRODUCERS_SHOWN)),
         )
         return {
             "model": model,
@@ -182,6 +210,10 @@ class Pages:
             "metric": curve.metric,
             "snapshots": list(snapshots or ())[:SNAPSHOTS_SHOWN],
             "contest": contest,
+            "producers": producers,
+            "action": self.actions.of(model.position.lineage.hex()),
+            "groups": forms.groups(model.judgement, curve.metric),
+            "settings": forms.settings(model.spec or {}),
             "now": time.time(),
         }
 
@@ -196,6 +228,8 @@ class Pages:
         async def answer(request: Request) -> Response:
             try:
                 return await handler(request)
+            except ClientDisconnect:
+                return Response(status_code=CLOSED)
             except Unauthenticated:
                 # A part of a page cannot show a form of its own.
                 if "hx-request" in request.headers:
@@ -212,6 +246,16 @@ class Pages:
 
 def _status(error: Exception) -> int:
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 400)
+
+
+async def _form(request: Request) -> dict[str, str] | None:
+    """The fields of a form, or None if it is too large."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > BODY_BYTES_MAX:
+            return None
+    return {name: values[0] for name, values in parse_qs(body.decode(errors="replace")).items()}
 
 
 async def _unless_refused(call: Awaitable[Any]) -> Any:

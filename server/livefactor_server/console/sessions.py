@@ -11,6 +11,7 @@ import grpc
 from livefactor.access import Access
 from livefactor.aio import AsyncAuditor, AsyncModels, AsyncScorer
 from livefactor.channel import channel_options, may_be_remote
+from livefactor.errors import InvalidArgument, LivefactorError, PermissionDenied
 
 SESSIONS_MAX = 200
 """Sessions at a time. The one that was idle longest makes room."""
@@ -18,6 +19,7 @@ SESSIONS_MAX = 200
 IDLE_S = 8 * 3600.0
 """A session ends after so many seconds without a request."""
 
+NO_PRESET = "?"
 COOKIE = "livefactor_session"
 CONNECT_S = 2.0
 TIMEOUT_S = 10.0
@@ -42,6 +44,9 @@ class Session:
             else grpc.aio.secure_channel(target, credentials, options)
         )
         self.models = AsyncModels(**self._shared())
+        # Another site can make a browser send a form, but it cannot read this.
+        self.form_key = secrets.token_urlsafe(32)
+        self._is_admin: bool | None = None
 
     def scorer(self, model: str) -> AsyncScorer:
         """A client that asks a model for scores."""
@@ -50,6 +55,21 @@ class Session:
     def auditor(self, model: str) -> AsyncAuditor:
         """A client that lists the snapshots of a model."""
         return AsyncAuditor(model=model, **self._shared())
+
+    async def is_admin(self, model: str) -> bool:
+        """Whether the person has the role admin on a model that it sees."""
+        if self._is_admin is None:
+            try:
+                # The contract has no call that tells a role. No preset has this name, so nothing
+                # happens: who may not promote is told so first.
+                await self.models.promote(model, NO_PRESET, timeout=TIMEOUT_S)
+            except PermissionDenied:
+                self._is_admin = False
+            except InvalidArgument:
+                self._is_admin = True
+            except LivefactorError:
+                return False
+        return bool(self._is_admin)
 
     async def close(self) -> None:
         """Closes the channel."""

@@ -22,7 +22,7 @@ from livefactor.v1 import updates_pb2
 from livefactor_kernels.backend import RowTable
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.changes import Change, KeyedChange, Rejects, WireChange
-from livefactor_server.engine.new_ids import NewIds
+from livefactor_server.engine.new_ids import NewIds, UserRows
 from livefactor_server.engine.submission import Ack, Seal, Submission
 from livefactor_server.log.format import NO_HASH
 from livefactor_server.model.producers import RING, Outcome
@@ -101,6 +101,7 @@ class Admission:
         hold_refusal: the refusal of batches with events while updates are on hold, else None.
         judge_item_bytes: memory that the judge takes for each item.
         new_ids: how many users and items a producer may add. None for any number.
+        user_rows: how many events a user may have. None for any number.
     """
 
     state: ModelState
@@ -109,6 +110,7 @@ class Admission:
     hold_refusal: Callable[[], Refused | None]
     judge_item_bytes: int = 0
     new_ids: NewIds | None = None
+    user_rows: UserRows | None = None
     _lanes: dict[bytes, _Lane] = field(default_factory=dict)
     _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -296,6 +298,10 @@ class Admission:
         self._count_pending(item.change, -1)
         return item.followers
 
+    def waiting(self) -> Counter[bytes]:
+        """The number of batches in flight of each producer. The caller holds `lock`."""
+        return Counter(producer for producer, _ in self._flying)
+
     @property
     def lock(self) -> threading.Lock:
         """Guards the published table of producers together with the batches in flight."""
@@ -310,9 +316,7 @@ class Admission:
         if self.new_ids is not None:
             self.new_ids.forget_placed(not rows_ahead)
         rows += rows_ahead
-        self._sure_rows = 0
-        if self._rows_fit(rows):
-            self._sure_rows = rows
+        self._sure_rows = rows if self._rows_fit(rows) else 0
 
     def surely_fits(self, item: Submission, rows_ahead: int) -> bool:
         """Whether a batch fits even if all its ids are new and `rows_ahead` other new rows come
@@ -373,13 +377,15 @@ class Admission:
         """Checks a batch that was checked against an earlier spec."""
         change = item.change
         if isinstance(change, WireChange) and (rejected := change.rows_outside(self.state.spec)):
-            item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
+            item.reject_rows(rejected)
 
     def _make_fit(self, item: Submission) -> None:
         """Rejects the rows of a batch that have no room, so that the other rows need not wait.
 
         If the batch may not fit, all earlier new rows are placed.
         """
+        if self.user_rows is not None and item.change.has_events:
+            self.user_rows.limit(item, self._tables[USERS])
         change = item.change
         if isinstance(change, KeyedChange):
             if self.surely_fits(item, 0):
@@ -406,7 +412,7 @@ class Admission:
             item.new_rows = max(new)
             return
         rejected, item.new_rows = self._rows_without_room(change, room)
-        item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
+        item.reject_rows(rejected)
 
     def _room_for(self, new_users: int, new_items: int) -> _Room:
         """The room for this many new rows. The backend reserves what it can of it."""
@@ -471,7 +477,7 @@ class Admission:
                 keys = pending.keys if pending else Counter[int]()
                 rejected = change.rows_without_room(self.state, keys, self.free_bytes)
                 if rejected:
-                    item.reject_more(rejected, change.without_rows([row for row, _ in rejected]))
+                    item.reject_rows(rejected)
             self._count_pending(item.change, 1)
 
     def _count_pending(self, change: Change, sign: int) -> None:

@@ -29,6 +29,7 @@ from livefactor_server.log.format import HASH_BYTES
 from livefactor_server.log.store import Entry, Log
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
+from livefactor_server.statuses import Refused
 
 RUN_WORK_MAX = 16_384
 """Maximum of events times `ModelSpec.cost_of_event` under one hold of the gate.
@@ -138,6 +139,12 @@ class Commit:
                 )
             )
 
+    def refuse(self, refusal: Refused) -> None:
+        """Answers all batches with a refusal. Nothing of them was logged."""
+        self.parts.admission.withdraw(self.batches)
+        for batch in self.batches:
+            batch.finish(refusal)
+
     def place(self) -> None:
         """Allocates table rows for the keys of the group.
 
@@ -196,6 +203,7 @@ class Commit:
         with parts.admission.lock:
             for batch, _ in run:
                 parts.admission.settle(batch)
+        parts.metrics.arrivals.note([batch for batch, _ in run])
         parts.wake()
 
     def acknowledge(self, run: Run) -> None:

@@ -16,9 +16,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
+from livefactor.errors import ColumnError
 from livefactor.wire import columns as wire
+from livefactor_kernels.solve.prior import dimension_of
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Loss, ModelSpec, SpecError
+from livefactor_kernels.tables import USERS
+from livefactor_server.changes.content.embeddings import SIDES
 from livefactor_server.log.store import Log
 from livefactor_server.model import spec_codec
 from livefactor_server.model.state import ModelState
@@ -53,15 +57,25 @@ class Recogniser:
         self._lock = threading.Lock()
         self.may_return: Callable[[], bool] = lambda: True
 
-    def lacks_part(self, field: str) -> bool:
-        """Whether a change in `field` of a request would be the first vectors or factors."""
+    def lacks_part(self, field: str, body: bytes) -> bool:
+        """Whether the encoded change `body` in `field` of a request would be the first vectors of
+        its side, or the first factors.
+        """
         if field not in (wire.EMBEDDINGS, wire.FACTORS):
             return False
         spec = self._state().spec
         if spec.loss != Loss.IMPLICIT:
             return field == wire.EMBEDDINGS and self._earlier(spec) is not None
-        lacks_dimension = field == wire.EMBEDDINGS and not spec.embeddings.dimension
-        return lacks_dimension or (field == wire.FACTORS and not spec.solve.start_events)
+        if field == wire.FACTORS:
+            return not spec.solve.start_events
+        if spec.embeddings.dimension and spec.embeddings.user_dimension:
+            return False
+        try:
+            side = SIDES.get(wire.decode_embeddings(body).side)
+        except ColumnError:
+            # Whoever decodes the change says what is wrong with it.
+            return False
+        return side is not None and not dimension_of(spec, side)
 
     def spec_for(self, field: str, body: bytes) -> ModelSpec:
         """The spec with what the encoded change `body` needs: a dimension of vectors, or starts.
@@ -73,10 +87,16 @@ class Recogniser:
         spec = self._state().spec
         if field == wire.FACTORS:
             return check(replace(spec, solve=replace(spec.solve, start_events=START_EVENTS)))
-        dimension = wire.decode_embeddings(body).vectors.shape[1]
-        base = self._earlier(spec) or spec
+        columns = wire.decode_embeddings(body)
+        dimension, base = columns.vectors.shape[1], self._earlier(spec) or spec
+        changed, features = {"dimension": dimension}, base.features
+        if SIDES.get(columns.side) == USERS:
+            changed = {"user_dimension": dimension}
+            if features.size and not features.prior_events:
+                features = replace(features, prior_events=base.embeddings.prior_events)
+        embeddings = replace(base.embeddings, **changed)
         try:
-            return check(replace(base, embeddings=replace(base.embeddings, dimension=dimension)))
+            return check(replace(base, embeddings=embeddings, features=features))
         except SpecError as error:
             raise invalid(f"spec: {error}") from None
 
@@ -87,7 +107,7 @@ class Recogniser:
             Refused: as `Engine.promote`.
         """
         with self._lock:
-            if not self.lacks_part(field):
+            if not self.lacks_part(field, body):
                 return
             spec = self.spec_for(field, body)
             if self._state().spec.loss != Loss.IMPLICIT:

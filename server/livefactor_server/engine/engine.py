@@ -35,22 +35,23 @@ from livefactor_server.engine import dimension
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.budget import Budget
 from livefactor_server.engine.commit import Commit, Parts, Run
+from livefactor_server.engine.evicting import Evicting, Evictor
 from livefactor_server.engine.handover import Handover
 from livefactor_server.engine.intake import Intake
 from livefactor_server.engine.metrics import EngineMetrics
-from livefactor_server.engine.new_ids import NewIds
+from livefactor_server.engine.new_ids import limits_of
 from livefactor_server.engine.promotion import Erasing, Progress, Promotion, Solo, Start
 from livefactor_server.engine.quotas import Quotas
 from livefactor_server.engine.ratings import Recogniser
 from livefactor_server.engine.settings import EngineSettings as EngineSettings
-from livefactor_server.engine.submission import Submission
+from livefactor_server.engine.submission import Confirmations, Submission, abandon
 from livefactor_server.judging.observer import Observer
 from livefactor_server.log.store import Log, LogFailed, LogFull
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.freezing import freeze
 from livefactor_server.snapshots.store import FrozenState
-from livefactor_server.statuses import Refused, late, later, unavailable
+from livefactor_server.statuses import NotLeader, Refused, late, later, unavailable
 
 GROUPS_AHEAD_MAX = 2
 """Maximum number of logged groups that wait for the APPLY stage."""
@@ -66,9 +67,8 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Runs the two stages of a model. Any thread may call `submit` and the read methods."""
 
-    def __init__(
-        self, name: str, state: ModelState, log: Log, settings: EngineSettings, hold_path: Path | None = None
-    ) -> None:
+    def __init__(self, name: str, state: ModelState, log: Log, settings: EngineSettings,
+                 hold_path: Path | None = None) -> None:  # fmt: skip
         """Makes an engine that does not run yet.
 
         `hold_path` is the file that keeps a hold of updates across restarts. None keeps the hold in
@@ -83,12 +83,17 @@ class Engine:
         # The reads of a GPU share memory for transfers.
         self.gate = Gate(is_shared=state.backend_name != "cuda")
         self.failure: str | None = None
+        # The server that takes the updates in place of this one; "" for this one.
+        self.leader = ""
         self.torn, self.switched = False, 0
         self.on_switch: Callable[[], None] = lambda: None
         self.metrics = EngineMetrics(name)
         self.observer = Observer(name, state, settings.observer, hold_path, self.gate.reading)
+        needed = settings.ack_after_followers
+        self.confirmations = Confirmations(needed, settings.ack_wait_s) if needed else None
         self._memory_bytes_max = settings.memory_bytes_max
         self.quotas = Quotas(name, settings.quotas)
+        self._evictor = Evictor(name, log, self.metrics)
         self._parts = self._parts_of(state)
         self._promoting = threading.Lock()
         self._promotion: Promotion | None = None
@@ -107,30 +112,22 @@ class Engine:
         self._apply_thread = threading.Thread(target=self._apply_stage, name=f"apply-{name}", daemon=True)
 
     def _parts_of(self, state: ModelState) -> Parts:
-        new_ids = self.quotas.new_ids
         admission = Admission(
-            state,
-            self._memory_bytes_max,
-            self.log.seal,
-            self.observer.refusal,
-            self.observer.item_bytes,
-            NewIds(new_ids, (state.backend.users, state.backend.items)) if new_ids is not None else None,
-        )
+            state, self._memory_bytes_max, self.log.seal, self.observer.refusal, self.observer.item_bytes,
+            *limits_of(self.quotas, (state.backend.users, state.backend.items)),
+        )  # fmt: skip
         return Parts(state, self.log, self.gate, admission, self.observer, self.metrics, self.wake)
 
     def start(self) -> None:
         """Starts both stages."""
         self.metrics.watch(
-            lambda: self.state,
-            self.log,
-            self.observer,
-            lambda: self.memory_bytes,
+            lambda: self.state, self.log, self.observer, lambda: self.memory_bytes,
             lambda: self._promotion.lag if self._promotion is not None else 0,
-            lambda: self._budget.used,
-            lambda: self.failure is None,
-        )
+            lambda: self._budget.used, lambda: self.failure is None,
+        )  # fmt: skip
         self._parts.admission.warn_if_full(self.name)
-        self._recogniser.start()
+        if not self.leader:
+            self._recogniser.start()
         self._log_thread.start()
         self._apply_thread.start()
 
@@ -171,6 +168,8 @@ class Engine:
             raise unavailable("model: writes are stopped after a failure; see the server's log")
         if self._draining:
             raise unavailable("server: draining")
+        if self.leader:
+            raise NotLeader(self.leader)
 
     @property
     def revision(self) -> int:
@@ -226,17 +225,15 @@ class Engine:
 
     def view(self) -> AbstractContextManager[FrozenState]:
         """The frozen state at the published revision. Updates continue meanwhile."""
-        return freeze(self.name, self.state, self.log.hash_name, self.gate)
+        return freeze(self.name, lambda: self.state, self.log.hash_name, self.gate)
 
     @property
     def queued_bytes(self) -> int:
         """Bytes of the batches that are queued or being logged."""
         return self._budget.used
 
-    def promote(
-        self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None,
-        act: Rollback | Erasing | None = None,
-    ) -> int:  # fmt: skip
+    def promote(self, spec: ModelSpec, start: Start | None = None, progress: Progress | None = None,
+                act: Rollback | Erasing | None = None) -> int:  # fmt: skip
         """Gives the model another spec while it serves. Returns the revision of the switch.
 
         With `act` the spec is the one in force, and the model skips records or parts of them.
@@ -284,6 +281,12 @@ class Engine:
             if alone:
                 self._promoting.release()
 
+    def lead(self) -> None:
+        """Takes updates from now on. Nobody applies records of another leader any more."""
+        self._parts = self._parts_of(self.state)
+        self._recogniser.start()
+        self.leader = ""
+
     def drain(self) -> None:
         """Refuses new batches, finishes the accepted ones, stops both stages and closes the log."""
         with self._submitting:
@@ -293,8 +296,8 @@ class Engine:
         self._log_thread.join()
         self._apply_thread.join()
         self._recogniser.stop()
+        # A promotion has ended before its log is closed.
         with self._promoting:
-            # A promotion has ended before its log is closed.
             self._end()
         self._disk.shutdown()
         self.log.close()
@@ -309,6 +312,9 @@ class Engine:
                 group, open_end = self._intake.next_group(self._parts.cost_of_event)
                 if group:
                     self._log_group(group)
+                if self._evictor.is_due(self.state):
+                    self._finish_durable()
+                    self._evict()
                 if self._intake.next_switch is not None:
                     self._finish_durable()
                     self._switch(self._intake.next_switch)
@@ -316,17 +322,24 @@ class Engine:
             self._finish_durable()
         except BaseException:
             # A bug, or a log that takes no mark: the engine stops writing and still serves reads.
-            self._fail("the log stage stopped after an unexpected error")
+            self.fail("the log stage stopped after an unexpected error")
             logger.exception("model %s: log stage", self.name)
             if self._durable is not None:
-                self._abandon(self._durable.batches)
+                abandon(self._durable.batches)
             if self._intake.next_switch is not None:
                 self._intake.next_switch.refuse(unavailable("model: writes are stopped"))
-            self._refuse_queue()
+            while (item := self._intake.get()) is not None:
+                item.refuse(unavailable("model: writes are stopped"))
         finally:
             self._to_apply.end()
 
-    def _switch(self, promotion: Promotion | Solo) -> None:
+    def _evict(self) -> None:
+        self._to_apply.wait_until_idle()
+        with self.no_promotion() as is_alone:
+            if is_alone and (eviction := self._evictor.next(self._parts.admission)) is not None:
+                self._switch(eviction)
+
+    def _switch(self, promotion: Promotion | Solo | Evicting) -> None:
         """Gives the model the state of a promotion, or applies a record that is alone.
 
         An exception other than a refusal stops the LOG stage.
@@ -337,7 +350,7 @@ class Engine:
             state, record = promotion.complete()
             is_new = state is not self.state
             if is_new:
-                self.observer.judge(state)
+                promotion.judge(self.observer, state)
             with self.gate.writing():
                 changes.apply(state, [record])
                 if is_new:
@@ -345,29 +358,29 @@ class Engine:
                 self.state = state
             if is_new:
                 self._parts = self._parts_of(state)
-                self.switched += 1
-                self.metrics.observe_switch()
+                if not isinstance(promotion, Evicting):
+                    self.switched += 1
+                    self.metrics.observe_switch()
                 self.on_switch()
         except Refused as refusal:
             promotion.refuse(refusal)
             return
         except LogFailed as error:
-            self._fail(str(error))
+            self.fail(str(error))
             promotion.refuse(unavailable("model: writes are stopped after a failed log write"))
             return
         self.wake()
         promotion.finish(state.revision, time.monotonic() - started)
 
     def _mark(self) -> None:
-        if self.failure is not None:
-            return
         try:
-            self.log.mark()
+            if self.failure is None:
+                self.log.mark()
         except LogFull:
             # The next group tries again.
-            pass
+            return
         except LogFailed as error:
-            self._fail(str(error))
+            self.fail(str(error))
 
     def _log_group(self, group: list[Submission]) -> None:
         """Logs a group.
@@ -414,10 +427,10 @@ class Engine:
             else:
                 commit.append()
         except LogFull:
-            self._refuse(commit, later("disk: it is full; nothing was logged"))
+            commit.refuse(later("disk: it is full; nothing was logged"))
         except LogFailed as error:
-            self._fail(str(error))
-            self._refuse(commit, unavailable("model: writes are stopped after a failed log write"))
+            self.fail(str(error))
+            commit.refuse(unavailable("model: writes are stopped after a failed log write"))
         else:
             self._durable = commit
 
@@ -433,24 +446,13 @@ class Engine:
         else:
             self._to_apply.put(commit, commit.work)
 
-    def _refuse(self, commit: Commit, refusal: Refused) -> None:
-        self._parts.admission.withdraw(commit.batches)
-        for batch in commit.batches:
-            batch.finish(refusal)
-
-    def _refuse_queue(self) -> None:
-        while (item := self._intake.get()) is not None:
-            if isinstance(item, Promotion | Solo):
-                item.refuse(unavailable("model: writes are stopped"))
-            else:
-                item.finish(unavailable("model: writes are stopped"))
-
     def _end(self) -> None:
         """Calls back the waiting readers, because the engine publishes no further revision."""
         self._ended = True
         self.wake()
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Stops writes until a restart."""
         self.failure = reason
         self._budget.wake()
         self._end()
@@ -476,7 +478,7 @@ class Engine:
             if not self.torn:
                 self._apply_or_tear(commit, run)
             else:
-                self._abandon([batch for batch, _ in run])
+                abandon([batch for batch, _ in run])
 
     def _apply_or_tear(self, commit: Commit, run: Run) -> None:
         try:
@@ -486,15 +488,12 @@ class Engine:
             if self._recogniser.watches:
                 self._recogniser.see(record.change for _, record in run)
         except BaseException:
-            # After a bug a record may be applied in part. Reads and writes stop until a restart.
-            self.torn = True
-            self.withdraw()
-            self._fail("the apply stage stopped after an unexpected error")
-            logger.exception("model %s: apply stage", self.name)
-            self._abandon([batch for batch, _ in run])
+            self.tear("the apply stage stopped after an unexpected error")
+            abandon([batch for batch, _ in run])
 
-    @staticmethod
-    def _abandon(batches: list[Submission]) -> None:
-        for batch in batches:
-            if batch.result is None:
-                batch.finish(unavailable("model: writes are stopped"))
+    def tear(self, reason: str) -> None:
+        """Stops reads and writes until a restart. After a bug a record may be applied in part."""
+        self.torn = True
+        self.withdraw()
+        self.fail(reason)
+        logger.exception("model %s: apply stage", self.name)

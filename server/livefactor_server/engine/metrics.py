@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.engine.submission import Submission
 from livefactor_server.judging.observer import Observer
 from livefactor_server.judging.prometheus import JUDGES
@@ -17,8 +19,11 @@ _TABLES = ("users", "items")
 
 REPLAY_RECORD_S = 10e-6
 """Seconds that a restart takes to read, verify and decode a small record, at most."""
-_PARTS = (*_TABLES, "labels", "marks", "producers", "judge", "promotion")
-"""The parts whose memory is reported (`Engine.memory_bytes`)."""
+_PARTS = (
+    *_TABLES, "labels", "marks", "producers", "judge", "promotion", "sightings", "touches", "embeddings",
+    "features", "context",
+)  # fmt: skip
+"""The parts whose memory is reported (`Engine.memory_bytes`). A model may lack some of them."""
 _LATENCY_BUCKETS = (*(0.0005 * 2**power for power in range(11)), 1.0, 2.0, 5.0)
 
 EVENTS = Counter("livefactor_events", "Interactions applied.", ["model"])
@@ -59,9 +64,57 @@ COMMIT_TIME = Counter(
     "Time that a step of the commits took: append (write and sync), place (keys to rows), apply.",
     ["model", "step"],
 )
+EVICTED = Counter(
+    "livefactor_evicted_rows",
+    "Rows that left because no event had touched them for long.",
+    ["model", "table"],
+)
 WRITABLE = Gauge(
     "livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"]
 )
+
+
+class Arrival(NamedTuple):
+    """The last applied batch of a producer.
+
+    Attributes:
+        time_us: when it arrived, microseconds since the epoch.
+        event_time_us: the time of its last event, 0 if the batch has none.
+        rejected: rows that were rejected since the start of the server.
+    """
+
+    time_us: int
+    event_time_us: int
+    rejected: int
+
+
+class Arrivals:
+    """The last arrival of each producer since the start of the server. It is no part of the state.
+
+    The APPLY stage writes, and any thread reads.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[bytes, Arrival] = {}
+
+    def note(self, applied: Sequence[Submission]) -> None:
+        """Takes batches that were applied."""
+        last = self._last
+        for batch in applied:
+            if not batch.producer or batch.change.opens_producer:
+                continue
+            before = last.get(batch.producer)
+            event_time_us = before.event_time_us if before is not None else 0
+            if isinstance(batch.change, InteractionsChange):
+                times = batch.change.columns.times_us
+                # The last row stands for all, because a search in every batch would cost too much.
+                event_time_us = int(times[-1]) if times is not None and len(times) else 0
+            rejected = batch.rejects.count + (before.rejected if before is not None else 0)
+            last[batch.producer] = Arrival(batch.time_us, event_time_us, rejected)
+
+    def of(self, producer: bytes) -> Arrival | None:
+        """The last arrival of a producer, None if nothing came since the start of the server."""
+        return self._last.get(producer)
 
 
 class EngineMetrics:
@@ -80,6 +133,7 @@ class EngineMetrics:
             COMMIT_TIME.labels(model, step) for step in ("append", "place", "apply")
         )
         self._switches = SWITCHES.labels(model)
+        self.arrivals = Arrivals()
         # Estimated time that a replay of all records applied since the start would take.
         self.replay_s = 0.0
         self._learned = self._learned_s = 0.0
@@ -99,6 +153,11 @@ class EngineMetrics:
     def observe_switch(self) -> None:
         """Counts a switch of the spec."""
         self._switches.inc()
+
+    def observe_eviction(self, users: int, items: int) -> None:
+        """Counts the rows of an eviction."""
+        for table, rows in zip(_TABLES, (users, items), strict=True):
+            EVICTED.labels(self._model, table).inc(rows)
 
     def observe_append(self, seconds: float) -> None:
         """Counts a group whose write and sync took `seconds`."""
@@ -163,7 +222,7 @@ class EngineMetrics:
 
 
 def _memory_of(memory_bytes: Callable[[], dict[str, int]], part: str) -> float:
-    return memory_bytes()[part]
+    return memory_bytes().get(part, 0)
 
 
 def _rows_of(state: Callable[[], ModelState], side: int) -> float:

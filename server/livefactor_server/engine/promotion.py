@@ -39,6 +39,7 @@ from livefactor_server.changes.content.factors import misfit
 from livefactor_server.changes.fitting import accepts_all, events_misfit, rows_misfit
 from livefactor_server.changes.history.erase import Erased, Erasures
 from livefactor_server.engine.admission import Admission
+from livefactor_server.judging.observer import Observer
 from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry, Log, LogFull, LogGap
 from livefactor_server.model import spec_codec
@@ -123,6 +124,9 @@ class Promotion:
         if self.spec.admission != self.live.spec.admission:
             # Ids without rows were never counted against the limits of the tables.
             raise precondition("spec: admission cannot be changed; push the events to a new model")
+        if self.spec.privacy != self.live.spec.privacy:
+            # What users were promised, and what of it is spent, would mean something else.
+            raise precondition("spec: privacy cannot be changed; make a new model")
         self._check_rows()
         known = [spec_codec.decode(body) for body in (self.log.spec_body, *self.log.switches.values())]
         accepts = all(accepts_all(self.spec, spec) for spec in known)
@@ -242,6 +246,10 @@ class Promotion:
 
     # ------------------------------------------------------------------ LOG stage
 
+    def judge(self, observer: Observer, state: ModelState) -> None:
+        """The judge begins anew."""
+        observer.judge(state)
+
     def complete(self) -> tuple[ModelState, Record]:
         """Follows the rest of the log, and appends the SWITCH, ROLLBACK or ERASED record. No batch
         is in flight.
@@ -311,6 +319,9 @@ class Solo:
     def complete(self) -> tuple[ModelState, Record]:
         """See `Promotion.complete`. The state is the live one."""
         return self.admission.state, appended(self.log, self.change)
+
+    def judge(self, observer: Observer, state: ModelState) -> None:
+        """The state stays, and so does its judge."""
 
     def refuse(self, refusal: Refused) -> None:
         """Ends it with a refusal."""

@@ -64,15 +64,17 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class QuotaSettings:
-    """What one producer may send to a model. 0 sets no limit.
+    """What one producer or one user may send to a model. 0 sets no limit.
 
     Attributes:
         rows_per_s: rows in a second, over the long run.
         new_ids_per_minute: new users and items together.
+        user_rows_per_minute: events of one user, whoever sends them.
     """
 
     rows_per_s: float = 0.0
     new_ids_per_minute: int = 0
+    user_rows_per_minute: int = 0
 
 
 class Quotas:
@@ -80,6 +82,7 @@ class Quotas:
 
     Attributes:
         new_ids: how many users and items a producer may add, or None.
+        user_rows_per_minute: how many events a user may have, or 0.
     """
 
     def __init__(self, model: str, settings: QuotaSettings) -> None:
@@ -88,6 +91,7 @@ class Quotas:
         self._text = f"rate: the producer sends more than {rows:g} rows a second"
         self._paced = PACED.labels(model)
         self.new_ids = Quota(ids, 60.0) if ids else None
+        self.user_rows_per_minute = settings.user_rows_per_minute
 
     def wait_s(self, payer: bytes) -> float:
         """Seconds that the next batch of a producer must wait."""

@@ -18,6 +18,8 @@ class EngineSettings:
         backend: "cpu" or "cuda".
         quotas: what a producer may send in a time.
         observer: settings of the judge.
+        ack_after_followers: followers that have a batch on disk before it is acknowledged.
+        ack_wait_s: seconds after which a batch that too few have gets UNAVAILABLE.
     """
 
     queue_bytes_max: int = 64 << 20
@@ -25,3 +27,5 @@ class EngineSettings:
     backend: str = "cpu"
     observer: ObserverSettings = field(default_factory=ObserverSettings)
     quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    ack_after_followers: int = 0
+    ack_wait_s: float = 10.0

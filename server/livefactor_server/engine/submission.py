@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_server.changes import Change, Rejects, encode_rejects
+from livefactor_server.changes import Change, Rejects, WireChange, encode_rejects
 from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry
-from livefactor_server.statuses import Refused
+from livefactor_server.statuses import Refused, unavailable
 from livefactor_server.telemetry.traces import Trace
 
 Seal = Callable[[bytes, bytes, bytes], bytes]
@@ -20,6 +22,9 @@ Seal = Callable[[bytes, bytes, bytes], bytes]
 
 
 Wake = Callable[[], None]
+
+CONFIRM_LOOK_S = 0.05
+"""Seconds between two looks for answers that have waited too long."""
 
 _SALTS_AT_ONCE = 256
 _salts: list[bytes] = []
@@ -52,6 +57,95 @@ class Ack(NamedTuple):
     last_sequence: int = 0
 
 
+class Confirmations:
+    """The answers of one model that wait until followers have the records on disk. Thread-safe.
+
+    An answer that waits too long becomes UNAVAILABLE: the batch is applied, and its sender sends it
+    again. That copy waits like the first. So nothing is acknowledged that too few followers have.
+    The number of waiting answers is bounded by what clients may have open.
+    """
+
+    def __init__(self, needed: int, wait_s: float) -> None:
+        """`needed` followers must have a record. `wait_s` is the limit of a wait, in seconds."""
+        self.needed, self._wait_s = needed, wait_s
+        self._lock = threading.Lock()
+        self._followers: dict[str, int] = {}
+        self._confirmed = -1
+        self._held: list[tuple[int, int, float, Submission, Ack]] = []
+        self._count = 0
+        self._timer: threading.Thread | None = None
+
+    def join(self, follower: str, revision: int) -> None:
+        """A follower has the records up to a revision. It confirms the others later."""
+        with self._lock:
+            self._followers[follower] = revision
+        self._pass_on()
+
+    def leave(self, follower: str) -> None:
+        """A follower is gone. What it has confirmed stays confirmed."""
+        with self._lock:
+            self._followers.pop(follower, None)
+
+    def confirm(self, follower: str, revision: int) -> None:
+        """A follower has more records on disk. One that has left is ignored."""
+        with self._lock:
+            if follower not in self._followers:
+                return
+            self._followers[follower] = max(revision, self._followers[follower])
+        self._pass_on()
+
+    def hold(self, item: Submission, ack: Ack) -> bool:
+        """Keeps the answer of a batch until it is confirmed. Returns False if it is already."""
+        with self._lock:
+            if ack.revision <= self._confirmed:
+                return False
+            self._count += 1
+            heapq.heappush(
+                self._held, (ack.revision, self._count, time.monotonic() + self._wait_s, item, ack)
+            )
+            if self._timer is None:
+                self._timer = threading.Thread(target=self._watch, name="confirmations", daemon=True)
+                self._timer.start()
+        return True
+
+    def _pass_on(self) -> None:
+        ready = []
+        with self._lock:
+            revisions = sorted(self._followers.values(), reverse=True)
+            if len(revisions) >= self.needed:
+                self._confirmed = max(self._confirmed, revisions[self.needed - 1])
+            while self._held and self._held[0][0] <= self._confirmed:
+                ready.append(heapq.heappop(self._held))
+        wakes: set[Wake] = set()
+        for *_, item, ack in ready:
+            wakes |= item.answer_now(ack)
+        for wake in wakes:
+            wake()
+
+    def _watch(self) -> None:
+        """Ends the waits that took too long, and then itself when nothing waits."""
+        while True:
+            time.sleep(CONFIRM_LOOK_S)
+            now = time.monotonic()
+            with self._lock:
+                late = [each for each in self._held if each[2] <= now]
+                if late:
+                    self._held = [each for each in self._held if each[2] > now]
+                    heapq.heapify(self._held)
+                if not self._held:
+                    self._timer = None
+            for *_, item, ack in late:
+                for wake in item.answer_now(
+                    unavailable(
+                        f"followers: fewer than {self.needed} have revision {ack.revision} after"
+                        f" {self._wait_s:g} s; the batch is logged here, send it again"
+                    )
+                ):
+                    wake()
+            if self._timer is not threading.current_thread():
+                return
+
+
 @dataclass(slots=True)
 class Submission:
     """A batch. Its handler thread does all work that needs no order: decode, check, salt, hash.
@@ -72,6 +166,7 @@ class Submission:
         spec: the spec against which the change was checked, None if that does not matter.
         is_late: whether nobody waits for the result any more. None if somebody always does.
         payer: whose quotas the batch takes from.
+        confirmations: what an acknowledgement waits for, or None.
         trace: the span of its call, or None.
         ends_trace: whether the span ends with the batch.
     """
@@ -97,6 +192,7 @@ class Submission:
     spec: ModelSpec | None = None
     is_late: Callable[[], bool] | None = None
     payer: bytes = b""
+    confirmations: Confirmations | None = None
     trace: Trace | None = None
     ends_trace: bool = False
 
@@ -126,6 +222,11 @@ class Submission:
         self.change = change
         self._seal_payload()
 
+    def reject_rows(self, rejected: list[tuple[int, int]]) -> None:
+        """Rejects rows of the present change: (row, reason) pairs in row order."""
+        assert isinstance(self.change, WireChange)
+        self.reject_more(rejected, self.change.without_rows([row for row, _ in rejected]))
+
     def entry(self, revision: int) -> Entry:
         """The log entry of this batch at `revision`."""
         return Entry(
@@ -147,6 +248,10 @@ class Submission:
         for wake in self.answer(result):
             wake()
 
+    def refuse(self, refusal: Refused) -> None:
+        """Answers the batch with a refusal."""
+        self.finish(refusal)
+
     def _end_trace(self, result: Ack | Refused) -> None:
         assert self.trace is not None
         producer = self.producer.decode(errors="replace")
@@ -157,11 +262,32 @@ class Submission:
 
     def answer(self, result: Ack | Refused) -> set[Wake]:
         """Does as `finish`, and returns the functions that the caller must call afterwards."""
+        if (
+            isinstance(result, Ack)
+            and self.confirmations is not None
+            and self.confirmations.hold(self, result)
+        ):
+            # It has an outcome, so an engine that fails must not refuse it.
+            self.result = result
+            return set()
+        return self.answer_now(result)
+
+    def answer_now(self, result: Ack | Refused) -> set[Wake]:
+        """Does as `answer`, without waiting for followers."""
         self.result = result
         if self.trace is not None and self.ends_trace:
             self._end_trace(result)
         wake = self.reply(self)
         wakes = set() if wake is None else {wake}
         for follower in self.followers:
-            wakes |= follower.answer(result._replace(duplicate=True) if isinstance(result, Ack) else result)
+            wakes |= follower.answer_now(
+                result._replace(duplicate=True) if isinstance(result, Ack) else result
+            )
         return wakes
+
+
+def abandon(batches: Sequence[Submission]) -> None:
+    """Refuses the batches that have no answer yet, because writes are stopped."""
+    for batch in batches:
+        if batch.result is None:
+            batch.finish(unavailable("model: writes are stopped"))

@@ -28,7 +28,7 @@ from livefactor.wire.limits import MODEL_NAME
 from livefactor_server.log.store import Log, LogDamaged, LogError
 from livefactor_server.snapshots.replay import SNAPSHOT_FOLDERS, log_folder
 from livefactor_server.snapshots.safetensors_writer import sync_folder
-from livefactor_server.snapshots.store import SnapshotStore
+from livefactor_server.snapshots.store import SIGNED, SnapshotStore
 
 MANIFEST = "backup.json"
 TEMPORARY = ".tmp-"
@@ -172,6 +172,15 @@ def _model(source: Path, target: Path, before: int) -> ModelBackup:
     return ModelBackup(source.name, revision, newest, copies.bytes, copies.files)
 
 
+def copy_model(source: Path, target: Path) -> None:
+    """Copies the folder of one model to a new folder, while a server uses it.
+
+    Raises:
+        BackupError, LogError, OSError: no whole copy can be made.
+    """
+    _model(source, target, 0)
+
+
 def _check_lineage(source: Path, target: Path) -> None:
     if log_folder(target).is_dir():
         with Log.open(log_folder(source), read_only=True) as one, suppress(LogError):
@@ -223,9 +232,13 @@ def _snapshots(theirs: SnapshotStore, ours: SnapshotStore, until: int, copies: _
             # The server may delete an old one meanwhile.
             with suppress(FileNotFoundError):
                 copies.folder(theirs.folder / name, ours.folder / name)
+        signed = theirs.checkpoint(name)
+        if signed and signed != ours.checkpoint(name):
+            ours.put_checkpoint(name, signed)
     there = {info.snapshot_id for info in ours.list()}
     for name in there - set(wanted):
         shutil.rmtree(ours.folder / name)
+        (ours.folder / f"{name}{SIGNED}").unlink(missing_ok=True)
     kept = [name for name in wanted if (ours.folder / name).is_dir()]
     return kept[-1] if kept else ""
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from livefactor.snapshots.format import Manifest
 from livefactor_kernels.backend import create_backend
 from livefactor_server.changes import ReplayError
 from livefactor_server.engine.engine import Engine
@@ -135,3 +138,18 @@ def revision_at(log: Log, time_us: int) -> int:
             break
         revision = record.revision
     return revision
+
+
+def begin_with(folder: Path, snapshot: Path, manifest: Manifest, lineage: uuid.UUID, backend: str) -> None:
+    """Writes the log of a new model that begins with a verified snapshot, and the snapshot itself.
+
+    Raises:
+        OSError, LogError: they cannot be written.
+    """
+    semantics = spec_codec.decode(manifest.spec).kernel_semantics
+    replay.adopt(snapshot, folder)
+    log = Log.create(
+        replay.log_folder(folder), manifest.spec, manifest.revision, lineage, time_us=time.time_ns() // 1000
+    )
+    log.append([replay.engine_entry(log, manifest, semantics, backend)])
+    log.close()

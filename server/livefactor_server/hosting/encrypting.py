@@ -97,4 +97,6 @@ def _copy_snapshots(source: Path, target: Path, old: Key | None, new: Key) -> No
                 files.add(piece.file_name, piece.offset, piece.data)
             files.end()
         sync_folder(to)
+        if signed := store.checkpoint(manifest.snapshot_id):
+            SnapshotStore(target).put_checkpoint(manifest.snapshot_id, signed)
     sync_folder(target)

@@ -13,6 +13,7 @@ only there.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 from livefactor.wire.limits import MODEL_NAME
 from livefactor_server.snapshots.safetensors_writer import sync_folder
@@ -29,6 +31,26 @@ _NEW, _INSTEAD, _GONE = ".new-", ".instead-", ".gone-"
 _ASIDE = re.compile(rf"{MODEL_NAME.pattern}\.set-aside-\d+")
 
 logger = logging.getLogger(__name__)
+
+
+class DataFolderBusy(Exception):
+    """Another server uses the data folder."""
+
+
+def hold(path: Path) -> TextIO:
+    """Locks a file until it is closed.
+
+    Raises:
+        DataFolderBusy: another process has locked it.
+    """
+    # The file stays open until the server ends.
+    file = open(path, "a")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise DataFolderBusy(f"{path.parent} is in use by another livefactor server") from None
+    return file
 
 
 class Folders:

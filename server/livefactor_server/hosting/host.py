@@ -13,7 +13,6 @@ A model that cannot be opened has a fault (`faults.py`). The others are served.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import threading
 import time
@@ -22,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots.format import Manifest
@@ -31,17 +29,20 @@ from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.spec.presets import DEFAULT_PRESET, preset
 from livefactor_server.challenging.challengers import Challengers, Subject
 from livefactor_server.challenging.contests import Contests
-from livefactor_server.challenging.sharing import Sharing
-from livefactor_server.engine import promotion
 from livefactor_server.engine.engine import Engine, EngineSettings
-from livefactor_server.engine.readers import Reader
 from livefactor_server.hosting import compiling, earlier, identity, kernels
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.faults import Fault, Faults
-from livefactor_server.hosting.folders import Folders
+from livefactor_server.hosting.folders import DataFolderBusy as DataFolderBusy
+from livefactor_server.hosting.folders import Folders, hold
+from livefactor_server.hosting.following.follower import Following
+from livefactor_server.hosting.following.leader import Leader
+from livefactor_server.hosting.following.leading import Fencing, Lead, begin_terms
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
+from livefactor_server.hosting.hosted import Hosted as Hosted
+from livefactor_server.hosting.identity import Terms
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
-from livefactor_server.judging.board import Board
+from livefactor_server.judging.board import start_board
 from livefactor_server.log.errors import WrongKey
 from livefactor_server.log.store import Log
 from livefactor_server.model import spec_codec
@@ -49,6 +50,7 @@ from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.store import SnapshotNotFound, SnapshotStore
 from livefactor_server.snapshots.store import verify as verify_snapshot
 from livefactor_server.statuses import (
+    NotLeader,
     exhausted,
     exists,
     invalid,
@@ -70,10 +72,6 @@ MODELS_LISTED_MAX = 10
 """Maximum number of models in the error for an unknown name."""
 
 
-class DataFolderBusy(Exception):
-    """Another server uses the data folder."""
-
-
 @dataclass(frozen=True, slots=True)
 class HostingSettings:
     """Settings of a server's models.
@@ -85,6 +83,7 @@ class HostingSettings:
         keeper: settings of the snapshots.
         auto_cpu_share: maximum share of one core of the models' contests (`challenging`). 0 turns
             challengers off.
+        leader: the server that this one follows. None takes updates itself.
     """
 
     default_preset: str = DEFAULT_PRESET
@@ -92,61 +91,7 @@ class HostingSettings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     keeper: KeeperSettings = field(default_factory=KeeperSettings)
     auto_cpu_share: float = 0.25
-
-
-@dataclass(slots=True)
-class Hosted:
-    """The parts of one model."""
-
-    name: str
-    folder: Path
-    engine: Engine
-    keeper: Keeper
-    forgetter: Forgetter
-    board: Board | None = None
-    challengers: Challengers | None = None
-    _reader: Reader | None = None
-
-    @property
-    def reader(self) -> Reader:
-        """Answers from the present state. Take it again for each call."""
-        reader = self._reader
-        if reader is None or reader.state is not self.engine.state:
-            reader = self._reader = Reader(self.engine)
-        return reader
-
-    @property
-    def sharing(self) -> Sharing | None:
-        """The challenger that answers a share of the users."""
-        return None if self.challengers is None else self.challengers.sharing
-
-    def forget_reader(self) -> None:
-        """Drops the reader of a state that is not in force any more, so that its memory is free."""
-        self._reader = None
-
-    def promote(self, spec: ModelSpec, progress: promotion.Progress | None = None) -> int:
-        """Gives the model another spec while it serves. Returns the revision of the switch.
-
-        See `Engine.promote`. The newest snapshot with this spec shortens the work. It may be one of
-        a challenger (`replay.challenger_store`).
-        """
-        engine = self.engine
-        backend = engine.state.backend_name
-        kernels.prepare(spec, backend)
-        start = partial(replay.start_of, self.folder, engine.log, backend)
-        return engine.promote(spec, start, progress)
-
-    def stop(self, take_last: bool) -> None:
-        """Stops the challengers, the keeper and the board. The engine is drained already.
-
-        With `take_last` the keeper takes a last snapshot.
-        """
-        self.forgetter.stop()
-        if self.challengers is not None:
-            self.challengers.close(take_last)
-        self.keeper.stop(take_last and self.engine.failure is None)
-        if self.board is not None:
-            self.board.stop()
+    leader: Leader | None = None
 
 
 Progress = Callable[[str, int, int], None]
@@ -162,12 +107,15 @@ class Hosting:
         self._models: dict[str, Hosted] = {}
         self._faults = Faults(data)
         self._lock = threading.Lock()
+        self._leading = threading.Lock()
+        self._fencing: Fencing | None = None
         self._open_for_calls = False
         self._draining = False
         self._folders = Folders(data)
-        self._lock_file = _hold(data / "lock")
+        self._lock_file = hold(data / "lock")
         self._contests = Contests(self._challengers)
         self._compiler: compiling.Helper | None = None
+        self.following = None if settings.leader is None else Following(self, settings.leader)
 
     def open_all(self, progress: Progress | None = None, on_step: kernels.StepReport | None = None) -> None:
         """Opens every model in the folder. One that cannot be opened gets a fault.
@@ -179,7 +127,9 @@ class Hosting:
         self._folders.clean()
         there = self._folders.names()
         spec, name = self._settings.default_spec, self._settings.default_preset
-        made = None if there or not (spec or name) else spec or preset(name)
+        # A follower has the models of its leader.
+        makes = not there and self.following is None and (spec or name)
+        made = (spec or preset(name)) if makes else None
         models = {each: self._folders.path(each) for each in there}
         plan = kernels.plan_of_start(self._settings.engine.backend, models, made)
         try:
@@ -199,7 +149,9 @@ class Hosting:
             )
         self._open_for_calls = True
         self._compiler = compiling.compile_later(replace(plan, log=True))
-        if self._settings.auto_cpu_share > 0:
+        if self.following is not None:
+            self.following.start()
+        elif self._settings.auto_cpu_share > 0:
             self._contests.start()
 
     def _challengers(self) -> list[Challengers]:
@@ -231,6 +183,7 @@ class Hosting:
                 progress(name, at, last)
 
         try:
+            terms = Terms.load(folder)
             identity.check(folder, log.lineage, self._folders.siblings(name))
             store.clean()
             state = replay.recover(folder, log, self._settings.engine.backend, report)
@@ -238,22 +191,22 @@ class Hosting:
         except BaseException:
             log.close()
             raise
+        engine.leader = terms.fence(log.acts.term) if self.following is None else self.following.leader
         kernels.prepare(state.spec, self._settings.engine.backend)
         engine.start()
         # The first report comes after kernels were compiled and the snapshot was loaded.
         keeper = Keeper(engine, store, self._settings.keeper, times[-1] - times[0])
         keeper.start()
-        board = self._board(engine)
+        board = start_board(self._settings.engine.observer.tensorboard, engine.name, engine.observer)
         logger.info(
             "model %s is open at revision %d with %d users and %d items",
-            name,
-            state.revision,
-            *state.backend.published,
-        )
+            name, state.revision, *state.backend.published,
+        )  # fmt: skip
         forgetter = Forgetter(folder, engine, keeper)
-        hosted = Hosted(name, folder, engine, keeper, forgetter, board)
+        hosted = Hosted(name, folder, engine, keeper, forgetter, board, terms=terms)
+        hosted.keep_term()
         engine.on_switch, forgetter.is_sharing = hosted.forget_reader, lambda: hosted.sharing is not None
-        if share := self._settings.auto_cpu_share:
+        if (share := self._settings.auto_cpu_share) and not engine.leader:
             start = partial(replay.start_of, folder, log, "cpu")
             subject = Subject(folder, engine, keeper.take, hosted.promote, start)
             made = Challengers(subject, share, self._settings.engine.memory_bytes_max)
@@ -261,15 +214,9 @@ class Hosting:
             forgetter.is_contesting = lambda: made.pid is not None
             hosted.challengers = made
         forgetter.resume()
+        if engine.leader:
+            forgetter.follow()
         return hosted
-
-    def _board(self, engine: Engine) -> Board | None:
-        folder = self._settings.engine.observer.tensorboard
-        if folder is None:
-            return None
-        board = Board(folder / engine.name, engine.observer)
-        board.start()
-        return board
 
     def get(self, name: str, covers: Callable[[str], bool] | None = None) -> Hosted:
         """The model with this name. "" means "default".
@@ -338,6 +285,7 @@ class Hosting:
             Refused: the name is invalid or in use, a limit is reached, or the server starts.
         """
         self._check_open()
+        self._check_leads()
         return self._create(name, spec)
 
     def _create(self, name: str, spec: ModelSpec) -> Hosted:
@@ -391,21 +339,11 @@ class Hosting:
 
     def _begin_with(self, name: str, manifest: Manifest, path: Path) -> Hosted:
         """Creates a model that begins with the verified snapshot in a folder."""
-        spec, lineage = spec_codec.decode(manifest.spec), uuid.uuid4()
+        self._check_leads()
+        lineage = uuid.uuid4()
 
         def fill(folder: Path) -> None:
-            replay.adopt(path, folder)
-            log = Log.create(
-                replay.log_folder(folder),
-                manifest.spec,
-                manifest.revision,
-                lineage,
-                time_us=time.time_ns() // 1000,
-            )
-            log.append(
-                [replay.engine_entry(log, manifest, spec.kernel_semantics, self._settings.engine.backend)]
-            )
-            log.close()
+            earlier.begin_with(folder, path, manifest, lineage, self._settings.engine.backend)
             identity.write(folder, name, lineage)
 
         with self._lock:
@@ -445,12 +383,69 @@ class Hosting:
             raise
         return self._models[name]
 
+    def names(self) -> list[str]:
+        """See `following.follower.Models`."""
+        return [*self._models, *(fault.name for fault in self._faults.all())]
+
+    def followed(self, name: str) -> tuple[Engine, Path]:
+        """See `following.follower.Models`."""
+        hosted = self.get(name)
+        return hosted.engine, hosted.folder
+
+    def add_copy(self, name: str, fill: Callable[[Path], None]) -> None:
+        """See `following.follower.Models`."""
+        with self._lock:
+            self._add(name, fill)
+
+    def reopen(self, name: str) -> None:
+        """See `following.follower.Models`. The old state answers meanwhile."""
+        with self._lock:
+            if not self._draining:
+                before = self.get(name)
+                before.engine.drain()
+                before.stop(take_last=False)
+                self._models[name] = self._open(name, None)
+                before.engine.withdraw()
+
+    def note_term(self, name: str) -> int:
+        """See `following.follower.Models`."""
+        hosted = self.get(name)
+        hosted.keep_term()
+        return hosted.term
+
+    def take_lead(self, force: bool, address: str) -> list[Lead]:
+        """Makes this server the leader of its models. `address` is where it can be reached.
+
+        Raises:
+            Refused: FAILED_PRECONDITION if it follows nobody, or if the leader still answers and
+                nothing is forced.
+        """
+        with self._leading:
+            following = self.following
+            if following is None:
+                raise precondition("server: it follows no other one")
+            if not force and following.calls.answers():
+                raise precondition(
+                    f"server: {following.leader} still answers; stop it first, or force the change"
+                )
+            following.stop()
+            self.following = None
+            models = self._by_name()
+            leads = begin_terms(models, following.leader)
+            self._fencing = Fencing(following.calls, models, address)
+            return leads
+
+    def _check_leads(self) -> None:
+        if self.following is not None:
+            raise NotLeader(self.following.leader)
+
     def delete(self, name: str) -> None:
         """Deletes a model, its log and its snapshots. If it cannot be opened, sets it aside.
 
         Raises:
             Refused: NOT_FOUND if it does not exist.
         """
+        self._check_leads()
         with self._lock:
             if fault := self.fault(name):
                 self._folders.set_aside(fault.name)
@@ -469,6 +464,13 @@ class Hosting:
             if self._draining:
                 return
             self._draining = True
+        with self._leading:
+            if self.following is not None:
+                self.following.stop()
+                self.following.calls.close()
+            if self._fencing is not None:
+                self._fencing.stop()
+        with self._lock:
             for hosted in self._by_name():
                 hosted.engine.drain()
 
@@ -483,14 +485,3 @@ class Hosting:
                 hosted.stop(take_last=True)
             self._faults.close()
             self._lock_file.close()
-
-
-def _hold(path: Path) -> TextIO:
-    # The file stays open until the server ends.
-    file = open(path, "a")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise DataFolderBusy(f"{path.parent} is in use by another livefactor server") from None
-    return file

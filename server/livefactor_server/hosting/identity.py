@@ -2,6 +2,11 @@
 
 It is written with the model. A folder that an earlier version made gets it when it is opened. So a
 log that was copied here from another model is found, even where it is whole.
+
+`term.json` beside it has the term of the model. A follower that becomes the leader logs a record
+TERM, with a term above the one before. A start reads only the end of a log, so the file repeats the
+newest term. It also keeps a fence: the term of a newer leader, of which this log has no record. A
+fenced model takes no updates, also after a restart, until it follows the newer leader.
 """
 
 from __future__ import annotations
@@ -10,11 +15,15 @@ import json
 import os
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from livefactor_server.snapshots.safetensors_writer import sync_folder, write_file
 
 FILE = "model.json"
+TERMS_FILE = "term.json"
+UNKNOWN_LEADER = "another server"
+"""What stands in place of the address of a leader that is not known."""
 
 
 class ForeignFolder(Exception):
@@ -70,3 +79,53 @@ def check(folder: Path, lineage: uuid.UUID, others: Iterable[Path]) -> None:
         own = ""
     if not own:
         write(folder, folder.name, lineage)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the file says.
+
+    Attributes:
+        term: the newest term in the log when it was written.
+        newer: the term of a newer leader; 0 without a fence.
+        leader: the address of the newer leader.
+    """
+
+    term: int = 0
+    newer: int = 0
+    leader: str = ""
+
+    @classmethod
+    def load(cls, folder: Path) -> Terms:
+        """The terms of a model. 0 without a file.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            fields = json.loads((folder / TERMS_FILE).read_bytes())
+            return cls(int(fields["term"]), int(fields["newer"]), str(fields["leader"]))
+        except FileNotFoundError:
+            return cls()
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / TERMS_FILE} is damaged: {error}") from None
+
+    def fence(self, logged: int) -> str:
+        """The leader that takes the updates in place of this server, "" for none.
+
+        `logged` is the newest term that the log is known to have.
+        """
+        return (self.leader or UNKNOWN_LEADER) if self.newer > max(self.term, logged) else ""
+
+    def save(self, folder: Path) -> None:
+        """Writes the file durably.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        draft = folder / f".{TERMS_FILE}"
+        draft.unlink(missing_ok=True)
+        fields = {"term": self.term, "newer": self.newer, "leader": self.leader}
+        write_file(draft, [json.dumps(fields, sort_keys=True).encode() + b"\n"])
+        os.replace(draft, folder / TERMS_FILE)
+        sync_folder(folder)

@@ -20,13 +20,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from livefactor.snapshots.checkpoint import Checkpoint
 from livefactor.snapshots.format import Manifest
 from livefactor_server.engine.engine import Engine
 from livefactor_server.hosting.retention import Policy, Retention, archive_of
 from livefactor_server.log.store import LogError
+from livefactor_server.snapshots.signing import signed
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
 from livefactor_server.statuses import Refused, later
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 POLL_S = 1.0
 
@@ -54,11 +60,15 @@ class KeeperSettings:
             automatically.
         snapshots_kept: number of snapshots that remain after a new one, at least 1.
         retention: how much of the log stays. None keeps all of it.
+        chain_max: number of incremental snapshots between two whole ones.
+        signing_key: the key that signs checkpoints of snapshots. None makes none.
     """
 
     snapshot_every_events: int = 20_000_000
     snapshots_kept: int = 3
     retention: Policy | None = None
+    chain_max: int = 0
+    signing_key: Ed25519PrivateKey | None = None
 
 
 class Keeper:
@@ -120,7 +130,11 @@ class Keeper:
                 self._last_events = int(view.small["events"][0])
                 self._last_switch = switched
                 report = (lambda done, total: progress(done, total, view.revision)) if progress else None
-                info = self.store.take(view, report)
+                info = self.store.take(view, report, self._settings.chain_max)
+            if (key := self._settings.signing_key) is not None and not self.store.checkpoint(
+                info.snapshot_id
+            ):
+                self.store.put_checkpoint(info.snapshot_id, signed(Checkpoint.of(info), key).to_json())
             self.store.prune(max(1, self._settings.snapshots_kept))
             self._last_replay_s, self._last_taken = replay_s, time.monotonic()
             self._taken_s = self._last_taken - start
@@ -141,7 +155,10 @@ class Keeper:
             newest = self.store.list()[-1:]
             if not newest or newest[0].revision < revision:
                 self._take()
-            return self.store.remove_before(revision)
+            try:
+                return self.store.remove_before(revision)
+            except SnapshotDiskFull:
+                raise later("disk: it is full; older snapshots were not removed") from None
 
     def stop(self, take_last: bool) -> None:
         """Stops watching. With `take_last` it takes a last snapshot, so that the next start is
@@ -178,7 +195,7 @@ class Keeper:
 
     def _retain(self) -> None:
         """Deletes what the retention policy no longer keeps, now and then."""
-        if self._retention is None or time.monotonic() - self._retained < RETENTION_S:
+        if self._retention is None or self._engine.leader or time.monotonic() - self._retained < RETENTION_S:
             return
         self._retained = time.monotonic()
         try:

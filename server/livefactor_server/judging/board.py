@@ -74,3 +74,12 @@ class Board:
                     tag = f"{figure.metric.replace('@', '_at_')}{kind}/{figure.scorer}/{span}"
                     writer.add_scalar(tag, value, report.revision)  # type: ignore[attr-defined]
         writer.add_scalar("row_norm", report.row_norm, report.revision)  # type: ignore[attr-defined]
+
+
+def start_board(folder: Path | None, name: str, observer: Observer) -> Board | None:
+    """The running board of a model in a folder for all models. None without a folder."""
+    if folder is None:
+        return None
+    board = Board(folder / name, observer)
+    board.start()
+    return board

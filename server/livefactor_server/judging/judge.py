@@ -140,6 +140,11 @@ class Judge:
         """The newest revision whose figures were within all bounds, 0 if none was checked."""
         return self._good_revision
 
+    def follow(self, state: ModelState, item_rows: np.ndarray) -> None:
+        """Judges a state without some of the rows. `item_rows` as in `Observer.follow`."""
+        self._backend = state.backend
+        self._popularity.keep(item_rows)
+
     def before(self, records: Sequence[Record]) -> None:
         """Reads the judged events of consecutive records that the model is about to learn."""
         self._records = [record for record in records if record.change.has_events and record.change.rows]

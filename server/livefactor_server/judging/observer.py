@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from livefactor_server.changes import Record
 from livefactor_server.judging import drift
 from livefactor_server.judging.hold import Hold, HoldFile
@@ -60,6 +62,14 @@ class Observer:
     def judge(self, state: ModelState) -> None:
         """Judges another state from now on, with new windows. The APPLY stage is idle."""
         self._judge = self._judge_of(state)
+
+    def follow(self, state: ModelState, item_rows: np.ndarray) -> None:
+        """Judges a state without some of the rows from now on. The APPLY stage is idle.
+
+        `item_rows` uint32[n] are the former numbers of its items.
+        """
+        if self._judge is not None:
+            self._judge.follow(state, item_rows)
 
     def _judge_of(self, state: ModelState) -> Judge | None:
         is_judged = self._settings.record_share > 0

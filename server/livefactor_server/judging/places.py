@@ -11,25 +11,33 @@ from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 
 
-def places(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray, top: int) -> np.ndarray:
+def places(
+    model: Backend, user_rows: np.ndarray, item_rows: np.ndarray, top: int, shift: np.ndarray | None = None
+) -> np.ndarray:
     """The place of each item in its user's list of `top` items, int64[n]; `top` if it is not there.
 
     Place 0 is the best. Lists are ordered by descending score, then by ascending item key. Repeats
-    are not excluded.
+    are not excluded. `shift` float32[n, k] is what the context of each event adds to the factors of
+    its user.
     """
     known_users, known_items = model.published
     if not known_items:
         return np.full(item_rows.size, top)
-    users, place = np.unique(np.where(user_rows < known_users, user_rows, NO_ROW), return_inverse=True)
-    hits = _lists(model, users.astype(np.uint32), top)[place] == item_rows[:, None]
+    users = np.where(user_rows < known_users, user_rows, NO_ROW)
+    place = np.arange(len(users))
+    if shift is None:
+        users, place = np.unique(users, return_inverse=True)
+    hits = _lists(model, users.astype(np.uint32), top, shift)[place] == item_rows[:, None]
     return np.where(hits.any(axis=1), hits.argmax(axis=1), top)
 
 
-def _lists(model: Backend, user_rows: np.ndarray, top: int) -> np.ndarray:
+def _lists(model: Backend, user_rows: np.ndarray, top: int, shift: np.ndarray | None) -> np.ndarray:
     """The top-k lists of the users, as item rows uint32[users, top]. Missing entries are NO_ROW."""
     none, no_offsets = np.empty(0, np.uint32), np.zeros(user_rows.size + 1, np.int64)
     with model.pin() as pin:
         persons = PersonReader(model.spec).read(pin, user_rows, pin.counts[ITEMS])
+        if shift is not None:
+            persons.factors[:, : shift.shape[1]] += shift
         rows, _, offsets = persons.top_k(pin, model.items.keys, top, none, none, no_offsets)
     lists = np.full((user_rows.size, top), NO_ROW, np.uint32)
     for user, (start, stop) in enumerate(pairwise(offsets.tolist())):

@@ -131,6 +131,11 @@ class Popularity:
             self._count(*deferred)
         self._deferred, self._deferred_rows = [], 0
 
+    def keep(self, rows: np.ndarray) -> None:
+        """Keeps the item rows uint32[n], which are the first ones from now on."""
+        self.settle(int(rows.max(initial=0)) + 1)
+        self._table = self._table[rows]
+
     def _count(self, rows: np.ndarray, values: np.ndarray | None, stride: int) -> None:
         growth = self._growth**stride
         if self._means:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import numpy as np
 from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.format import Entry, Kind, Record, parts_of
 
-ALONE = frozenset({Kind.SWITCH, Kind.ROLLBACK, Kind.ERASE, Kind.ERASED})
+ALONE = frozenset({Kind.SWITCH, Kind.ROLLBACK, Kind.ERASE, Kind.ERASED, Kind.TERM})
 """Kinds of records that are a commit of their own."""
 
 OPENING = frozenset({Kind.ERASE, Kind.ERASED})
@@ -19,12 +20,13 @@ OPENING = frozenset({Kind.ERASE, Kind.ERASED})
 
 @dataclass(slots=True)
 class Acts:
-    """Bodies of the known records of four kinds, by revision. A later object replaces this one."""
+    """Bodies of the known records of five kinds, by revision. A later object replaces this one."""
 
     switches: dict[int, bytes] = field(default_factory=dict)
     rollbacks: dict[int, bytes] = field(default_factory=dict)
     erases: dict[int, bytes] = field(default_factory=dict)
     erased: dict[int, bytes] = field(default_factory=dict)
+    terms: dict[int, bytes] = field(default_factory=dict)
 
     def note(self, records: Sequence[Record]) -> None:
         """Adds those among the records."""
@@ -41,6 +43,7 @@ class Acts:
             Kind.ROLLBACK: self.rollbacks,
             Kind.ERASE: self.erases,
             Kind.ERASED: self.erased,
+            Kind.TERM: self.terms,
         }[Kind(kind)]
 
     def spec_at(self, revision: int) -> bytes:
@@ -48,6 +51,11 @@ class Acts:
         return (
             self.switches[max(before)] if (before := [at for at in self.switches if at <= revision]) else b""
         )
+
+    @property
+    def term(self) -> int:
+        """The newest known term. 0 without one."""
+        return max(map(term_of, self.terms.values()), default=0)
 
     def with_one(self, kind: int, revision: int, body: bytes) -> Acts:
         """These records and one more."""
@@ -66,7 +74,20 @@ class Acts:
             {**earlier.rollbacks, **self.rollbacks},
             {**earlier.erases, **self.erases},
             {**earlier.erased, **self.erased},
+            {**earlier.terms, **self.terms},
         )
+
+
+def term_of(body: bytes) -> int:
+    """The term of a TERM record.
+
+    Raises:
+        ValueError: the body is damaged. It may be a subclass.
+    """
+    try:
+        return int(json.loads(body)["term"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the body of a TERM record is damaged: {error}") from None
 
 
 def _are_acts(records: Columns) -> np.ndarray:

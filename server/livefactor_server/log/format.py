@@ -160,6 +160,9 @@ class Kind(IntEnum):
     ERASE = 16
     ERASED = 17
     EVIDENCE = 18
+    TERM = 19
+    RELEASE = 20
+    EVICT = 21
 
 
 @dataclass(slots=True)

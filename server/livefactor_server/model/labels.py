@@ -81,6 +81,11 @@ class Labels:
         if len(self._entries) > 2 * len(self._names) + 1024:
             self._compact()
 
+    def drop(self, keys: np.ndarray) -> None:
+        """Removes the labels of keys uint64[n]. Keys without a label cost little."""
+        gone = [key for key in keys.tolist() if key in self._names]
+        self.put(np.array(gone, np.uint64), [""] * len(gone))
+
     @property
     def shared(self) -> dict[str, np.ndarray]:
         """What `shared_labels.SharedLabels` reads, by name; nothing if it can read nothing."""

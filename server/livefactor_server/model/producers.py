@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import ItemsView, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -137,6 +137,10 @@ class ProducerTable:
     def get(self, producer_id: bytes) -> Producer | None:
         """The producer, or None if it was never opened."""
         return self._producers.get(producer_id)
+
+    def items(self) -> ItemsView[bytes, Producer]:
+        """The producers with their ids."""
+        return self._producers.items()
 
     def put(self, producer_id: bytes, producer: Producer) -> None:
         """Adds a producer."""

@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from livefactor.v1 import models_pb2
-from livefactor_kernels.spec.admission import Admission
+from livefactor_kernels.spec.admission import Admission, Eviction
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import (
     AdaptiveRate,
@@ -35,6 +35,7 @@ from livefactor_kernels.spec.model import (
     ModelSpec,
     Optimizer,
     OptimizerKind,
+    Privacy,
     Proposal,
     Regularization,
     Replay,
@@ -64,6 +65,7 @@ _LATER = {
     "optimizer": ("beta1", "beta2", "l1", "beta"),
     "counts": ("repeat",),
     "history": ("paged",),
+    "embeddings": ("user_dimension",),
     "features": ("prior_events",),
     "mix": ("recent_half_life", "neighbors", "predicted_first", "neighbor_roots", "recent_start"),
     "solve": ("unobserved_density", "ridge_events", "start_events"),
@@ -88,7 +90,9 @@ _PARTS: dict[str, Any] = {
     "replay": Replay,
     "adaptive_rate": AdaptiveRate,
     "merge": Merge,
+    "privacy": Privacy,
     "admission": Admission,
+    "eviction": Eviction,
 }
 """Parts of the spec. The bytes lack a part in which all fields have their defaults."""
 

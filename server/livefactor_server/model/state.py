@@ -15,12 +15,18 @@ import numpy as np
 from livefactor_kernels.backend import Backend, create_backend
 from livefactor_kernels.sgd.adaptive import RATES, STEP, multiple
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_server.model import eviction, spec_codec
 from livefactor_server.model import producers as producer_codec
-from livefactor_server.model import spec_codec
 from livefactor_server.model.availability import FrozenMarks, Marks
+from livefactor_server.model.eviction import Touches
 from livefactor_server.model.labels import FrozenLabels, Labels
+from livefactor_server.model.ledger import Ledger
 from livefactor_server.model.producers import FrozenProducer, ProducerTable
 from livefactor_server.model.sightings import Sightings
+
+NO_IDS = np.empty(0, np.uint64), np.empty(0, np.uint64)
+"""No ids of users and of items."""
 
 
 def feature_row_bytes(k: int) -> int:
@@ -85,6 +91,10 @@ class ModelState:
         marks: the unavailable items.
         sightings: of ids without rows, with `admission.sightings`. `placed` is the same after the
             last record whose keys have rows, and belongs to the LOG stage.
+        ledger: what of the budget of differential privacy is spent.
+        touches: when rows had their last events, with `eviction.idle_events`.
+        evicted: the revision of the last EVICT record since the start, else 0, and the ids of users
+            and of items that left with it.
         skipped: revisions whose records change no table, as pairs (first, last).
         erasures: what the state is without: pairs of a revision and the subjects that records
             before it may not name (`changes/history/erase.py`).
@@ -101,6 +111,8 @@ class ModelState:
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels(shared=True)))
     features: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    ledger: Ledger = field(init=False)
+    evicted: tuple[int, tuple[np.ndarray, np.ndarray]] = (0, NO_IDS)
     skipped: tuple[tuple[int, int], ...] = ()
     erasures: tuple[tuple[int, Any], ...] = ()
     spec_id: str = field(init=False)
@@ -108,16 +120,21 @@ class ModelState:
     marks: Marks = field(init=False)
     placed: Sightings | None = field(init=False)
     sightings: Sightings | None = field(init=False)
+    touches: Touches | None = field(init=False)
     _map_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.spec_id = spec_codec.id_of(self.spec_body)
         self.meanings = Meanings(self.spec)
         self.marks = Marks(self.backend)
+        self.ledger = Ledger(self.spec.privacy)
         needed = self.spec.admission.sightings
         self.sightings, self.placed = (Sightings(needed) if needed > 1 else None for _ in range(2))
+        self.touches = Touches(self.spec) if self.spec.eviction.idle_events else None
         learned = self.backend.state().items()
-        self._map_bytes = sum(array.nbytes for name, array in learned if name.startswith("prior."))
+        self._map_bytes = sum(
+            array.nbytes for name, array in learned if name.startswith(("prior.", "user_prior."))
+        )
 
     @classmethod
     def empty(
@@ -140,6 +157,8 @@ class ModelState:
         parts = {"labels": labels, "marks": self.marks.nbytes, "producers": self.producers.nbytes}
         if self.sightings is not None:
             parts["sightings"] = 2 * self.sightings.nbytes
+        if self.touches is not None:
+            parts["touches"] = 8 * sum(self.backend.published)
         if self._map_bytes:
             parts["embeddings"] = self._map_bytes
         if self.spec.features.size:
@@ -167,6 +186,25 @@ class ModelState:
             return None
         return float(multiple(int(self.backend.state()[RATES][STEP])))
 
+    def evict(self, revision: int, idle_events: int) -> None:
+        """Takes out the rows that were not touched for `idle_events` events.
+
+        `revision` is that of the EVICT record. A second call for it does nothing. Labels stay.
+        """
+        if self.touches is None or self.evicted[0] == revision:
+            return
+        leaves = eviction.idle(self.backend, self.touches, self.events, idle_events)
+        self.evicted = revision, NO_IDS
+        if not (leaves[USERS].any() or leaves[ITEMS].any()):
+            return
+        unavailable = self.marks.freeze().keys()
+        self.backend, self.touches, ids = eviction.evicted(
+            self.spec, self.backend_name, self.backend, self.touches, self.events, leaves
+        )
+        self.evicted = revision, ids
+        self.marks = Marks(self.backend)
+        self.marks.load(unavailable)
+
     def freeze_small(self) -> FrozenSections:
         """The present state beside the table rows, which later records do not change.
 
@@ -175,7 +213,9 @@ class ModelState:
         return FrozenSections(
             self.spec_body,
             {name: array.copy() for name, array in self.backend.state().items()}
-            | (self.sightings.arrays() if self.sightings is not None else {}),
+            | (self.sightings.arrays() if self.sightings is not None else {})
+            | (self.ledger.arrays() if self.spec.privacy.epsilon else {})
+            | (self.touches.arrays(self.backend.published) if self.touches is not None else {}),
             self.events,
             self.producers.freeze(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
@@ -188,7 +228,9 @@ class ModelState:
 class FrozenSections:
     """Frozen state beside the table rows.
 
-    `learned` is a copy of the backend's state (`Backend.state`), and of the sightings.
+    `learned` is a copy of the backend's state (`Backend.state`), of the sightings and of the
+    ledger.
+    `learned` is a copy of the backend's state (`Backend.state`), of sightings and of touches.
     """
 
     spec_body: bytes
@@ -240,6 +282,10 @@ def restored(
     for sketch in (state.sightings, state.placed):
         if sketch is not None:
             sketch.load(tensors["sightings"], tensors["sightings.since"])
+    if spec.privacy.epsilon:
+        state.ledger.load(tensors["privacy"])
+    if state.touches is not None:
+        state.touches.load(tensors)
     state.events = int(tensors["events"][0])
     state.producers = producer_codec.decode(tensors["producers"].tobytes())
     for book, side in zip(state.labels, ("user", "item"), strict=True):

@@ -30,6 +30,11 @@ CONTROL_THREADS = 8
 MODEL_THREADS = 2
 """Threads of calls that create, restore or delete models, or that hash all rows of one."""
 
+FOLLOWERS_MAX = 16
+"""Maximum number of calls that copy or follow a model, and of their threads. Further ones are
+refused.
+"""
+
 PROMOTION_THREADS = 2
 """Threads of calls that promote a spec. Each learns a whole log."""
 
@@ -116,6 +121,7 @@ class Calls:
         self.models = self._lane("models", MODEL_THREADS)
         self.promotions = self._lane("promotions", PROMOTION_THREADS)
         self.control = self._lane("control", CONTROL_THREADS)
+        self.follows = Lane(loop, "followers", FOLLOWERS_MAX, 0, 0)
         self.positions = Positions(loop, settings.waiting_max)
         self.streams = Streams(settings.streams_max, settings.stream_idle_s, loop)
         # It runs what would block the loop: large batches, and waits for room in a queue.

@@ -6,8 +6,8 @@ from livefactor.v1 import challenging_pb2
 from livefactor.wire.limits import MODEL_NAME
 from livefactor_server.challenging.challengers import Challengers, Listing
 from livefactor_server.challenging.sharing import Standing
-from livefactor_server.hosting.describe import describe
 from livefactor_server.hosting.host import Hosted
+from livefactor_server.hosting.hosted import describe
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call

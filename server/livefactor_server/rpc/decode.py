@@ -77,6 +77,8 @@ def change_from_wire(request: UpdateRequest, spec: ModelSpec, rows_max: int) -> 
         ColumnError: the change is malformed.
         Refused: the change as a whole is invalid.
     """
+    if spec.privacy.epsilon and request.change == wire.INTERACTIONS:
+        raise invalid("interactions: a model with privacy takes none; send contributions with Contribute")
     if request.short is not None:
         change = InteractionsChange.from_short(request.short, spec, rows_max)
         if change is not None:

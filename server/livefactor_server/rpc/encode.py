@@ -9,10 +9,10 @@ from livefactor.snapshots.format import Manifest
 from livefactor.v1 import judging_pb2, models_pb2, scoring_pb2, snapshots_pb2, updates_pb2
 from livefactor_server.changes import REJECT_TEXTS
 from livefactor_server.engine.submission import Ack
-from livefactor_server.hosting.describe import Description
 from livefactor_server.hosting.explaining import Explained
 from livefactor_server.hosting.faults import Fault
 from livefactor_server.hosting.forgetting.survey import Cost
+from livefactor_server.hosting.hosted import Description
 from livefactor_server.judging.report import Report
 from livefactor_server.log.gaps import Gap
 from livefactor_server.model import spec_codec
@@ -53,7 +53,7 @@ def add_stream_answer(
         answer.response.CopyFrom(apply_response(lineage, result))
 
 
-def snapshot_info(manifest: Manifest) -> snapshots_pb2.SnapshotInfo:
+def snapshot_info(manifest: Manifest, checkpoint: bytes = b"") -> snapshots_pb2.SnapshotInfo:
     """The entry of a snapshot in a list."""
     return snapshots_pb2.SnapshotInfo(
         snapshot_id=manifest.snapshot_id,
@@ -64,6 +64,7 @@ def snapshot_info(manifest: Manifest) -> snapshots_pb2.SnapshotInfo:
         created_us=manifest.created_us,
         users=manifest.users,
         items=manifest.items,
+        checkpoint=checkpoint,
     )
 
 
@@ -75,9 +76,10 @@ def snapshot_progress(lineage: uuid.UUID, done: int, total: int, revision: int) 
     return snapshots_pb2.SnapshotResponse(progress=progress).SerializeToString()
 
 
-def snapshot_done(manifest: Manifest) -> bytes:
+def snapshot_done(manifest: Manifest, checkpoint: bytes) -> bytes:
     """The last message of a Snapshot call."""
-    done = snapshots_pb2.SnapshotManifest(info=snapshot_info(manifest), manifest_json=manifest.to_json())
+    info = snapshot_info(manifest, checkpoint)
+    done = snapshots_pb2.SnapshotManifest(info=info, manifest_json=manifest.to_json())
     return snapshots_pb2.SnapshotResponse(manifest=done).SerializeToString()
 
 
@@ -97,6 +99,8 @@ def description(found: Description) -> models_pb2.ModelDescription:
         writable=found.writable,
         root_hash=found.root_hash,
         spec_id=int(found.spec_id, 16),
+        term=found.term,
+        leader=found.leader,
     )
     if found.spec_revision is not None:
         message.spec_revision = found.spec_revision

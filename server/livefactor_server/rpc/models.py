@@ -1,20 +1,22 @@
 """Handlers of the ModelService: create, describe, list, delete and restore models, promote a spec,
-release a hold.
+release a hold. And those of the PrivacyService: contribute to a release, make it, and describe the
+budget.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from livefactor.v1 import models_pb2
+from livefactor.v1 import models_pb2, privacy_pb2
+from livefactor.wire.deltas import decode_deltas
 from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.changes.labels import SIDES
-from livefactor_server.engine import features
-from livefactor_server.hosting.describe import describe
+from livefactor_server.engine.answering import features
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.host import DEFAULT_MODEL
+from livefactor_server.hosting.hosted import describe, producers_of
 from livefactor_server.hosting.rollback import roll_back as roll_back_model
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import decode, encode, guards
@@ -22,6 +24,9 @@ from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.rpc.progress import INTERVAL_S, Progress
 from livefactor_server.statuses import invalid, precondition
+
+PRODUCERS_LISTED, PRODUCERS_LISTED_MAX = 100, 1000
+"""Producers in an answer of ListProducers: usually, and at most."""
 
 FEATURES_LISTED, FEATURES_LISTED_MAX = 100, 4096
 """Features in an answer of ListFeatures: usually, and at most."""
@@ -85,6 +90,29 @@ def list_features(calls: Calls, raw: bytes, call: Call) -> bytes:
         features=[models_pb2.FeatureReport(name=n, ids=ids, strength=s) for n, ids, s in columns],
         total=found.total,
     ).SerializeToString()
+
+
+def list_producers(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles ListProducers."""
+    request = guards.parse(models_pb2.ListProducersRequest, raw)
+    engine = calls.model(call, request.model).engine
+    if request.limit > PRODUCERS_LISTED_MAX:
+        raise invalid(over("limit", PRODUCERS_LISTED_MAX, request.limit))
+    total, found = producers_of(engine, request.limit or PRODUCERS_LISTED)
+    response = models_pb2.ListProducersResponse(total=total)
+    for one in found:
+        made = response.producers.add(
+            id=one.id.decode(),
+            epoch=one.epoch,
+            last_sequence=one.last_sequence,
+            revision=one.revision,
+            waiting=one.waiting,
+        )
+        if one.arrival is not None:
+            made.arrived_us, made.rejected = one.arrival.time_us, one.arrival.rejected
+            if one.arrival.event_time_us:
+                made.event_time_us = one.arrival.event_time_us
+    return response.SerializeToString()
 
 
 def delete_model(calls: Calls, raw: bytes, call: Call) -> bytes:
@@ -177,3 +205,43 @@ def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:
         raise precondition("model: its updates are not on hold")
     found = encode.description(describe(hosted))
     return models_pb2.ReleaseHoldResponse(description=found).SerializeToString()
+
+
+def contribute(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles Contribute."""
+    request = guards.parse(privacy_pb2.ContributeRequest, raw)
+    releaser = calls.model(call, request.model).releaser
+    columns = decode_deltas(request.deltas.SerializeToString())
+    counted = releaser.contribute(request.release, request.user_id, columns)
+    return privacy_pb2.ContributeResponse(counted=counted).SerializeToString()
+
+
+def make_release(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles MakeRelease."""
+    request = guards.parse(privacy_pb2.MakeReleaseRequest, raw)
+    hosted = calls.model(call, request.model)
+    revision, duplicate = hosted.releaser.make(request.release)
+    call.revision = revision
+    position = encode.position(hosted.engine.state.lineage, revision)
+    return privacy_pb2.MakeReleaseResponse(position=position, duplicate=duplicate).SerializeToString()
+
+
+def describe_privacy(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles DescribePrivacy."""
+    request = guards.parse(privacy_pb2.DescribePrivacyRequest, raw)
+    found = calls.model(call, request.model).releaser.standing()
+    privacy = found.privacy
+    return privacy_pb2.DescribePrivacyResponse(
+        next_release=found.all_releases + 1,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        window_seconds=privacy.window_seconds,
+        window=found.window,
+        clip=privacy.clip,
+        noise=privacy.noise,
+        releases=found.releases,
+        releases_max=found.releases_max,
+        spent_epsilon=privacy.spent(found.releases),
+        all_releases=found.all_releases,
+        all_epsilon=privacy.spent(found.all_releases),
+    ).SerializeToString()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from livefactor_server.access.grants import ANY, Role
-from livefactor_server.rpc import challenging, models, scoring, snapshots, updates
+from livefactor_server.rpc import challenging, following, models, scoring, snapshots, updates
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Guard, Need
 
@@ -64,7 +64,10 @@ class Rpc(NamedTuple):
         """Whether it counts as administration in the limit of open calls. Streams do not."""
         if self.form is Form.STREAM:
             return False
-        return self.name.startswith(("ModelService.", "ChallengeService.")) or self.form is Form.CONTROL
+        return (
+            self.name.startswith(("ModelService.", "ChallengeService.", "FollowService.", "PrivacyService."))
+            or self.form is Form.CONTROL
+        )
 
 
 RPCS = (
@@ -80,6 +83,7 @@ RPCS = (
     Rpc("ModelService.DescribeModel", Form.LOOP, models.describe_model, ANY),
     Rpc("ModelService.ListModels", Form.CONTROL, models.list_models, ANY),
     Rpc("ModelService.ListFeatures", Form.MODELS, models.list_features, ANY),
+    Rpc("ModelService.ListProducers", Form.CONTROL, models.list_producers, _AUDITOR),
     Rpc("ModelService.DeleteModel", Form.MODELS, models.delete_model, _ADMIN),
     Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot, _ADMIN),
     Rpc("ModelService.PromoteSpec", Form.STREAM, models.promote_spec, _ADMIN),
@@ -89,6 +93,14 @@ RPCS = (
     Rpc("ChallengeService.AddChallenger", Form.CONTROL, challenging.add_challenger, _ADMIN),
     Rpc("ChallengeService.ListChallengers", Form.CONTROL, challenging.list_challengers, ANY),
     Rpc("ChallengeService.SettleModel", Form.MODELS, challenging.settle_model, _ADMIN),
+    Rpc("FollowService.CopyModel", Form.STREAM, following.copy_model, _AUDITOR),
+    Rpc("FollowService.FollowLog", Form.STREAM, following.follow_log, _AUDITOR),
+    Rpc("FollowService.ConfirmLog", Form.LOOP, following.confirm_log, _AUDITOR),
+    Rpc("FollowService.TakeLead", Form.MODELS, following.take_lead, _ADMIN),
+    Rpc("FollowService.Fence", Form.MODELS, following.fence, _ADMIN),
+    Rpc("PrivacyService.Contribute", Form.CONTROL, models.contribute, _PRODUCER),
+    Rpc("PrivacyService.MakeRelease", Form.MODELS, models.make_release, _ADMIN),
+    Rpc("PrivacyService.DescribePrivacy", Form.CONTROL, models.describe_privacy, ANY),
 )
 """All RPCs. Those of a service are consecutive."""
 

@@ -25,16 +25,16 @@ async def snapshot(calls: Calls, requests: Requests, send: Send, call: Call) -> 
         await send(encode.snapshot_progress(hosted.engine.state.lineage, done, total, revision))
 
     info = await progress.until_done(calls.snapshots.run(0, hosted.keeper.take, progress), tell)
-    await send(encode.snapshot_done(info))
+    await send(encode.snapshot_done(info, hosted.keeper.store.checkpoint(info.snapshot_id)))
 
 
 def list_snapshots(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ListSnapshots."""
     request = guards.parse(snapshots_pb2.ListSnapshotsRequest, raw)
     call.allow(request.model or DEFAULT_MODEL)
-    infos = calls.hosting.snapshots(request.model).list()
+    store = calls.hosting.snapshots(request.model)
     return snapshots_pb2.ListSnapshotsResponse(
-        snapshots=[encode.snapshot_info(info) for info in infos]
+        snapshots=[encode.snapshot_info(info, store.checkpoint(info.snapshot_id)) for info in store.list()]
     ).SerializeToString()
 
 

@@ -35,13 +35,14 @@ With a hundred rejects each, such a message is far below the size limit.
 class Answer:
     """The answer to the batch with the number `index` of a stream.
 
-    `lineage` is the model's, or None with a refusal.
+    `lineage` is the model's, or None with a refusal. `term` is the model's.
     """
 
     index: int
     sequence: int
     result: Ack | Refused
     lineage: uuid.UUID | None
+    term: int = 0
 
 
 class Stream:

@@ -19,7 +19,7 @@ from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
 from livefactor_server.rpc.streams import Answer, OneAhead, Stream
-from livefactor_server.statuses import Refused, busy, invalid, precondition, unavailable
+from livefactor_server.statuses import NotLeader, Refused, busy, invalid, precondition, unavailable
 from livefactor_server.telemetry import traces
 from livefactor_server.telemetry.traces import Trace
 
@@ -31,6 +31,9 @@ INLINE_INTERACTIONS_BYTES_MAX = 256 << 10
 
 A thread costs more than it saves up to this size.
 """
+
+TERM = "livefactor-term"
+"""The metadata with the newest term that a client has seen."""
 
 Reply = Callable[[Submission], Wake]
 
@@ -59,6 +62,7 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
             seal=engine.log.seal,
             reply=reply,
             is_late=call.is_late,
+            confirmations=engine.confirmations,
         )
 
     async with calls.updates.slot(len(raw), engine.name):
@@ -93,10 +97,10 @@ async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
 
 def _is_large(engine: Engine, update: decode.UpdateRequest, raw: bytes) -> bool:
     """Whether a thread decodes the batch. First vectors and factors wait for a switch."""
-    if engine.dimension.lacks_part(update.change):
-        return True
     is_quick = update.change == wire.INTERACTIONS
-    return len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX)
+    if len(raw) > (INLINE_INTERACTIONS_BYTES_MAX if is_quick else INLINE_BYTES_MAX):
+        return True
+    return engine.dimension.lacks_part(update.change, update.body)
 
 
 def _payer(call: Call, update: decode.UpdateRequest) -> bytes:
@@ -116,7 +120,7 @@ def _batch(
     spec, rows_max = engine.state.spec, calls.settings.batch_events_max
     if update.change == wire.FACTORS and engine.state.backend_name == "cuda":
         raise precondition("factors: backend cuda lacks this part (docs/gpu.md)")
-    if engine.dimension.lacks_part(update.change):
+    if engine.dimension.lacks_part(update.change, update.body):
         decode.change_from_wire(update, engine.dimension.spec_for(update.change, update.body), rows_max)
         engine.dimension.recognise(update.change, update.body)
         spec = engine.state.spec
@@ -134,6 +138,7 @@ def _batch(
         spec=spec,
         is_late=is_late,
         payer=payer,
+        confirmations=engine.confirmations,
         trace=trace,
         ends_trace=is_late is None,
     )
@@ -208,32 +213,46 @@ async def _read(requests: Requests, stream: Stream, ahead: OneAhead) -> None:
 
 
 async def _submit_all(calls: Calls, stream: Stream, ahead: OneAhead, call: Call) -> None:
-    index = 0
+    index, seen = 0, _seen_term(call)
     while (raw := await ahead.take()) is not None:
-        await _submit_from_stream(calls, raw, index, stream, call)
+        await _submit_from_stream(calls, raw, index, stream, call, seen)
         index += 1
         ahead.done()
     stream.put(None)
 
 
-async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stream, call: Call) -> None:
+def _seen_term(call: Call) -> int:
+    """The newest term that the client has seen."""
+    for name, value in call.metadata or ():
+        if name == TERM and isinstance(value, str) and value.isascii() and value.isdigit():
+            return int(value[:20])
+    return 0
+
+
+async def _submit_from_stream(
+    calls: Calls, raw: bytes, index: int, stream: Stream, call: Call, seen: int
+) -> None:
     sequence = 0
     try:
         guards.check_size(raw)
+        raw, parent = traces.cut(raw)
         update = decode.update_request(raw)
         sequence = update.sequence
-        engine = calls.model(call, update.model).engine
+        hosted = calls.model(call, update.model)
+        engine, term = hosted.engine, hosted.term
+        if seen > term:
+            raise NotLeader(f"another server, in term {seen},")
         call.producer = update.producer_id
         lineage, payer = engine.state.lineage, _payer(call, update)
         while wait_s := engine.quotas.wait_s(payer):
             await asyncio.sleep(wait_s)
-        trace = traces.begin(call.rpc, call.metadata, is_batch=True)
+        trace = traces.begin(call.rpc, parent or call.metadata, is_batch=parent is None)
 
         def reply(item: Submission) -> Wake:
             # Only the answer: a batch in the queue would keep its payload in memory until the peer
             # reads the answer.
             assert item.result is not None
-            stream.prepare(Answer(index, item.sequence, item.result, lineage))
+            stream.prepare(Answer(index, item.sequence, item.result, lineage, term))
             return calls.loop.wake
 
         if _is_large(engine, update, raw):
@@ -246,6 +265,8 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
                 engine.enqueue([batch])
             else:
                 await calls.stream_threads.in_thread(engine.submit, batch)
+    except NotLeader as error:
+        stream.put(error)
     except (Refused, ColumnError) as error:
         stream.put(Answer(index, sequence, guards.refusal(error), None))
     except Exception:
@@ -254,7 +275,7 @@ async def _submit_from_stream(calls: Calls, raw: bytes, index: int, stream: Stre
 
 
 def _message(answers: list[Answer]) -> bytes:
-    message = updates_pb2.StreamUpdatesResponse()
+    message = updates_pb2.StreamUpdatesResponse(term=max(answer.term for answer in answers))
     for answer in answers:
         encode.add_stream_answer(message, answer.index, answer.sequence, answer.result, answer.lineage)
     return message.SerializeToString()

@@ -26,8 +26,9 @@ from livefactor_server.snapshots.replay import (
     replay,
     skipped_at,
     snapshot_store,
+    start_of,
 )
-from livefactor_server.snapshots.store import root_hash_of
+from livefactor_server.snapshots.store import root_hash_of, verify
 
 
 @dataclass(slots=True)
@@ -138,6 +139,58 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
             state.revision, state.log_hash, root_of(state), equal, log.gap, tuple(begins_with),
             tuple(each.snapshot_id for each in lost), wrong,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotReplay:
+    """The result of a replay from the snapshot before a given one.
+
+    Attributes:
+        parent: the id of the snapshot before; empty if the replay began with the log.
+        since, revision: where the replay began, and where it ended.
+        equal: whether the given snapshot has the hashes of the replayed state.
+    """
+
+    parent: str
+    since: int
+    revision: int
+    equal: bool
+
+    def fields(self) -> dict[str, Any]:
+        """The result as plain values."""
+        return {
+            "parent": self.parent, "since": self.since, "revision": self.revision, "equal": self.equal,
+        }  # fmt: skip
+
+
+def replay_snapshot(path: Path, backend: str = "cpu", progress: Progress | None = None) -> SnapshotReplay:
+    """Restores the snapshot before a given one, replays the log up to it, and compares.
+
+    `path` is the folder of a snapshot in the folder of its model. If no snapshot before it has its
+    spec and what was skipped and erased, the replay begins with the log.
+
+    Raises:
+        LogError: the log is missing or damaged.
+        ReplayError: a record does not fit the state before it, or its records are missing.
+        SnapshotInvalid: the snapshot does not verify.
+        SpecError: the spec in the log is invalid.
+    """
+    manifest = verify(path).manifest
+    folder, at = path.resolve().parent.parent, manifest.revision
+    with Log.open(log_folder(folder), read_only=True) as log:
+        if manifest.lineage != log.lineage or at > log.last_revision:
+            raise ReplayError(
+                f"the log does not reach snapshot {manifest.snapshot_id}, or is another model's"
+            )
+        before = at - 1 if at > log.first_revision else at
+        state = start_of(
+            folder, log, backend, manifest.spec, before, skipped_at(log, at), erasures_at(log, at)
+        )
+        since = state.revision
+        used = [m.snapshot_id for m in snapshot_store(folder).list() if m.revision == since]
+        follow(state, log, at, progress)
+        equal = root_of(state) == manifest.root_hash and state.log_hash == manifest.log_hash
+        return SnapshotReplay(used[-1] if used else "", since, at, equal)
 
 
 def _is_comparable(report: Report, log: Log) -> bool:

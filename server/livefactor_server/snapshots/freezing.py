@@ -7,7 +7,7 @@ for a model that does not change, for example a replayed one.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,8 +22,10 @@ from livefactor_server.statuses import no_memory
 
 
 @contextmanager
-def freeze(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iterator[FrozenState]:
-    """The state at its published revision. Updates continue meanwhile.
+def freeze(
+    name: str, state_of: Callable[[], ModelState], log_hash_name: str, gate: Gate
+) -> Iterator[FrozenState]:
+    """The state in force at its published revision. Updates continue meanwhile.
 
     Raises:
         Refused: RESOURCE_EXHAUSTED if the backend has too little memory for the pin or for reading
@@ -31,6 +33,8 @@ def freeze(name: str, state: ModelState, log_hash_name: str, gate: Gate) -> Iter
     """
     try:
         with gate.reading():
+            # Under the gate, because an eviction may put another state in its place.
+            state = state_of()
             pin = state.backend.pin()
             revision, log_hash, small = state.revision, state.log_hash, state.freeze_small()
         with pin:

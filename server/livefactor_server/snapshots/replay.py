@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby, pairwise
@@ -21,7 +20,15 @@ import numpy as np
 
 from livefactor.snapshots.format import Manifest
 from livefactor_server import changes
-from livefactor_server.changes import Change, EngineChange, Header, bodies, change_of, decode_rejects
+from livefactor_server.changes import (
+    Change,
+    EngineChange,
+    EvictChange,
+    Header,
+    bodies,
+    change_of,
+    decode_rejects,
+)
 from livefactor_server.changes import ReplayError as ReplayError
 from livefactor_server.changes.history import erase
 from livefactor_server.changes.history.erase import Erasures
@@ -40,7 +47,8 @@ from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry, Kind, Log, Record
 from livefactor_server.model.spec_codec import decode as decode_spec
 from livefactor_server.model.state import ModelState, restored
-from livefactor_server.snapshots.store import SnapshotStore
+from livefactor_server.snapshots.safetensors_writer import sync_folder
+from livefactor_server.snapshots.store import SnapshotStore, copy_whole
 
 Progress = Callable[[int, int], None]
 """Function of (reached revision, last revision)."""
@@ -381,6 +389,13 @@ def _runs(
         if record.kind in SKIPPABLE and is_in(skipped, record.revision):
             left = SkippedChange(change.body, change.rows)
         change = left
+        if isinstance(change, EvictChange):
+            # The rows of other records are placed before it is applied, or after it.
+            if run:
+                yield run
+            yield [(header, change)]
+            run, events = [], 0
+            continue
         run.append((header, change))
         events += change.rows
         if events >= RUN_EVENTS or len(run) == RUN_RECORDS:
@@ -418,15 +433,12 @@ def compile_kernels() -> None:
 
 
 def adopt(snapshot: Path, model_folder: Path) -> None:
-    """Copies the folder of a snapshot to be the base of a new model. The copy is durable."""
+    """Copies a snapshot to be the base of a new model. The copy is whole and durable."""
     target = model_folder / "base" / snapshot.name
-    shutil.copytree(snapshot, target)
-    for path in (*target.iterdir(), target, target.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    target.mkdir(parents=True)
+    copy_whole(snapshot, target)
+    for path in (target, target.parent):
+        sync_folder(path)
 
 
 def engine_entry(log: Log, base: Manifest, kernel_semantics: int, backend: str) -> Entry:

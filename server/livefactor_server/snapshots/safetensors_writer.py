@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from livefactor.snapshots.files import CHANGES_FILE
 from livefactor.snapshots.format import MANIFEST_FILE, Layout, Place
 
 SYNC_BYTES = 32 << 20
@@ -76,6 +77,50 @@ class TensorFiles:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+
+class ChangesFile:
+    """The file of an incremental snapshot in `folder`, open for writing.
+
+    It is a context manager.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = os.open(folder / CHANGES_FILE, _CREATE, 0o644)
+        self._end = self._unsynced = 0
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Writes the next bytes. Raises OSError."""
+        view = memoryview(data)
+        _write_at(self._file, view, self._end)
+        self._end += view.nbytes
+        self._unsynced += view.nbytes
+        if self._unsynced >= SYNC_BYTES:
+            os.fsync(self._file)
+            self._unsynced = 0
+
+    def finish(self, manifest: bytes) -> None:
+        """Writes the manifest, and makes everything durable."""
+        os.fsync(self._file)
+        write_file(self._folder / MANIFEST_FILE, [manifest])
+
+    def __enter__(self) -> ChangesFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+
+def sync_file(path: Path) -> None:
+    """Makes the bytes of a file durable."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def write_file(path: Path, parts: Iterable[bytes]) -> None:

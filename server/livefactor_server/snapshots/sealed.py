@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots import format as fmt
-from livefactor.snapshots.files import SEALED_FILE, open_file
+from livefactor.snapshots.files import CHANGES_FILE, SEALED_FILE, open_file
 from livefactor.snapshots.format import Layout, Place
 from livefactor_server.log.sealing import NONCE_BYTES, TAG_BYTES, Key, present
 
@@ -34,6 +34,8 @@ _END = struct.Struct("<Q8s")
 _INDEX, _INDEX_NONCE = "index", b"\xff" * NONCE_BYTES
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 SYNC_BYTES = 32 << 20
+FRAME_BYTES = 1 << 20
+"""Bytes of an incremental snapshot that a frame has, at least, but the last one."""
 
 
 class Frame(NamedTuple):
@@ -118,6 +120,35 @@ class SealedFiles:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._file)
+
+
+class SealedChanges(SealedFiles):
+    """An incremental snapshot in one encrypted file. It has the methods of `ChangesFile`."""
+
+    def __init__(self, folder: Path, key: Key) -> None:
+        super().__init__(folder, key)
+        self._waiting = bytearray()
+        self._written = 0
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Writes the next bytes, in frames of about a megabyte. Raises OSError."""
+        self._waiting += data
+        if len(self._waiting) >= FRAME_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self.add(CHANGES_FILE, self._written, bytes(self._waiting))
+            self._written += len(self._waiting)
+            self._waiting.clear()
+
+    def finish(self, manifest: bytes) -> None:
+        """Writes the manifest and the index, and makes everything durable."""
+        self._flush()
+        super().finish(manifest)
+
+    def __enter__(self) -> SealedChanges:
+        return self
 
 
 def is_sealed(folder: Path) -> bool:

@@ -18,41 +18,42 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-import numpy as np
+from typing import NamedTuple
 
 from livefactor.errors import SnapshotInvalid
-from livefactor.snapshots import digest
 from livefactor.snapshots import files as snapshot_files
 from livefactor.snapshots import format as fmt
 from livefactor.snapshots.files import Verification
-from livefactor.snapshots.format import Layout, Manifest, Place, Tensor
+from livefactor.snapshots.format import Manifest, Tensor
 from livefactor.snapshots.loaded import LoadedSnapshot
 from livefactor_server.log.sealing import present
-from livefactor_server.snapshots.safetensors_writer import TensorFiles, sync_folder
-from livefactor_server.snapshots.sealed import SealedFiles, SealedSnapshot, is_sealed
-
-USERS, ITEMS = 0, 1
-PASS_BYTES = 4 << 20
-"""Bytes of rows per read from the tables."""
+from livefactor_server.snapshots import chains
+from livefactor_server.snapshots.increments import ChangesWriter, Seen, TooMuch
+from livefactor_server.snapshots.safetensors_writer import (
+    ChangesFile,
+    TensorFiles,
+    sync_file,
+    sync_folder,
+    write_file,
+)
+from livefactor_server.snapshots.scanning import FrozenState as FrozenState
+from livefactor_server.snapshots.scanning import Progress, scan
+from livefactor_server.snapshots.scanning import RowReader as RowReader
+from livefactor_server.snapshots.scanning import root_hash_of as root_hash_of
+from livefactor_server.snapshots.sealed import SealedChanges, SealedFiles, SealedSnapshot, is_sealed
 
 FETCH_BYTES = 1 << 20
 """Maximum number of bytes per piece of `SnapshotStore.pieces`."""
+
+SIGNED = ".signed"
+"""What the name of a checkpoint has after the id of its snapshot."""
 
 _TEMPORARY = ".tmp-"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
-"""Function of (bytes done, total bytes), called after every piece.
-
-If it raises an exception, the work ends with this exception.
-"""
 
 
 class SnapshotDiskFull(Exception):
@@ -63,61 +64,6 @@ class SnapshotNotFound(LookupError):
     """No snapshot has this id, or there are no snapshots."""
 
 
-class RowReader(Protocol):
-    """The part of a pin (`livefactor_kernels.backend`) that a snapshot needs: the rows at one
-    revision.
-    """
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """(number of user rows, number of item rows)."""
-
-    def read_rows(self, side: int, start: int, stop: int) -> Mapping[str, np.ndarray]:
-        """The sections of rows [start, stop) of a side, by name.
-
-        For example keys uint64[n], factors [n, k or more] in their stored type (bfloat16 as
-        uint16), bias float32[n].
-        """
-
-
-@dataclass(slots=True)
-class FrozenState:
-    """The whole state at one revision, which later updates do not change.
-
-    Attributes:
-        spec_body: the logged bytes of the spec.
-        log_hash: chain hash of the log at `revision`, 32 bytes.
-        created_us: microseconds since 1970 UTC.
-        pin: the rows at `revision`.
-        small: sections beside the tables, one-dimensional, with the names of
-            `livefactor.snapshots.sections.small_sections`.
-        remembered: numbers of remembered events of users and items, with `history.paged`; else 0.
-    """
-
-    revision: int
-    lineage: uuid.UUID
-    spec_body: bytes
-    log_hash: bytes
-    log_hash_name: str
-    created_us: int
-    kernel_semantics: int
-    model: str
-    pin: RowReader
-    small: Mapping[str, np.ndarray]
-    remembered: tuple[int, int] = (0, 0)
-
-    @property
-    def layout(self) -> Layout:
-        """The place of every section.
-
-        Raises:
-            ValueError: the state does not fit the format.
-        """
-        users, items = self.pin.counts
-        lengths = {name: len(array) for name, array in self.small.items()}
-        return fmt.layout(self.spec_body, users, items, lengths, self.remembered)
-
-
 class Piece(NamedTuple):
     """Consecutive bytes of one file of a snapshot."""
 
@@ -125,66 +71,6 @@ class Piece(NamedTuple):
     offset: int
     file_size: int
     data: bytes
-
-
-Sink = Callable[[Place, int, memoryview], None]
-
-
-def root_hash_of(state: FrozenState, progress: Progress | None = None) -> tuple[bytes, tuple[Tensor, ...]]:
-    """(root hash, sections) of a state. It reads the state in pieces and keeps no copy."""
-    tensors = _scan(state, state.layout, lambda place, offset, data: None, progress)
-    return fmt.root_hash(state.revision, tensors), tensors
-
-
-def _scan(state: FrozenState, layout: Layout, sink: Sink, progress: Progress | None) -> tuple[Tensor, ...]:
-    """Hashes all sections in one pass over the rows.
-
-    It passes each piece to `sink` (section, byte offset, bytes).
-    """
-    hashers = {place.name: digest.SectionHasher() for place in layout.places}
-    places = {place.name: place for place in layout.places}
-    offsets = dict.fromkeys(places, 0)
-    total, done = layout.nbytes, 0
-    for pieces in _pieces(state, places):
-        for name, data in pieces:
-            sink(places[name], offsets[name], data)
-            hashers[name].update(data)
-            offsets[name] += data.nbytes
-            done += data.nbytes
-        if progress is not None:
-            progress(done, total)
-    assert all(offsets[name] == place.nbytes for name, place in places.items()), offsets
-    return tuple(Tensor(place, hashers[place.name].finish()) for place in layout.places)
-
-
-def _pieces(state: FrozenState, places: dict[str, Place]) -> Iterator[list[tuple[str, memoryview]]]:
-    for side, table in ((USERS, "users"), (ITEMS, "items")):
-        mine = [place for place in places.values() if place.name.startswith(table + ".")]
-        rows = state.pin.counts[side]
-        step = max(1, PASS_BYTES * rows // max(1, sum(place.nbytes for place in mine)))
-        for start in range(0, rows, step):
-            columns = state.pin.read_rows(side, start, min(rows, start + step))
-            yield [(place.name, _column(columns[place.name.split(".")[1]], place)) for place in mine]
-    for name in sorted(state.small):
-        array = state.small[name]
-        place = places[name]
-        if array.shape != place.shape:
-            raise ValueError(f"{name}: expected shape {place.shape}, got {array.shape}")
-        yield [(name, _bytes(array, place))]
-
-
-def _column(column: np.ndarray, place: Place) -> memoryview:
-    if column.ndim == 2:
-        # Rows have padding in memory.
-        column = column[:, : place.shape[1]]
-    return _bytes(column, place)
-
-
-def _bytes(array: np.ndarray, place: Place) -> memoryview:
-    expected = np.dtype(fmt.NUMPY_DTYPES[place.dtype])
-    if array.dtype != expected:
-        raise ValueError(f"{place.name}: expected dtype {expected}, got {array.dtype}")
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 class SnapshotStore:
@@ -202,10 +88,12 @@ class SnapshotStore:
             if entry.name.startswith(_TEMPORARY):
                 _remove(entry)
 
-    def take(self, state: FrozenState, progress: Progress | None = None) -> Manifest:
+    def take(self, state: FrozenState, progress: Progress | None = None, chain_max: int = 0) -> Manifest:
         """Writes a snapshot of `state`, which is durable on return.
 
-        A damaged snapshot with the same id is replaced. A valid one with the same id stays.
+        With `chain_max` it is incremental, and the newest snapshot is its parent, if that one
+        verifies, has the same spec and fewer parents, and not too much has changed. A damaged
+        snapshot with the same id is replaced. A valid one with the same id stays.
 
         Raises:
             SnapshotDiskFull: the disk is too full. No part of the snapshot remains.
@@ -214,17 +102,83 @@ class SnapshotStore:
         """
         temporary = self._temporary()
         try:
-            layout = state.layout
-            temporary.mkdir()
-            with _new_files(temporary, layout) as files:
-                tensors = _scan(state, layout, files.write, progress)
-                manifest = _manifest(state, tensors)
-                files.finish(manifest.to_json())
+            ids = self.ids() if chain_max else ()
+            manifest = self._increment(state, temporary, ids[-1], chain_max, progress) if ids else None
+            if manifest is None:
+                _remove(temporary)
+                manifest = _whole(state, temporary, progress)
             sync_folder(temporary)
             return self._publish(temporary, manifest)
         except OSError as error:
             if error.errno in _DISK_FULL:
                 raise SnapshotDiskFull(f"no room for a snapshot at revision {state.revision}") from error
+            raise
+        finally:
+            _remove(temporary)
+
+    def _increment(
+        self, state: FrozenState, temporary: Path, parent: str, chain_max: int, progress: Progress | None
+    ) -> Manifest | None:
+        """Writes an incremental snapshot. None if a whole one is better."""
+        try:
+            chain = chains.open_chain(self._path(parent))
+        except (SnapshotInvalid, SnapshotNotFound) as error:
+            log.warning("a whole snapshot follows, because snapshot %s cannot be read: %s", parent, error)
+            return None
+        layout, before = state.layout, chain.manifest
+        room = min(layout.nbytes // 2, layout.nbytes - chain.chain_bytes)
+        is_same = (before.spec, before.lineage) == (state.spec_body, state.lineage)
+        if not is_same or room <= 0 or chain.depth >= chain_max or before.revision > state.revision:
+            return None
+        users, items = state.pin.counts
+        if users < before.users or items < before.items:
+            return None
+        temporary.mkdir()
+        with _new_changes(temporary) as files:
+            writer = ChangesWriter(files, room)
+            seen = Seen(chain, writer)
+            try:
+                tensors = scan(state, layout, lambda place, offset, data: None, progress, seen.take)
+            except TooMuch:
+                return None
+            except chains.MISFITS as error:
+                # Of a damaged chain. If it was the state, writing it whole says so.
+                log.warning("a whole snapshot follows, because snapshot %s does not fit: %s", parent, error)
+                return None
+            if not seen.verifies():
+                log.warning("a whole snapshot follows, because snapshot %s does not verify", parent)
+                return None
+            writer.finish(before, chain.depth + 1, chain.chain_bytes)
+            manifest = _manifest(state, tensors)
+            files.finish(manifest.to_json())
+        return manifest
+
+    def detach(self, snapshot_id: str) -> None:
+        """Makes an incremental snapshot a whole one, which needs no parents.
+
+        Raises:
+            SnapshotInvalid: it does not verify.
+            SnapshotDiskFull: the disk is too full. The snapshot stays incremental.
+        """
+        path = self._path(snapshot_id)
+        if not chains.is_incremental(path):
+            return
+        temporary = self._temporary()
+        try:
+            manifest = verify(path).manifest
+            temporary.mkdir()
+            copy_whole(path, temporary)
+            sync_folder(temporary)
+            signed = self.checkpoint(snapshot_id)
+            with self._lock:
+                self._discard(path)
+                os.rename(temporary, self.folder / manifest.snapshot_id)
+                sync_folder(self.folder)
+            if signed:
+                self.put_checkpoint(snapshot_id, signed)
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                raise SnapshotDiskFull(f"no room for the whole snapshot {snapshot_id}") from error
             raise
         finally:
             _remove(temporary)
@@ -247,8 +201,24 @@ class SnapshotStore:
         """Removes a snapshot. After a crash it is complete or gone."""
         doomed = self._temporary()
         os.rename(path, doomed)
+        path.with_name(path.name + SIGNED).unlink(missing_ok=True)
         sync_folder(self.folder)
         _remove(doomed)
+
+    def checkpoint(self, snapshot_id: str) -> bytes:
+        """The signed checkpoint of a snapshot. Empty if there is none."""
+        try:
+            return (self.folder / f"{snapshot_id}{SIGNED}").read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def put_checkpoint(self, snapshot_id: str, data: bytes) -> None:
+        """Stores the signed checkpoint of a snapshot, durably. Raises OSError."""
+        draft = self._temporary()
+        write_file(draft, [data])
+        with self._lock:
+            os.replace(draft, self.folder / f"{snapshot_id}{SIGNED}")
+            sync_folder(self.folder)
 
     def ids(self) -> tuple[str, ...]:
         """Ids of the snapshots in order of revision. It opens no file."""
@@ -274,7 +244,7 @@ class SnapshotStore:
             SnapshotInvalid: the manifest is invalid.
         """
         path = self._path(snapshot_id)
-        manifest = _read_manifest(path)
+        manifest = chains.read_manifest(path)
         _check_name(path, manifest)
         return manifest, path
 
@@ -310,7 +280,9 @@ class SnapshotStore:
         return verification
 
     def prune(self, keep: int) -> tuple[str, ...]:
-        """Removes all snapshots except the `keep` newest ones. Returns the removed ids.
+        """Removes all snapshots except the `keep` newest ones and their parents.
+
+        Returns the removed ids.
 
         Raises:
             ValueError: `keep` is below 1.
@@ -318,7 +290,9 @@ class SnapshotStore:
         if keep < 1:
             raise ValueError(f"keep: expected at least 1, got {keep}")
         with self._lock:
-            doomed = self.ids()[:-keep]
+            ids = self.ids()
+            needed = {parent for each in ids[-keep:] for parent in chains.parents_of(self.folder / each)}
+            doomed = tuple(each for each in ids[:-keep] if each not in needed)
             for snapshot_id in doomed:
                 self._discard(self.folder / snapshot_id)
         return doomed
@@ -332,7 +306,17 @@ class SnapshotStore:
         return doomed
 
     def remove_before(self, revision: int) -> tuple[str, ...]:
-        """Removes the snapshots with an earlier revision. Returns their ids."""
+        """Removes the snapshots with an earlier revision. Returns their ids.
+
+        Later ones that need them become whole before.
+
+        Raises:
+            SnapshotInvalid, SnapshotDiskFull: as `detach`.
+        """
+        for each in self.ids():
+            parents = chains.parents_of(self.folder / each) if int(each[:20]) >= revision else []
+            if any(int(parent[:20]) < revision for parent in parents):
+                self.detach(each)
         with self._lock:
             doomed = tuple(each for each in self.ids() if int(each[:20]) < revision)
             for snapshot_id in doomed:
@@ -349,12 +333,17 @@ class SnapshotStore:
             SnapshotInvalid: the manifest is invalid.
         """
         _, path = self.open(snapshot_id)
-        if is_sealed(path):
+        if is_sealed(path) and not chains.is_incremental(path):
             yield from _sealed_pieces(path)
             return
         with contextlib.ExitStack() as stack:
-            files = [(name, stack.enter_context(snapshot_files.open_file(path, name))) for name in fmt.FILES]
+            made = chains.whole_files(path) if chains.is_incremental(path) else None
+            files = [
+                (name, stack.enter_context(made[name] if made else snapshot_files.open_file(path, name)))
+                for name in fmt.FILES
+            ]
             for name, file in files:
+                file.seek(0)
                 size = os.fstat(file.fileno()).st_size
                 offset = 0
                 while data := file.read(FETCH_BYTES):
@@ -362,9 +351,55 @@ class SnapshotStore:
                     offset += len(data)
 
 
-def _new_files(folder: Path, layout: Layout) -> TensorFiles | SealedFiles:
+def _whole(state: FrozenState, folder: Path, progress: Progress | None) -> Manifest:
+    """Writes a whole snapshot to a new folder, without a sync of the folder."""
+    layout = state.layout
+    folder.mkdir()
     key = present()
-    return TensorFiles(folder, layout) if key is None else SealedFiles(folder, key, layout)
+    with TensorFiles(folder, layout) if key is None else SealedFiles(folder, key, layout) as files:
+        manifest = _manifest(state, scan(state, layout, files.write, progress))
+        files.finish(manifest.to_json())
+    return manifest
+
+
+def _new_changes(folder: Path) -> ChangesFile | SealedChanges:
+    key = present()
+    return ChangesFile(folder) if key is None else SealedChanges(folder, key)
+
+
+def _read_all(file: io.FileIO) -> Iterator[bytes]:
+    while data := file.read(FETCH_BYTES):
+        yield data
+
+
+def copy_whole(path: Path, target: Path) -> None:
+    """Writes the files of a snapshot to a folder, whole if it is incremental, and syncs them.
+
+    Raises:
+        SnapshotInvalid: it is damaged.
+    """
+    if not chains.is_incremental(path):
+        for each in sorted(path.iterdir()):
+            copied = target / each.name
+            shutil.copyfile(each, copied)
+            sync_file(copied)
+        return
+    key, files = present(), chains.whole_files(path)
+    with contextlib.ExitStack() as stack:
+        for file in files.values():
+            stack.enter_context(file)
+            file.seek(0)
+        if key is None:
+            for name, file in files.items():
+                write_file(target / name, _read_all(file))
+            return
+        sealed = stack.enter_context(SealedFiles(target, key))
+        for name, file in files.items():
+            at = 0
+            while data := file.read(FETCH_BYTES):
+                sealed.add(name, at, data)
+                at += len(data)
+        sealed.end()
 
 
 def verify(path: Path, root_hash: bytes | None = None) -> Verification:
@@ -377,21 +412,13 @@ def verify(path: Path, root_hash: bytes | None = None) -> Verification:
 
 
 def _plain_files(path: Path) -> dict[str, io.FileIO] | None:
-    """The files of an encrypted snapshot, in memory. None for a plain one."""
+    """The files of an encrypted snapshot, in memory, or of an incremental one. None for others."""
+    if chains.is_incremental(path):
+        return chains.whole_files(path)
     if not is_sealed(path):
         return None
     with SealedSnapshot(path) as sealed:
         return sealed.files()
-
-
-def _read_manifest(path: Path) -> Manifest:
-    if not is_sealed(path):
-        return snapshot_files.read_manifest(path)
-    with SealedSnapshot(path) as sealed:
-        try:
-            return Manifest.from_json(sealed.manifest())
-        except ValueError as error:
-            raise SnapshotInvalid(fmt.MANIFEST_FILE, str(error)) from None
 
 
 def _sealed_pieces(path: Path) -> Iterator[Piece]:

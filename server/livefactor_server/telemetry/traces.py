@@ -5,13 +5,15 @@
                            └▶ apply   the run of records with it
 
 A call whose `traceparent` says that it is sampled has a span. So has a share of the calls without a
-`traceparent`. Each batch of an update stream counts as a call. A call without a span costs one
+`traceparent`. Each batch of an update stream counts as a call, and may have a
+`traceparent` of its own. A call without a span costs one
 comparison, or the draw of a number. `opentelemetry` is imported by `set_up` alone.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -22,6 +24,9 @@ FLUSH_S = 2.0
 """Seconds that the end of a server waits for spans to be sent."""
 
 _SAMPLED = 1
+_FIELD = re.compile(rb"\x5a\x37(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})")
+"""The field 11 with 55 bytes."""
+_FIELD_BYTES = 57
 
 Metadata = Iterable[tuple[str, str | bytes]] | None
 
@@ -51,7 +56,8 @@ class Traces:
     def call(self, rpc: str, metadata: Metadata, is_batch: bool) -> Trace | None:
         """The trace of a call that begins now, or None.
 
-        Of the batches of a stream only the share `sample` has a span, in any case.
+        Of the batches of a stream without a traceparent of their own only the share `sample` has a
+        span, in any case.
         """
         parent = _parent(metadata)
         chosen = _is_sampled(parent) if parent and not is_batch else random.random() < self._sample
@@ -104,6 +110,15 @@ class Trace:
         """The call has ended. Facts that are empty are left out."""
         known = {f"livefactor.{name}": value for name, value in facts.items() if value not in ("", 0)}
         self._traces.end(self._span, code, text, known)
+
+
+def cut(raw: bytes) -> tuple[bytes, Metadata]:
+    """A message of an update stream without its traceparent, and that as the metadata of a call.
+
+    It is the last field of the message, if it has one.
+    """
+    found = _FIELD.match(raw, len(raw) - _FIELD_BYTES) if len(raw) > _FIELD_BYTES else None
+    return (raw, None) if found is None else (raw[:-_FIELD_BYTES], ((KEY, found[1].decode()),))
 
 
 def _parent(metadata: Metadata) -> str:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from livefactor_kernels.reading.context.learning import factors_of
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.judging.places import places, predictions
 from livefactor_server.tuning import opponents
@@ -45,6 +48,7 @@ class Protocol:
         judged_max: about the maximum number of judged events.
         batch_events: events per record.
         seed: the seed of the sample of judged events.
+        context_weight: multiplies what the context of an event adds to scores.
     """
 
     task: str
@@ -53,6 +57,7 @@ class Protocol:
     judged_max: int = 20_000
     batch_events: int = BATCH_EVENTS
     seed: int = 0
+    context_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,8 @@ class Evaluation:
     def of_spec(self, name: str, spec: ModelSpec, on_events: OnEvents) -> Result:
         """The figures of a spec. `on_events` is called with the number of events so far."""
         begin_s, cpu_s, parts = time.monotonic(), 0.0, []
-        judge = _squared_errors if self.is_rating else _places
+        places = partial(_places, context_weight=self.protocol.context_weight)
+        judge = _squared_errors if self.is_rating else places
         size = self.protocol.batch_events
         for step in judge_then_learn(spec, self.stream, judge, self.sample, size, self._learned):
             parts.append(step.judged)
@@ -170,8 +176,14 @@ def _error(numbers: np.ndarray) -> float:
     return float(numbers.std() / np.sqrt(numbers.size))
 
 
-def _places(model: Any, users: np.ndarray, items: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return places(model, users, items, TOP)
+def _places(
+    model: Any, users: np.ndarray, items: np.ndarray, values: np.ndarray, context: Bags | None = None,
+    context_weight: float = 1.0,
+) -> np.ndarray:  # fmt: skip
+    shift = None
+    if context is not None:
+        shift = np.float32(context_weight) * factors_of(model.context(context.keys), context)
+    return places(model, users, items, TOP, shift)
 
 
 def _squared_errors(model: Any, users: np.ndarray, items: np.ndarray, values: np.ndarray) -> np.ndarray:

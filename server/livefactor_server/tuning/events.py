@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor.wire.keys import keys_of
+from livefactor_kernels.solve.features import Bags
+from livefactor_kernels.spec.model import MAX_FEATURES_PER_ID, ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes.interactions import good_values, good_weights
-from livefactor_server.files.events import EventFileError, Events, open_file
+from livefactor_server.files.events import CONTEXT, EventFileError, Events, Rows, open_file
 from livefactor_server.tuning.progressive import Stream
 from livefactor_server.tuning.rules import RULES
 
@@ -116,6 +118,7 @@ def read_events(
     on_events: Callable[[int, int], None] = lambda read, total: None,
     on_kinds: Callable[[str], None] = lambda sentence: None,
     with_texts: bool = False,
+    separator: str = "",
 ) -> EventFile:
     """Reads a csv or parquet file, which may be compressed.
 
@@ -128,6 +131,7 @@ def read_events(
         on_events: called with (events read, all events or 0).
         on_kinds: called with a sentence about what a column of ids holds.
         with_texts: keep the distinct ids that are strings.
+        separator: divides the texts of columns of context, whose fields begin with `CONTEXT`.
 
     A time column orders the events with a stable sort. Without one, the order of the file is used.
 
@@ -138,6 +142,7 @@ def read_events(
     opened = open_file(file)
     names = _columns(opened.columns, names_by_field)
     events = Events(opened, names, string_ids, on_kinds=on_kinds)
+    context = Contexts(separator) if any(field.startswith(CONTEXT) for field in names) else None
     parts: list[dict[str, np.ndarray]] = []
     read, texts = 0, {name: dict[str, None]() for name in REQUIRED}
     for rows in events:
@@ -145,24 +150,60 @@ def read_events(
             if not isinstance(rows.columns[name], np.ndarray):
                 texts[name] |= dict.fromkeys(rows.columns[name].unique().to_pylist())
         part = {
-            field: rows.keys(field, secret) if field in REQUIRED else rows.columns[field] for field in names
+            field: rows.keys(field, secret) if field in REQUIRED else rows.columns[field]
+            for field in names
+            if not field.startswith(CONTEXT)
         }
+        if context is not None:
+            context.add(rows, events)
         _require_numbers(events, rows.first, part)
         parts.append(part)
         read += len(rows)
         on_events(read, events.total)
     if not parts:
         raise EventFileError("the file has no events")
-    columns = {field: np.concatenate([part[field] for part in parts]) for field in names}
+    columns = {field: np.concatenate([part[field] for part in parts]) for field in parts[0]}
     times = columns["times"].view(np.int64) if "times" in names else None
     order = np.arange(read) if times is None else np.argsort(times, kind="stable")
     users, items = columns["user_ids"][order], columns["item_ids"][order]
     values = columns["values"][order] if "values" in names else np.ones(read, np.float32)
     weights = columns["weights"][order] if "weights" in names else None
-    stream = Stream(users, items, values, weights, None if times is None else times[order])
+    bags = None if context is None else context.bags().take(order)
+    stream = Stream(users, items, values, weights, None if times is None else times[order], bags)
     types = columns["event_types"][order] if "event_types" in names else None
     kept = {name: list(found) for name, found in texts.items()} if with_texts else None
     return EventFile(stream, names, order, events.place, types, kept)
+
+
+class Contexts:
+    """The context of the events of a file, which come in parts."""
+
+    def __init__(self, separator: str) -> None:
+        self._separator, self._numbers = separator, dict[str, int]()
+        self._sizes: list[int] = []
+        self._features: list[int] = []
+        self._weights: list[float] = []
+
+    def add(self, rows: Rows, events: Events) -> None:
+        """Takes further events.
+
+        Raises:
+            EventFileError: an event has too many features.
+        """
+        for at, bag in enumerate(rows.pushed(self._separator)["context"]):
+            if len(bag) > MAX_FEATURES_PER_ID:
+                where = events.place(rows.first + at)
+                raise EventFileError(
+                    f"{where}: at most {MAX_FEATURES_PER_ID} features of context, got {len(bag)}"
+                )
+            self._sizes.append(len(bag))
+            self._features += [self._numbers.setdefault(name, len(self._numbers)) for name in bag]
+            self._weights += bag.values()
+
+    def bags(self) -> Bags:
+        """The bags of all events."""
+        keys = keys_of(list(self._numbers))[np.array(self._features, np.int64)]
+        return Bags(np.cumsum(self._sizes, dtype=np.int64), keys, np.array(self._weights, np.float32))
 
 
 def _columns(have: list[str], names_by_field: dict[str, str]) -> dict[str, str]:
@@ -175,7 +216,7 @@ def _columns(have: list[str], names_by_field: dict[str, str]) -> dict[str, str]:
             raise EventFileError(
                 f"there is no column {' or '.join(usual)}, and none was given; the columns are {', '.join(have)}"
             )
-    return names
+    return names | {field: name for field, name in names_by_field.items() if field.startswith(CONTEXT)}
 
 
 def _require_numbers(events: Events, first: int, columns: dict[str, np.ndarray]) -> None:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_kernels.backend import Backend, Update, create_backend
+from livefactor_kernels.backend import Update, create_backend
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import ModelSpec
 
 TOP = 10
@@ -34,6 +35,7 @@ class Stream:
         values: float32[n]; ones if the events have no values.
         weights: float32[n]; None means that all are 1.
         times: int64[n], microseconds; None means unknown.
+        context: the features of each event; None if the events have none.
     """
 
     user_keys: np.ndarray
@@ -41,6 +43,7 @@ class Stream:
     values: np.ndarray
     weights: np.ndarray | None = None
     times: np.ndarray | None = None
+    context: Bags | None = None
 
     def __len__(self) -> int:
         return self.user_keys.size
@@ -48,7 +51,9 @@ class Stream:
     def head(self, events: int) -> Stream:
         """The first `events` events of the stream."""
         weights, times = (None if c is None else c[:events] for c in (self.weights, self.times))
-        return Stream(self.user_keys[:events], self.item_keys[:events], self.values[:events], weights, times)
+        context = None if self.context is None else self.context.take(slice(events))
+        columns = self.user_keys[:events], self.item_keys[:events], self.values[:events]
+        return Stream(*columns, weights, times, context)
 
 
 def batches(events: int, size: int, cut: int | None = None) -> list[slice]:
@@ -57,10 +62,11 @@ def batches(events: int, size: int, cut: int | None = None) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise([0, *sorted({*ends} - {0})]) if stop <= events]
 
 
-Judge = Callable[[Backend, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Judge = Callable[..., np.ndarray]
 """Judges n events with the model before their batch.
 
-The arguments are the model, user rows uint32[n], item rows uint32[n] and values float32[n]. The
+The arguments are the model, user rows uint32[n], item rows uint32[n] and values float32[n], and the
+context of the events (`Bags`) if the model and the events have context. The
 result has a number for each event, float64[n]. The model does not know rows at or past its
 `published`.
 """
@@ -94,6 +100,7 @@ def judge_then_learn(
     learns all.
     """
     model = create_backend("cpu", spec)
+    context = stream.context if spec.context.size else None
     for revision, part in enumerate(batches(len(stream), batch_events, learned), 1):
         begin_s = time.thread_time()
         user_rows = model.users.allocate(stream.user_keys[part])
@@ -102,7 +109,8 @@ def judge_then_learn(
         places, values = np.flatnonzero(sample[part]), stream.values[part]
         judged = np.empty(0)
         if places.size:
-            judged = judge(model, user_rows[places], item_rows[places], values[places])
+            told = () if context is None else (context.take(part).take(places),)
+            judged = judge(model, user_rows[places], item_rows[places], values[places], *told)
         weights, times = (None if c is None else c[part] for c in (stream.weights, stream.times))
         counts = model.users.allocated, model.items.allocated
         if learned is not None and part.start >= learned:
@@ -110,6 +118,9 @@ def judge_then_learn(
             continue
         begin_s = time.thread_time()
         model.apply(Update(revision, user_rows, item_rows, values, weights, *counts, times))
+        if context is not None:
+            counting = values > 0
+            model.learn_context(item_rows[counting], context.take(part).take(counting))
         yield Step(part.stop, judged, seconds + time.thread_time() - begin_s)
 
 

@@ -84,7 +84,9 @@ def step(model: Backend, rng: np.random.Generator, turn: int) -> None:
     if turn % 5 == 4 and model.spec.embeddings.dimension:
         found = model.items.allocate(rng.integers(0, KEYS, 4).astype(np.uint64))
         vectors = rng.normal(size=(4, 5)) * (rng.random((4, 1)) < 0.8)
-        model.set_embeddings(found, vectors.astype(np.float16), model.revision + 1, model.items.allocated)
+        model.set_embeddings(
+            ITEMS, found, vectors.astype(np.float16), model.revision + 1, model.items.allocated
+        )
         return
     if turn in (8, 13):
         drop(model, turn % 2, [1003, 1007, 1011, 5, 1007])

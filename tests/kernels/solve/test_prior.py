@@ -56,7 +56,7 @@ def embed(model: Backend, items: object, vectors: object) -> None:
     """Allocate the keys and set the vectors as the next record."""
     rows = model.items.allocate(np.asarray(items, np.uint64))
     table = np.asarray(vectors, np.float16)
-    model.set_embeddings(rows, table, model.revision + 1, model.items.allocated)
+    model.set_embeddings(ITEMS, rows, table, model.revision + 1, model.items.allocated)
 
 
 def step(model: Backend, rng: np.random.Generator, turn: int) -> None:

@@ -68,7 +68,7 @@ def test_vectors_and_bags_leave_what_was_learned_from_them() -> None:
     rows = np.arange(items, dtype=np.uint32)
     bags = Bags(np.arange(1, items + 1), np.arange(items, dtype=np.uint64) % 5, np.ones(items, np.float32))
     for each in (model, judge):
-        each.set_embeddings(rows, vectors, 3, items)
+        each.set_embeddings(ITEMS, rows, vectors, 3, items)
         each.set_features(ITEMS, rows, bags, 4, items)
         each.clear(ITEMS, np.array([0, 2], np.uint32), 5)
         each.clear(USERS, np.array([1], np.uint32), 6)

@@ -73,7 +73,7 @@ def step(model: Backend, rng: np.random.Generator, turn: int) -> None:
     if turn == 4 and model.spec.embeddings.dimension:
         rows = model.items.allocate(np.arange(KEYS + 4, dtype=np.uint64))
         vectors = rng.normal(size=(len(rows), 4)).astype(np.float16)
-        model.set_embeddings(rows, vectors, model.revision + 1, model.items.allocated)
+        model.set_embeddings(ITEMS, rows, vectors, model.revision + 1, model.items.allocated)
     elif turn % 4 < 2:
         keys = rng.permutation(KEYS)[:7]
         bias = rng.normal(size=7) if turn % 8 < 4 else None

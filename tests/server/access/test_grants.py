@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from livefactor_server.access import grants as access
+from livefactor_server.access.clock import JUMP_S, RELEASED_S, Clock
 from livefactor_server.access.grants import AccessFileError, Grant, Grants, Role, add_grant, digest, new_token
 
 
@@ -45,6 +46,47 @@ def test_an_expired_grant_is_void(tmp_path: Path) -> None:
     path, token = tmp_path / "access.toml", new_token()
     add_grant(path, Grant("late", Role.CONSUMER, None, time.time() - 1), token)
     assert Grants(path).of_token(token) is None
+
+
+class Clocks:
+    """A clock that a test sets, and one that goes on steadily."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall, self.steady = float(RELEASED_S + 10**7), 50.0
+        monkeypatch.setattr(access, "CLOCK", Clock(lambda: self.wall, lambda: self.steady))
+
+    def passes(self, seconds: float) -> None:
+        self.wall, self.steady = self.wall + seconds, self.steady + seconds
+
+
+def test_a_clock_that_jumps_makes_no_expired_grant_valid_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clocks, path, token = Clocks(monkeypatch), tmp_path / "access.toml", new_token()
+    add_grant(path, Grant("shop", Role.CONSUMER, None, clocks.wall + 7200), token)
+    grants = Grants(path)
+    clocks.passes(3600)
+    assert grants.of_token(token) is not None and "jumped" not in caplog.text
+    clocks.wall += 10**8
+    assert grants.of_token(token) is None and "jumped ahead by 100000000 s" in caplog.text
+    clocks.wall -= 10**8
+    assert grants.of_token(token) is not None and "jumped back by 100000000 s" in caplog.text
+    # Two hours have passed, whatever the clock says.
+    clocks.passes(3700)
+    clocks.wall -= 5000
+    assert grants.of_token(token) is None and "jumped back by 5000 s" in caplog.text
+    told = len(caplog.records)
+    clocks.passes(10)
+    clocks.wall += JUMP_S / 2
+    assert grants.of_token(token) is None and len(caplog.records) == told
+
+
+def test_a_clock_that_is_not_set_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks, path = Clocks(monkeypatch), tmp_path / "access.toml"
+    add_grant(path, Grant("shop", Role.CONSUMER), new_token())
+    clocks.wall = 0.0
+    with pytest.raises(AccessFileError, match="the clock says 1970-01-01"):
+        Grants(path)
 
 
 def test_a_change_is_taken_up_and_a_faulty_one_is_not(tmp_path: Path, caplog) -> None:

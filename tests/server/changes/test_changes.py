@@ -17,7 +17,7 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.deltas import encode_deltas
 from livefactor.wire.factors import encode_factors
-from livefactor_kernels.spec.model import Embeddings, Features, Limits, Merge, ModelSpec, Solve
+from livefactor_kernels.spec.model import Embeddings, Features, Limits, Merge, ModelSpec, Privacy, Solve
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import (
     CHANGES,
@@ -29,17 +29,20 @@ from livefactor_server.changes import (
     EngineChange,
     EraseChange,
     ErasedChange,
+    EvictChange,
     EvidenceChange,
     Header,
     KeyedChange,
     OpenProducerChange,
     Record,
+    ReleaseChange,
     ReplayError,
     RetentionChange,
     Rollback,
     RollbackChange,
     SpecChange,
     SwitchChange,
+    TermChange,
     apply,
     change_of,
     place,
@@ -61,6 +64,7 @@ SPEC = preset(
 )
 MERGING = preset("clicks_sgd", k=2, merge=Merge(0.5, 100.0), limits=SPEC.limits)
 """A spec that takes deltas, which rule solve does not."""
+PRIVATE = replace(MERGING, privacy=Privacy(8.0, 1e-6, 60, 1.0, 2.0))
 TELLING = replace(SPEC, solve=Solve(unobserved=1.0), features=Features(8, 2))
 """A spec that takes features, which do not go with factors of another model."""
 SPEC_BODY = spec_codec.encode(SPEC)
@@ -96,9 +100,12 @@ class Base:
 
 
 def spec_of(kind: type[Change]) -> ModelSpec:
-    return {Kind.FACTOR_DELTAS: MERGING, Kind.FEATURES: TELLING, Kind.DROPPED_FEATURES: TELLING}.get(
-        kind.kind, SPEC
-    )
+    return {
+        Kind.FACTOR_DELTAS: MERGING,
+        Kind.RELEASE: PRIVATE,
+        Kind.FEATURES: TELLING,
+        Kind.DROPPED_FEATURES: TELLING,
+    }.get(kind.kind, SPEC)
 
 
 def received(kind: type[Change]) -> Change:
@@ -120,7 +127,12 @@ def received(kind: type[Change]) -> Change:
         RollbackChange: RollbackChange(Rollback(((2, 4), (7, 7)), ((3, 3),), None).to_body()),
         EraseChange: EraseChange.of(Subjects(users=(1, 2), items=(3,))),
         ErasedChange: ErasedChange(Erased(5, 2, 3).to_body()),
+        TermChange: TermChange.of(3, "a:50051"),
         EvidenceChange: EvidenceChange(Evidence(5, bytes(range(32))).to_body()),
+        ReleaseChange: ReleaseChange.of(
+            3, 1, np.array([10], np.uint64), np.ones((1, 2), np.float32), np.ones(1, np.float32)
+        ),
+        EvictChange: EvictChange.of(1000),
     }
     return made[kind]
 
@@ -192,6 +204,9 @@ def test_what_each_change_does_to_a_state() -> None:
     merged = done[Kind.FACTOR_DELTAS].backend
     assert merged.published == (0, 2) and not done[Kind.FACTOR_DELTAS].events
     assert merged.sections(1, 2)["bias"].tolist() == [5.0, 6.0]
+    # The state has no items, so nothing of the sum is left, and it is charged nevertheless.
+    assert done[Kind.RELEASE].backend.published == (0, 0)
+    assert done[Kind.RELEASE].ledger.arrays()["privacy"].tolist() == [3, 1, 1]
     described = done[Kind.EMBEDDINGS].backend
     assert described.published == (0, 2) and not done[Kind.EMBEDDINGS].events
     assert described.sections(1, 2)["embedding"].tolist() == [[1, 2], [3, 4]]
@@ -204,7 +219,7 @@ def test_what_each_change_does_to_a_state() -> None:
     begun = done[Kind.FACTORS].backend
     assert begun.published == (2, 0) and not done[Kind.FACTORS].events
     assert begun.sections(0, 2)["factors"][:, :3].tolist() == [[0.5, 1, 0], [1.5, 2, 0]]
-    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK):
+    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK, Kind.EVICT):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():
         assert found.revision == found.backend.revision == 1, kind

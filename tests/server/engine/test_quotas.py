@@ -115,3 +115,27 @@ def test_a_producer_uses_up_only_its_own_quota(rig: Rig) -> None:
     assert admission.new_ids is not None
     assert admission.new_ids.left(b"") < 45 and admission.new_ids.left(b"another") == 50
     rig.close()
+
+
+def test_a_user_has_so_many_events_a_minute_whoever_sends_them(tmp_path: Path) -> None:
+    quotas = QuotaSettings(user_rows_per_minute=5)
+    rig, now = Rig(tmp_path, SPEC, EngineSettings(quotas=quotas)), [600.0]
+    limits = rig.engine.admission.user_rows
+    assert limits is not None
+    limits._clock = lambda: now[0]
+
+    def sent(users: list[int]) -> list[tuple[int, int]]:
+        return list(rig.push(events(users, [7] * len(users))).rejects.listed)
+
+    rate = updates_pb2.REJECT_REASON_USER_RATE
+    # A new user counts within its first batch, and then from its next one on.
+    assert sent([1] * 7 + [2]) == [(5, rate), (6, rate)]
+    assert sent([1, 2, 1, 2]) == []
+    assert sent([2, 1, 1, 2, 1, 1, 3]) == [(5, rate)]
+    assert sent([1]) == [(0, rate)] and sent([2]) == []
+    assert rig.engine.state.events == 6 + 4 + 6 + 1
+    now[0] += 60
+    assert sent([1] * 6) == [(5, rate)]
+    root = rig.root()
+    rig.close()
+    assert replayed_root(tmp_path) == root

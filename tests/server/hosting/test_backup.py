@@ -20,6 +20,7 @@ from livefactor_server.hosting import backup as backups
 from livefactor_server.hosting.backup import BackupError, back_up, restore
 from livefactor_server.log.store import Log
 from livefactor_server.snapshots.audit import replay_model
+from tally import Tally
 
 SPEC: dict[str, Any] = {"k": 8, "limits": {"users_max": 1000, "items_max": 1000}}
 
@@ -118,9 +119,10 @@ def test_backups_while_the_server_writes_lack_nothing_acknowledged(
     assert root(tmp_path / "restored")[0] == made.revision
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("after", range(0, 9))
 def test_an_interrupted_backup_stays_whole(
-    running: tuple[Local, Path], tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+    running: tuple[Local, Path], tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
     server, data = running
     push(server, 3)
@@ -146,6 +148,7 @@ def test_an_interrupted_backup_stays_whole(
     (second,) = back_up(data, tmp_path / "backup")
     assert second.snapshot > first.snapshot
     assert not list((tmp_path / "backup").rglob(".tmp-*"))
+    tally.add("crashes in a backup")
 
 
 def test_what_is_no_backup_is_refused_by_name(running: tuple[Local, Path], tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from livefactor_server.snapshots.freezing import freeze_idle
 from livefactor_server.snapshots.replay import recover, snapshot_store
 from livefactor_server.snapshots.store import root_hash_of
 from livefactor_server.statuses import Refused
+from tally import Tally
 
 PRODUCER = b"shop"
 SUBJECTS = Subjects(users=(7, 11), items=(5,))
@@ -229,7 +230,8 @@ def test_rows_are_cleared_at_once_and_a_restart_clears_them_too(rig: Rig, monkey
     assert state_root(reopened(rig)) == root == replay_model(rig.folder).root_hash
 
 
-def test_a_changed_report_is_found(rig: Rig) -> None:
+@pytest.mark.torture
+def test_a_changed_report_is_found(rig: Rig, tally: Tally) -> None:
     push(rig, range(1, 10), 40)
     found = forget(rig)
     rig.close()
@@ -240,6 +242,11 @@ def test_a_changed_report_is_found(rig: Rig) -> None:
         path.write_bytes(bad)
         report = replay_model(rig.folder)
         assert not report.good and "not those that the log has the hash of" in report.erasures[found.erase]
+    with Log.open(rig.folder / "log", read_only=True) as log:
+        for at in range(len(good)):
+            path.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
+            assert reports.check(rig.folder, log)[found.erase][1], at
+    tally.add("changed bytes of a report", len(good))
     path.unlink()
     assert replay_model(rig.folder).erasures == {found.erase: "the file is missing"}
     reports.path_of(rig.folder, 3).write_bytes(good)
@@ -307,7 +314,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def crash_and_resume(
-    template: tuple[Path, str], to: Path, spoil: Callable[[Forgetter], None], io: FileIO | None = None
+    template: tuple[Path, str],
+    to: Path,
+    spoil: Callable[[Forgetter], None],
+    io: FileIO | None = None,
+    tally: Tally | None = None,
 ) -> bool:
     """Ends the process somewhere in a job, starts again, and checks that all is done.
 
@@ -334,12 +345,17 @@ def crash_and_resume(
     rig.close()
     report = replay_model(to)
     assert report.good and list(report.erasures.values()) == [""]
+    if tally is not None:
+        tally.add("crashes while forgetting")
     return failure is not None
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("at", [2, 4, 6, 7, 8, 9, 11, 13, 14, 19, 21, 22, 24])
-def test_a_crash_at_an_operation_of_the_disk_only_delays(template, tmp_path: Path, at: int) -> None:
-    assert crash_and_resume(template, tmp_path / "m", lambda each: None, CrashingIO(at))
+def test_a_crash_at_an_operation_of_the_disk_only_delays(
+    template, tmp_path: Path, at: int, tally: Tally
+) -> None:
+    assert crash_and_resume(template, tmp_path / "m", lambda each: None, CrashingIO(at), tally)
 
 
 STAGES = {

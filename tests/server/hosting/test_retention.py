@@ -18,10 +18,10 @@ from livefactor_server.cli.app import app
 from livefactor_server.cli.serve.settings import EntryError, ServerSettings
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.hosting import backup
-from livefactor_server.hosting.describe import describe
 from livefactor_server.hosting.earlier import Moment, state_at
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.host import Hosted
+from livefactor_server.hosting.hosted import describe
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.hosting.retention import Policy, PolicyError, Retention
 from livefactor_server.hosting.rollback import to_moment

@@ -31,6 +31,7 @@ from livefactor_server.log.store import (
 )
 from livefactor_server.log.tail import place_of, read_slots
 from logs import FOLDER, ROOT, append, check_clean, new_log
+from tally import Tally
 
 SEED = 7
 
@@ -99,11 +100,14 @@ def bits_of_interest(damage: Damage) -> list[int]:
     return [*heads, *slots, *range(0, damage.end * 8, 61)]
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("marked", [True, False])
-def test_a_flipped_bit_is_noticed(marked: bool) -> None:
+def test_a_flipped_bit_is_noticed(marked: bool, tally: Tally) -> None:
     damage = Damage(marked)
     bits = bits_of_interest(damage)[:: 3 if marked else 7]
-    assert not undetected_flips(damage, bits)
+    missed = undetected_flips(damage, bits)
+    tally.add("changed bits of a log", len(bits), undetected=len(missed))
+    assert not missed
     assert len(bits) > 700
 
 
@@ -117,11 +121,13 @@ def undetected_flips(damage: Damage, bits: list[int]) -> list[int]:
     return missed
 
 
-def test_the_check_catches_unchecked_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.torture
+def test_the_check_catches_unchecked_headers(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
     damage = Damage(marked=True)
     for module in (log_parsing, log_tail):
         monkeypatch.setattr(module, "crc32c", lambda _: AnyNumber())
     assert undetected_flips(damage, bits_of_interest(damage)[::3])
+    tally.catch("checksums not checked")
 
 
 class AnyNumber(int):

@@ -7,6 +7,7 @@ it would prove nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from functools import cache
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from crash_io import Ack, CrashIO, FileSync, Image, crash_states
+from crash_io import Ack, CrashIO, FileSync, Image, Write, crash_states
 from livefactor_server.log import parsing as log_parsing
 from livefactor_server.log import tail as log_tail
-from livefactor_server.log.store import Entry, Kind, Log, LogError, LogMissing
+from livefactor_server.log.store import Entry, Kind, Log, LogError, LogFailed, LogMissing
 from livefactor_server.log.tail import read_slots
+from tally import Tally
 
 SEED = int(os.environ.get("LIVEFACTOR_SEED", "20240607"))
 FOLDER = Path("/data/model")
@@ -118,22 +120,27 @@ def check_all(io: CrashIO, acked: int = -1, tears: int = TEARS) -> int:
     return states
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(
     ("disks", "tears", "at_least"),
     [(5, 24, 2_500), pytest.param(40, 60, 20_000, marks=pytest.mark.long)],
 )
-def test_every_power_cut_recovers_what_was_acknowledged(disks: int, tears: int, at_least: int) -> None:
+def test_every_power_cut_recovers_what_was_acknowledged(
+    disks: int, tears: int, at_least: int, tally: Tally
+) -> None:
     states = 0
     for seed in range(disks):
         io = CrashIO(ROOT, short=random.Random(SEED + seed) if seed else None)
         write_a_log(io, seed)
         states += check_all(io, tears=tears)
     print(f"{states} distinct power-cut states, seed {SEED}")
+    tally.add("states of a simulated disk", states)
     assert states > at_least
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize(("tails", "at_least"), [(8, 500), pytest.param(200, 10_000, marks=pytest.mark.long)])
-def test_a_power_cut_during_recovery_recovers_too(tails: int, at_least: int) -> None:
+def test_a_power_cut_during_recovery_recovers_too(tails: int, at_least: int, tally: Tally) -> None:
     io = CrashIO(ROOT)
     write_a_log(io)
     torn = [(acked, image) for acked, image in crash_states(io, -1, 2, SEED) if has_tail(image)]
@@ -144,6 +151,7 @@ def test_a_power_cut_during_recovery_recovers_too(tails: int, at_least: int) -> 
         Log.open(FOLDER, again, segment_bytes=SEGMENT_BYTES, ahead=False).close()
         states += check_all(again, acked, 2)
     print(f"{states} states of power cuts inside recovery, seed {SEED}")
+    tally.add("states of a simulated disk", states)
     assert states > at_least
 
 
@@ -224,12 +232,70 @@ class AckBeforeSync(SoundUntilCreated):
             self.late = None
 
 
-@pytest.mark.parametrize("disk", [NoSync, NoFolderSync, AckBeforeSync])
-def test_the_check_catches_a_missing_sync(disk: type[CrashIO]) -> None:
+@pytest.mark.torture
+@pytest.mark.parametrize(
+    ("disk", "plant"),
+    [
+        (NoSync, "no sync of files"),
+        (NoFolderSync, "no sync of folders"),
+        (AckBeforeSync, "answer before the sync"),
+    ],
+)
+def test_the_check_catches_a_missing_sync(disk: type[CrashIO], plant: str, tally: Tally) -> None:
     io = disk(ROOT)
     write_a_log(io)
     with pytest.raises((AssertionError, LogError)):
         check_all(io)
+    tally.catch(plant)
+
+
+class LosingSync(CrashIO):
+    """A disk with one failing sync, which drops what was written, as Linux does.
+
+    A second sync then reports success, although the bytes are gone.
+    """
+
+    def fdatasync(self, fd: int) -> None:
+        fails = bool(self.sync_errors and self.sync_errors[0])
+        try:
+            super().fdatasync(fd)
+        finally:
+            if fails:
+                number = self._fds[fd]
+                self.events = [e for e in self.events if not (isinstance(e, Write) and e.file == number)]
+
+
+class SyncAgain(LosingSync):
+    """The planted bug: it syncs again after an error."""
+
+    def fdatasync(self, fd: int) -> None:
+        try:
+            super().fdatasync(fd)
+        except OSError:
+            super().fdatasync(fd)
+
+
+def fail_a_sync(io: CrashIO) -> None:
+    """Append a group whose sync fails."""
+    log = Log.create(FOLDER, b"spec", io=io, segment_bytes=SEGMENT_BYTES, ahead=False)
+    io.initial, io.events = io.live.copy(), []
+    io.sync_errors.append(errno.EIO)
+    try:
+        append(log, io, 2)
+    except LogFailed:
+        with pytest.raises(LogFailed):
+            append(log, io, 1)
+    check_all(io, 0)
+
+
+@pytest.mark.torture
+def test_nothing_is_synced_again_after_an_error(tally: Tally) -> None:
+    io = LosingSync(ROOT)
+    fail_a_sync(io)
+    assert not any(isinstance(event, Ack | FileSync) for event in io.events)
+    with pytest.raises(AssertionError):
+        fail_a_sync(SyncAgain(ROOT))
+    tally.catch("sync again after an error")
 
 
 def test_the_check_catches_unchecked_payloads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,8 @@ def test_bad_vectors_are_refused_as_a_whole_with_their_row(server: livefactor.Lo
     )
     bad[1, 2], bad[2, 0] = 1e6, np.inf
     assert refusal(server, "films", encode_embeddings(2, ids, bad)).startswith("vectors: row 1 and 1 further")
-    assert refusal(server, "films", encode_embeddings(1, ids, good)) == "side: expected SIDE_ITEM, got 1"
+    side = "side: expected SIDE_USER or SIDE_ITEM, got 3"
+    assert refusal(server, "films", encode_embeddings(3, ids, good)) == side
     assert refusal(server, "films", encode_embeddings(2, ids, good[:, :5])) == "dimension: expected 8, got 5"
     assert refusal(server, "plain", encode_embeddings(2, ids, good)).startswith(
         "embeddings: this model cannot take vectors"
@@ -268,6 +269,38 @@ def test_first_vectors_bring_an_earlier_spec_back(folder: Path, server: livefact
         assert found.spec["loss"] == "implicit" and found.spec["embeddings"]["dimension"] == 3
         assert found.spec["limits"]["value_abs_max"] == 100.0 and len(found.earlier_specs) == 2
     report = replay_model(folder / "models" / "returns", "reference", None)
+    assert report.root_hash == found.root_hash
+
+
+def test_vectors_of_users_say_what_they_like(folder: Path, server: livefactor.Local, tmp_path: Path) -> None:
+    """The first ones decide their dimension. Replay and loaded snapshot agree with the server."""
+    rng, kinds = np.random.default_rng(6), np.eye(2)[np.arange(42) % 2]
+    with server.models() as models:
+        models.create("people", "clicks", **{key: each for key, each in SPEC.items() if key != "embeddings"})
+        with server.producer("p", model="people") as producer:
+            producer.push_embeddings(range(40), kinds[:40], side="user").result()
+            for _ in range(12):
+                users = rng.integers(0, 40, 100)
+                producer.push(users, 2 * rng.integers(0, 12, 100) + users % 2)
+            producer.push_embeddings([40, 41], kinds[40:], side="user").result()
+            with pytest.raises(InvalidArgument, match="dimension: expected 2, got 3"):
+                producer.push_embeddings([1], [[1.0, 2.0, 3.0]], side="user").result()
+            with pytest.raises(ValueError, match="side: expected"):
+                producer.push_embeddings([1], [[1.0, 2.0]], side="neither")
+        found = models.describe("people", with_root_hash=True)
+    assert found.spec["embeddings"]["user_dimension"] == 2 and len(found.earlier_specs) == 1
+    items = np.arange(24)
+    with server.scorer(model="people") as scorer:
+        live = scorer.score([40, 41], items)
+    for user, answer in enumerate(live):
+        assert answer.scores[user::2].mean() > answer.scores[1 - user :: 2].mean()
+    with server.auditor(model="people") as auditor:
+        auditor.snapshot()
+        auditor.fetch(tmp_path / "copy")
+    loaded = livefactor.load(tmp_path / "copy")
+    for user, answer in zip((40, 41), live, strict=True):
+        assert loaded.score(user, items).tobytes() == answer.scores.tobytes()
+    report = replay_model(folder / "models" / "people", "reference", None)
     assert report.root_hash == found.root_hash
 
 

@@ -30,7 +30,7 @@ from livefactor.snapshots import digest
 from livefactor.snapshots import files as snapshot_files
 from livefactor.snapshots.sections import parse_spec
 from livefactor.v1 import models_pb2
-from livefactor_server.snapshots import safetensors_writer
+from livefactor_server.snapshots import safetensors_writer, scanning
 from livefactor_server.snapshots import store as snapshots
 from livefactor_server.snapshots.store import (
     FrozenState,
@@ -105,7 +105,7 @@ def test_a_snapshot_of_any_shape_is_the_state(
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         # The blocks are small, so that a section spans many whole blocks and a partial one.
         patch.setattr(digest, "BLOCK_BYTES", block)
-        patch.setattr(snapshots, "PASS_BYTES", step)
+        patch.setattr(scanning, "PASS_BYTES", step)
         manifest = SnapshotStore(folder).take(state)
         assert manifest.root_hash == root_hash_of(state)[0] == _plain_root(state)
         assert manifest.log_hash == state.log_hash
@@ -185,12 +185,12 @@ def test_taking_holds_a_few_pieces_in_memory_not_the_state(store: SnapshotStore)
     finally:
         tracemalloc.stop()
     assert manifest.size_bytes > 40 << 20
-    assert peak < 4 * snapshots.PASS_BYTES, f"{peak >> 20} MiB"
+    assert peak < 4 * scanning.PASS_BYTES, f"{peak >> 20} MiB"
     assert state.pin.rows_read_max < 20_000
 
 
 def test_progress_grows_to_all_bytes(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "PASS_BYTES", 300)
+    monkeypatch.setattr(scanning, "PASS_BYTES", 300)
     calls: list[tuple[int, int]] = []
     store.take(samples.view(), lambda done, total: calls.append((done, total)))
     done = [call[0] for call in calls]

@@ -156,6 +156,38 @@ def test_the_batches_of_a_producer_are_children_of_the_span_that_made_it(
         check_steps(collector, span)
 
 
+def test_each_push_of_a_producer_has_the_trace_of_its_caller(server: Local, collector: Collector) -> None:
+    traces.use(traces.Traces(collector.provider, 0.0))
+    owns, tracer = [], collector.provider.get_tracer("test")
+    with livefactor.Producer(producer_id="each", channel=server.channel, model="m") as producer:
+        for number in range(3):
+            with tracer.start_as_current_span(f"order {number}") as own:
+                producer.push([1], [number]).result(60)
+            owns.append(own.get_span_context())
+        # Nobody traces this one.
+        producer.push([1], [7]).result(60)
+    spans = collector.named(STREAM, 3)
+    for own, span in zip(owns, spans, strict=True):
+        assert span.parent is not None and span.parent.span_id == own.span_id
+        assert span.context.trace_id == own.trace_id
+        check_steps(collector, span)
+    assert len({own.trace_id for own in owns}) == 3
+
+
+def test_only_a_traceparent_is_cut_from_a_message() -> None:
+    parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    message = updates_pb2.StreamUpdatesRequest(
+        model="m", interactions=updates_pb2.Interactions(user_ids=[1], item_ids=[2])
+    )
+    plain = message.SerializeToString()
+    assert traces.cut(plain) == (plain, None)
+    message.traceparent = parent
+    assert traces.cut(message.SerializeToString()) == (plain, (("traceparent", parent),))
+    message.traceparent = parent.replace("ab", "AB")
+    assert traces.cut(message.SerializeToString())[1] is None
+    assert traces.cut(b"") == (b"", None)
+
+
 def test_an_endpoint_that_is_away_delays_neither_calls_nor_the_end(server: Local) -> None:
     traces.set_up("http://127.0.0.1:9", 1.0, "0")
     try:

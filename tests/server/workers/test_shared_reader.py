@@ -43,7 +43,7 @@ SECONDS = 1.0
 SPECS = {name: preset(name, k=8, limits=replace(preset(name).limits, users_max=200, items_max=200))
          for name in PRESET_NAMES}  # fmt: skip
 SPECS["float16"] = replace(SPECS["purchases_sgd"], factor_dtype=FactorDtype.FLOAT16)
-SPECS["content"] = replace(SPECS["auto"], embeddings=Embeddings(dimension=4))
+SPECS["content"] = replace(SPECS["auto"], embeddings=Embeddings(dimension=4, user_dimension=3))
 SPECS["starts"] = replace(SPECS["clicks"], solve=Solve(unobserved=1.0, start_events=5.0))
 
 
@@ -139,6 +139,9 @@ def test_a_worker_has_the_bytes_of_the_server(name: str, arena: Arena, tmp_path:
     if spec.embeddings.dimension:
         vectors = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float32)
         model.push("embeddings", encode_embeddings(updates_pb2.SIDE_ITEM, np.arange(40, 70), vectors))
+        model.push("embeddings", encode_embeddings(updates_pb2.SIDE_USER, np.arange(30), vectors[:, :3]))
+        model.learn(3)
+        assert model.differences(queries) == []
     ids = np.arange(50, 75)
     # 70 to 74 are unknown, and get rows later.
     for change in (

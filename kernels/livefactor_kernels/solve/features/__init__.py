@@ -97,3 +97,11 @@ class Bags(NamedTuple):
     def empty(cls, count: int) -> Bags:
         """Bags of `count` rows without features."""
         return cls(np.zeros(count, np.int64), np.empty(0, np.uint64), np.empty(0, np.float32))
+
+    def take(self, rows: np.ndarray | slice) -> Bags:
+        """The bags of some rows: their numbers, a mask, or a slice."""
+        sizes = np.diff(self.ends, prepend=0)
+        sizes, starts = sizes[rows], (self.ends - sizes)[rows]
+        ends = np.cumsum(sizes)
+        at = np.repeat(starts - (ends - sizes), sizes) + np.arange(int(sizes.sum()))
+        return Bags(ends, self.keys[at], self.weights[at])

@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.solve.features import BAGGED, FEATURES, FITTED, NONE, SIDE_NAMES, Bags
-from livefactor_kernels.solve.prior import CHANGES, COUNTED, NEXT
+from livefactor_kernels.solve.prior import CHANGES, COUNTED
 from livefactor_kernels.solve.prior.rows import PriorRows
-from livefactor_kernels.spec.model import ITEMS, USERS, ModelSpec
+from livefactor_kernels.spec.model import USERS, ModelSpec
 from livefactor_kernels.tables.recent import Recent
 from livefactor_kernels.update import Update
 
@@ -47,15 +47,13 @@ class FeatureRows(PriorRows):
         vectors: PriorRows | None = None,
     ) -> None:  # fmt: skip
         """No features. `vectors` are the embeddings of the same rows, if there are any."""
-        super().__init__(spec, array_of)
-        self._arithmetic, self._vectors, self._side = arithmetic, vectors, side
+        super().__init__(spec, side, array_of, side == USERS and spec.features.prior_events > 0)
+        self._arithmetic, self._vectors = arithmetic, vectors
         self._name = f"{FEATURES}.{SIDE_NAMES[side]}."
         self._numbers: dict[int, int] = {}
         self._rows = np.zeros((64, spec.k), np.float32)
-        self._follows = spec.features.prior_events > 0
-        if self._follows:
+        if spec.features.prior_events > 0:
             self._events = np.float32(spec.features.prior_events)
-        self._pulled = _NO_ROWS
         self.changed = _NO_ROWS
 
     def __len__(self) -> int:
@@ -100,36 +98,10 @@ class FeatureRows(PriorRows):
     def _clamped(self, rows: np.ndarray) -> np.ndarray:
         return np.asarray(np.clip(rows, -self._factor_max, self._factor_max))
 
-    def _write(self, rows: np.ndarray, said: np.ndarray) -> None:
-        # If users and items were 0, no event would move them.
-        if self._side == ITEMS or self._present.any():
-            super()._write(rows, said)
-
-    def map_cold(self) -> None:
-        """See `PriorRows.map_cold`. It also writes what users are solved towards."""
-        super().map_cold()
-        rows, self._pulled = self._pulled, _NO_ROWS
-        if rows.size and self._present.any():
-            told = self._array_of("bagged")[rows] != NONE
-            self._array_of("factors_start")[rows, : self._k] = self.mapped(rows)
-            self._array_of("start_events")[rows] = np.where(told, -self._events, np.float32(0))
-
-    def _sweep(self, events: int) -> np.ndarray:
-        start = int(self._progress[NEXT])
-        cold = super()._sweep(events)
-        if self._follows and self._side == USERS:
-            visited = np.arange(start, int(self._progress[NEXT]), dtype=np.uint32)
-            self._pulled = visited[self._array_of("bagged")[visited] != NONE]
-        return cold
-
-    def _described(self, rows: np.ndarray, count: int) -> np.ndarray:
-        written = super()._described(rows, count)
-        if self._follows and self._side == USERS:
-            self._pulled = np.union1d(self._pulled, rows).astype(np.uint32)
-        return self._with_pulled(written)
-
-    def _with_pulled(self, rows: np.ndarray) -> np.ndarray:
-        return np.union1d(rows, self._pulled).astype(np.uint32) if self._pulled.size else rows
+    def has_learned(self) -> bool:
+        """See `PriorRows.has_learned`."""
+        by_vectors = self._vectors is not None and self._vectors.has_learned()
+        return by_vectors or bool(self._present.any())
 
     def learn(self) -> None:
         """See `PriorRows.learn`."""
@@ -147,10 +119,10 @@ class FeatureRows(PriorRows):
     def begin(self, events: int, count: int) -> np.ndarray:
         """See `PriorRows.begin`."""
         if self._vectors is None:
-            return self._with_pulled(super().begin(events, count))
-        further = self._vectors.begin(events, count)
-        self._cold = np.union1d(super().begin(events, count), further).astype(np.uint32)
-        return self._cold
+            return super().begin(events, count)
+        self._vectors.begin(events, count)
+        super().begin(events, count)
+        return self.take(self._vectors)
 
     def solved(self, rows: np.ndarray, old: np.ndarray) -> None:
         """See `PriorRows.solved`."""
@@ -227,13 +199,14 @@ class FeatureRows(PriorRows):
         bagged[emptied] = NONE
         return self._described(lost, count)
 
-    def follow_vectors(self, rows: np.ndarray, further: np.ndarray, count: int) -> np.ndarray:
+    def follow_vectors(self, rows: np.ndarray, count: int) -> np.ndarray:
         """Ends a record that gave rows uint32[n] vectors.
 
-        `further` are the rows that the vectors change. Returns the rows that `map_cold` will write.
+        Returns the rows that `map_cold` will write.
         """
-        self._cold = np.union1d(self._described(rows, count), further).astype(np.uint32)
-        return self._cold
+        assert self._vectors is not None
+        self._described(rows, count)
+        return self.take(self._vectors)
 
     def _dense(self, bags: Bags) -> tuple[np.ndarray, np.ndarray]:
         """The numbers uint32[n, m] and the weights float32[n, m] of bags.

@@ -42,6 +42,14 @@ in float32, and 0 if n is above `EVENTS_MAX` s. With M = a0 G + ridge I, the sys
 vector says, and less so with every event. Without events z = W'e is the solution. In float32, M z
 is added from 0 as G[q, :] z_q for q from 0, then + ridge z, and the result is added to b.
 
+Users. With `embeddings.user_dimension` a user may have a vector, too, and users have a map of their
+own. All of the above holds for them with "user" in place of "item", with three differences. B
+changes once for each record of events: after it, for its distinct users in ascending order, where
+old_q is the factor before the record. Rows are mapped from the first map on, and stay as they are
+before it. And what the map says is the start of the row, with -s events, as that of a bag is
+(`solve/features/__init__.py`). So a user is solved and folded in towards share W'e with share = s /
+(s + sum).
+
 State. The sections are prior.gram (A), prior.rows (B), prior.map (W), and prior.progress
 int64[3]: changes since the last map, the next row to visit, and the items in the sums.
 """
@@ -49,6 +57,8 @@ int64[3]: changes since the last map, the next row to visit, and the items in th
 from __future__ import annotations
 
 import numpy as np
+
+from livefactor_kernels.spec.model import ITEMS, ModelSpec
 
 RIDGE = 3.0
 REFRESH_MIN = 256
@@ -58,7 +68,9 @@ EVENTS_MAX = 63.0
 NONE, DESCRIBED, SUMMED = 0, 1, 2
 """The values of the section `described`."""
 
-GRAM, ROWS, MAP, PROGRESS = "prior.gram", "prior.rows", "prior.map", "prior.progress"
+SECTIONS = GRAM, ROWS, MAP, PROGRESS = "prior.gram", "prior.rows", "prior.map", "prior.progress"
+OF_USERS = "user_"
+"""The first word of the sections of users."""
 CHANGES, NEXT, COUNTED = 0, 1, 2
 """Places in the section `prior.progress`."""
 
@@ -68,3 +80,8 @@ def with_one(vectors: np.ndarray) -> np.ndarray:
     wide = np.ones((len(vectors), vectors.shape[1] + 1))
     wide[:, :-1] = vectors
     return wide
+
+
+def dimension_of(spec: ModelSpec, side: int) -> int:
+    """Numbers of a vector of a side."""
+    return spec.embeddings.dimension if side == ITEMS else spec.embeddings.user_dimension

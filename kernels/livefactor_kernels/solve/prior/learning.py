@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -14,13 +15,16 @@ from livefactor_kernels.solve.prior import (
     GRAM,
     MAP,
     NONE,
+    OF_USERS,
     PROGRESS,
     ROWS,
+    SECTIONS,
     SUMMED,
+    dimension_of,
     with_one,
 )
 from livefactor_kernels.solve.prior.rows import PriorRows
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.model import ITEMS, USERS, ModelSpec
 
 
 class Arithmetic(Protocol):
@@ -50,18 +54,19 @@ class Prior(PriorRows):
     """The map of a model, and its sums. A part of a model (`tables.state.Part`)."""
 
     def __init__(
-        self, spec: ModelSpec, array_of: Callable[[str], np.ndarray], arithmetic: Arithmetic
+        self, spec: ModelSpec, side: int, array_of: Callable[[str], np.ndarray], arithmetic: Arithmetic
     ) -> None:
-        """A map of zeros. `array_of` gives the sections of the items' rows by name."""
-        super().__init__(spec, array_of)
-        self._arithmetic, d = arithmetic, spec.embeddings.dimension
+        """A map of zeros. `array_of` gives the sections of the rows of the side by name."""
+        super().__init__(spec, side, array_of, side == USERS)
+        self._arithmetic, d = arithmetic, dimension_of(spec, side)
+        self._names = {name: name if side == ITEMS else f"{OF_USERS}{name}" for name in SECTIONS}
         self._gram, self._rows = np.zeros((d + 1, d + 1)), np.zeros((d + 1, spec.k))
         self._map = np.zeros((d + 1, spec.k))
 
     def sections(self) -> dict[str, np.ndarray]:
         """See `tables.state.Part.sections`."""
         arrays = {GRAM: self._gram, MAP: self._map, PROGRESS: self._progress, ROWS: self._rows}
-        return {name: array.reshape(-1) for name, array in arrays.items()}
+        return {self._names[name]: array.reshape(-1) for name, array in arrays.items()}
 
     def load(self, sections: Mapping[str, np.ndarray]) -> None:
         """See `tables.state.Part.load`."""
@@ -77,6 +82,10 @@ class Prior(PriorRows):
         mapped = self._arithmetic.mapped(self._vectors(rows), self._map)
         return np.asarray(np.clip(mapped, -self._factor_max, self._factor_max))
 
+    def has_learned(self) -> bool:
+        """See `PriorRows.has_learned`."""
+        return bool(self._map.any())
+
     def learn(self) -> None:
         """See `PriorRows.learn`."""
         self._arithmetic.regress(self._gram, self._rows, self._map)
@@ -84,7 +93,7 @@ class Prior(PriorRows):
     # ------------------------------------------------------------------ a record of interactions
 
     def solved(self, rows: np.ndarray, old: np.ndarray) -> None:
-        """Takes the solved item rows uint32[n] into the sums.
+        """Takes the solved rows uint32[n] into the sums.
 
         `old` float32[n, k] are their factors before. The table has their present factors.
         """
@@ -109,14 +118,18 @@ class Prior(PriorRows):
 
     # ------------------------------------------------------------------ a record of embeddings
 
-    def describe(self, rows: np.ndarray, vectors: np.ndarray, items: int) -> np.ndarray:
-        """Sets the vectors float16[n, d] of item rows uint32[n], in order.
+    def present(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of the factors of rows uint32[n], float32[n, k]."""
+        return np.asarray(self._array_of("factors")[rows, : self._k].copy())
+
+    def describe(self, rows: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
+        """Sets the vectors float16[n, d] of rows uint32[n], in order.
 
         Returns the further rows that `map_cold` will write, uint32[m].
         """
         for row, vector in zip(rows, vectors, strict=True):
             self._set(np.array([row]), vector)
-        return self._described(rows, items)
+        return self._described(rows, count)
 
     def _set(self, row: np.ndarray, vector: np.ndarray) -> None:
         described, has_vector = self._array_of("described"), bool(vector.any())
@@ -133,3 +146,16 @@ class Prior(PriorRows):
             self._add(row)
             self._arithmetic.add_rows(self._rows, self._vectors(row), present, nothing)
             self._progress[CHANGES] += 1
+
+
+@contextmanager
+def following(prior: Prior | None, rows: np.ndarray) -> Iterator[None]:
+    """Follows a record of events with user rows uint32[n], which is learned meanwhile."""
+    if prior is None:
+        yield
+        return
+    distinct = np.unique(rows)
+    distinct = distinct[prior.has(distinct)]
+    old = prior.present(distinct)
+    yield
+    prior.solved(distinct, old)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from livefactor_kernels.solve.prior import CHANGES, COUNTED, EVENTS_MAX, NEXT, REFRESH_MIN, SWEEP_ROWS
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.model import ITEMS, ModelSpec
 
 _NO_ROWS = np.empty(0, np.uint32)
 
@@ -19,13 +19,19 @@ _NO_ROWS = np.empty(0, np.uint32)
 class PriorRows(ABC):
     """The rows of one side."""
 
-    def __init__(self, spec: ModelSpec, array_of: Callable[[str], np.ndarray]) -> None:
-        """`array_of` gives the sections of the rows by name."""
-        self._k, self._array_of = spec.k, array_of
+    def __init__(
+        self, spec: ModelSpec, side: int, array_of: Callable[[str], np.ndarray], pulls: bool
+    ) -> None:
+        """`array_of` gives the sections of the rows by name.
+
+        With `pulls` the sections of starts say what rows with events are solved towards.
+        """
+        self._k, self._array_of, self._side, self._pulls = spec.k, array_of, side, pulls
         self._events = np.float32(spec.embeddings.prior_events)
         self._factor_max = np.float32(spec.limits.factor_max)
         self._progress = np.zeros(3, np.int64)
         self._count, self._cold, self._has_starts = 0, _NO_ROWS, spec.solve.start_events > 0
+        self._pulled = _NO_ROWS
 
     @abstractmethod
     def has(self, rows: np.ndarray | slice) -> np.ndarray:
@@ -34,6 +40,10 @@ class PriorRows(ABC):
     @abstractmethod
     def mapped(self, rows: np.ndarray) -> np.ndarray:
         """What is said of rows that have a prior, float32[n, k]."""
+
+    @abstractmethod
+    def has_learned(self) -> bool:
+        """Whether anything is said of any row."""
 
     @abstractmethod
     def learn(self) -> None:
@@ -46,19 +56,32 @@ class PriorRows(ABC):
         """
         self._count = count
         self._refresh(REFRESH_MIN)
-        return self._sweep(events)
+        self._sweep(events)
+        return self._written()
 
-    def _sweep(self, events: int) -> np.ndarray:
-        """The rows without events among the next rows to visit, which become `_cold`."""
+    def _written(self) -> np.ndarray:
+        return np.union1d(self._cold, self._pulled).astype(np.uint32) if self._pulled.size else self._cold
+
+    def take(self, other: PriorRows) -> np.ndarray:
+        """Takes the rows that `other` would write. Returns those that `map_cold` will write."""
+        self._cold = np.union1d(self._cold, other._cold).astype(np.uint32)
+        self._pulled = np.union1d(self._pulled, other._pulled).astype(np.uint32)
+        other._cold = other._pulled = _NO_ROWS
+        return self._written()
+
+    def _sweep(self, events: int) -> None:
+        """Visits the next rows: `_cold` are those without events, and `_pulled` all of them."""
         start = int(self._progress[NEXT])
         stop = min(start + SWEEP_ROWS * -(-events // SWEEP_ROWS), self._count)
+        self._cold = self._pulled = _NO_ROWS
         if start >= stop:
-            self._cold = _NO_ROWS
-            return _NO_ROWS
+            return
         self._progress[NEXT] = stop
         rows = np.arange(start, stop, dtype=np.uint32)
-        self._cold = self._without_events(rows[self.has(slice(start, stop))])
-        return self._cold
+        rows = rows[self.has(slice(start, stop))]
+        self._cold = self._without_events(rows)
+        if self._pulls:
+            self._pulled = rows
 
     def _without_events(self, rows: np.ndarray) -> np.ndarray:
         is_cold = self._array_of("seen_count")[rows] == 0
@@ -69,12 +92,20 @@ class PriorRows(ABC):
     def map_cold(self) -> None:
         """Writes the rows that `begin` returned."""
         if self._cold.size:
-            rows = np.where(self.has(self._cold)[:, None], self.mapped(self._cold), np.float32(0.0))
-            self._write(self._cold, rows)
+            # If users and items were 0, no event would move them.
+            if self._side == ITEMS or self.has_learned():
+                self._array_of("factors")[self._cold, : self._k] = self._said_of(self._cold)
             self._cold = _NO_ROWS
+        if self._pulled.size:
+            if self.has_learned():
+                self._array_of("factors_start")[self._pulled, : self._k] = self._said_of(self._pulled)
+                has = self.has(self._pulled)
+                self._array_of("start_events")[self._pulled] = np.where(has, -self._events, np.float32(0.0))
+            self._pulled = _NO_ROWS
 
-    def _write(self, rows: np.ndarray, said: np.ndarray) -> None:
-        self._array_of("factors")[rows, : self._k] = said
+    def _said_of(self, rows: np.ndarray) -> np.ndarray:
+        """What is said of rows uint32[n], float32[n, k]; 0 of a row without a prior."""
+        return np.where(self.has(rows)[:, None], self.mapped(rows), np.float32(0.0))
 
     def towards(self, rows: np.ndarray) -> np.ndarray:
         """z for rows uint32[n], float32[n, k]. Zeros for a row without a prior."""
@@ -107,6 +138,8 @@ class PriorRows(ABC):
         """
         self._count = count
         self._refresh(1)
-        cold = np.union1d(self._sweep(len(rows)), self._without_events(rows))
-        self._cold = cold.astype(np.uint32)
-        return self._cold
+        self._sweep(len(rows))
+        self._cold = np.union1d(self._cold, self._without_events(rows)).astype(np.uint32)
+        if self._pulls:
+            self._pulled = np.union1d(self._pulled, rows).astype(np.uint32)
+        return self._written()

@@ -1,4 +1,4 @@
-"""`livefactor push-embeddings`: vectors of items, from a file."""
+"""`livefactor push-embeddings`: vectors of items or users, from a file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from livefactor_server.cli.base import (
     emit,
 )
 
-Item = Annotated[str, typer.Option(help="Column of item ids.")]
-
 
 @app.command("push-embeddings")
 def push_embeddings(
@@ -35,7 +33,10 @@ def push_embeddings(
             "--ids", exists=True, help="Ids of the vectors: a .npy file, or text with one id a line."
         ),
     ] = None,
-    item: Item = "item_id",
+    side: Annotated[str, typer.Option(help="Side of the ids: user or item.")] = "item",
+    item: Annotated[
+        str, typer.Option("--item", "--id", help="Column of ids. Default: user_id or item_id.")
+    ] = "",
     vector: Annotated[
         str, typer.Option(help="Column or tensor of the vectors. Default: the only one, or embedding.")
     ] = "",
@@ -45,7 +46,7 @@ def push_embeddings(
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
-    """Push vectors of items, such as embeddings of their descriptions.
+    """Push vectors of items or users, such as embeddings of descriptions.
 
     The first vectors decide their dimension. A second run sets the same vectors again.
     """
@@ -53,10 +54,13 @@ def push_embeddings(
     from livefactor_server.cli.content.transfer import push_vectors
     from livefactor_server.files.vectors import VectorFileError, hash_of, read_vectors
 
+    if side not in ("user", "item"):
+        complain(f"--side: expected user or item, got {side}")
+        raise typer.Exit(2)
     try:
-        found, vectors = read_vectors(file, ids, item, vector, string_ids)
+        found, vectors = read_vectors(file, ids, item or f"{side}_id", vector, string_ids)
         parts = found, vectors, hash_of(file)
-        accepted, rejected, position = push_vectors(*parts, target, model, secret.encode())
+        accepted, rejected, position = push_vectors(*parts, target, model, secret.encode(), side)
     except (VectorFileError, ColumnError, InvalidArgument, OSError) as error:
         complain(f"{file}: {error}")
         raise typer.Exit(2) from None

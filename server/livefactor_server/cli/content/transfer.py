@@ -20,11 +20,14 @@ Push = Callable[[Producer, slice], Receipt]
 
 
 def push_vectors(
-    ids: Any, vectors: np.ndarray, encoder_hash: bytes, target: str, model: str, secret: bytes
-) -> tuple[int, int, int]:
-    """Sends all vectors of items, and the hash of what made them. See `push_parts`."""
+    ids: Any, vectors: np.ndarray, encoder_hash: bytes, target: str, model: str, secret: bytes,
+    side: str = "item",
+) -> tuple[int, int, int]:  # fmt: skip
+    """Sends all vectors of a side, and the hash of what made them. See `push_parts`."""
     return push_parts(
-        lambda producer, part: producer.push_embeddings(ids[part], vectors[part], encoder_hash=encoder_hash),
+        lambda producer, part: producer.push_embeddings(
+            ids[part], vectors[part], side=side, encoder_hash=encoder_hash
+        ),
         len(ids), "push-embeddings", target, model, secret,
     )  # fmt: skip
 

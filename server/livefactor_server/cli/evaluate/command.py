@@ -20,6 +20,16 @@ def evaluate(
     weight: columns.Weight = "",
     event_type: columns.EventType = "",
     time_column: columns.Time = "",
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of context, such as the query. Repeat the option for more."),
+    ] = None,
+    separator: Annotated[
+        str, typer.Option(help="Divides a field of context into several features, such as ' ' for queries.")
+    ] = "",
+    context_weight: Annotated[
+        float, typer.Option(min=0.0, help="Multiplies what the context adds to scores.")
+    ] = 1.0,
     string_ids: columns.StringIds = False,
     secret: Secret = "",
     task: columns.Task = "",
@@ -65,12 +75,14 @@ def evaluate(
     It needs no server. iALS is there with pip install "livefactor[bench]".
     """
     from livefactor_server.cli.evaluate import comparison
+    from livefactor_server.files.events import CONTEXT
 
     names = {"user_ids": user, "item_ids": item, "values": value, "weights": weight}
     names |= {"event_types": event_type, "times": time_column}
+    names |= {CONTEXT + column: column for column in context or ()}
     comparison.run(
         comparison.Command(
             file, names, string_ids, secret, task, preset or [], spec or [], held_out, warm_up, batch, judged,
-            seed, picture, report, as_json,
+            seed, picture, report, as_json, separator, context_weight,
         )
     )  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.checks import check
+from livefactor_kernels.spec.model import Context, Loss, ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.cli.base import complain, console, emit, rate, table
 from livefactor_server.cli.tune.run import bar_of, read_file, task_of
@@ -21,6 +23,9 @@ from livefactor_server.tuning.starts import starts
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+CONTEXT_SIZE = 1 << 16
+"""`context.size` of specs that are judged with context."""
 
 
 class Command(NamedTuple):
@@ -41,6 +46,8 @@ class Command(NamedTuple):
     picture: Path | None
     report: Path | None
     as_json: bool
+    separator: str = ""
+    context_weight: float = 1.0
 
 
 def run(asked: Command) -> None:
@@ -50,10 +57,12 @@ def run(asked: Command) -> None:
         raise typer.Exit(2)
     limit_libraries()
     try:
-        read = read_file(asked.file, asked.columns, asked.string_ids, asked.secret)
+        read = read_file(asked.file, asked.columns, asked.string_ids, asked.secret, asked.separator)
         task = task_of(asked.task, read)
-        specs = _specs(asked, task, read)
-        protocol = Protocol(task, asked.held_out, asked.warm_up, asked.judged, asked.batch, asked.seed)
+        specs = _with_context(_specs(asked, task, read), read)
+        protocol = Protocol(
+            task, asked.held_out, asked.warm_up, asked.judged, asked.batch, asked.seed, asked.context_weight
+        )
         evaluation = Evaluation(read.stream, protocol)
         models, others = _results(evaluation, specs)
         if asked.picture is not None:
@@ -87,6 +96,18 @@ def _specs(asked: Command, task: str, read: events.EventFile) -> dict[str, Model
     if not found:
         read.check(preset(task), f"preset {task}")
     return {name: preset(name) for name in found}
+
+
+def _with_context(specs: dict[str, ModelSpec], read: events.EventFile) -> dict[str, ModelSpec]:
+    """The specs, and each one that can have context a second time with it, if events have it."""
+    if read.stream.context is None:
+        return specs
+    told = {
+        f"{name}, context": replace(spec, context=Context(CONTEXT_SIZE))
+        for name, spec in specs.items()
+        if spec.loss != Loss.SQUARED and not spec.context.size
+    }
+    return specs | {name: check(spec) for name, spec in told.items()}
 
 
 def _results(evaluation: Evaluation, specs: dict[str, ModelSpec]) -> tuple[list[Result], list[Result]]:

@@ -41,6 +41,7 @@ def _description_fields(model: ModelDescription) -> dict[str, Any]:
         "fault": model.fault, "spec_id": model.spec_id, "spec_revision": model.spec_revision,
         "earlier_specs": [asdict(each) for each in model.earlier_specs],
         "log_gap": model.log_gap and _gap_fields(model.log_gap), "skipped": model.skipped,
+        "term": model.term, "leader": model.leader,
     }  # fmt: skip
 
 

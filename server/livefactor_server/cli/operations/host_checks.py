@@ -15,6 +15,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
+from livefactor_server.access.clock import fault_of
 from livefactor_server.cli.operations.findings import Finding, fault, ok, warning
 
 LIBRARIES = ("blake3", "cryptography", "google-crc32c", "grpcio", "numba", "numpy", "protobuf", "pyarrow")
@@ -23,9 +24,6 @@ IMPORTED = ("blake3", "cryptography", "google_crc32c", "grpc", "numba", "numpy",
 CORES_MIN = 2
 FILES_MIN = 4096
 MEMORY_BYTES_MIN = 1 << 30
-RELEASED_S = 1_760_000_000
-"""A clock before this time (October 2025) is wrong, because no release is older."""
-
 STA_UNSYNC = 0x0040
 """The bit of the kernel's clock state that says that nothing sets the clock (adjtimex(2))."""
 
@@ -103,8 +101,7 @@ def check_huge_pages() -> Finding:
 def check_clock() -> Finding:
     """Whether the clock is set, is kept right by something, and is quick to read."""
     now = time.time()
-    if now < RELEASED_S:
-        text = f"the clock says {time.strftime('%Y-%m-%d', time.gmtime(now))}, which is before this release"
+    if (text := fault_of(now)) is not None:
         return fault("clock", text, "set the clock: certificates and tokens cannot be checked", time_s=now)
     source = _read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
     if source in SLOW_CLOCKS:

@@ -30,6 +30,7 @@ from livefactor_server.log.store import LogError
 from livefactor_server.rpc import server
 from livefactor_server.rpc.binding import host_and_port
 from livefactor_server.snapshots.replay import ReplayError
+from livefactor_server.snapshots.signing import SigningKeyError
 from livefactor_server.telemetry import traces
 from livefactor_server.telemetry.build import report_build
 from livefactor_server.telemetry.lines import set_up_logging
@@ -44,6 +45,7 @@ EXPECTED_FAULTS = (
     server.PortInUse,
     LogError,
     ReplayError,
+    SigningKeyError,
     SpecFileError,
     OSError,
 )

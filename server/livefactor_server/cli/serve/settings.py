@@ -118,6 +118,13 @@ class ServerSettings:
     encryption_key_command: Annotated[
         str, _option("Command that prints this key, for example one of a key store. It runs at the start.")
     ] = ""
+    signing_key_file: Annotated[
+        Path | None,
+        _option(
+            "File with an Ed25519 private key in PEM form, which signs a checkpoint of each snapshot. Others must"
+            " not be able to read it."
+        ),
+    ] = None
     insecure: Annotated[
         bool, _option("Allow an address other than loopback without TLS: all traffic can be read on the way.")
     ] = False
@@ -171,6 +178,13 @@ class ServerSettings:
             min=0,
         ),
     ] = 0
+    user_rows_per_minute: Annotated[
+        int,
+        _option(
+            "Maximum events a minute of one user of a model. Further ones are rejected. 0 sets no limit.",
+            min=0,
+        ),
+    ] = 0
     streams_max: Annotated[int, _option("Maximum number of open update streams.", min=1, max=4096)] = 256
     update_slots: Annotated[
         int, _option("Maximum number of unary update calls at a time. Further ones wait.", min=1, max=512)
@@ -191,6 +205,15 @@ class ServerSettings:
         int, _option("Take a snapshot after this many events. 0 takes one only on drain.", min=0)
     ] = 20_000_000
     snapshots_kept: Annotated[int, _option("Number of newest snapshots to keep, per model.", min=1)] = 3
+    snapshot_chain: Annotated[
+        int,
+        _option(
+            "Number of incremental snapshots between two whole ones. They hold only what changed. 0 takes whole"
+            " ones alone.",
+            min=0,
+            max=1000,
+        ),
+    ] = 0
     log_keep: Annotated[
         str,
         _option(
@@ -237,6 +260,28 @@ class ServerSettings:
             max=1,
         ),
     ] = 0.25
+    follow: Annotated[
+        str,
+        _option(
+            "Address of a server to follow: this one takes its models and their logs, answers from them, and"
+            " takes no updates. LIVEFACTOR_TOKEN and LIVEFACTOR_CA are those of a client."
+        ),
+    ] = ""
+    ack_after_followers: Annotated[
+        int,
+        _option(
+            "Acknowledge a batch only when this many followers have it on disk. 0 waits for none.",
+            min=0,
+            max=16,
+        ),
+    ] = 0
+    ack_wait_s: Annotated[
+        float,
+        _option(
+            "Seconds after which a batch that too few followers have gets UNAVAILABLE. Clients then send it again.",
+            min=0.1,
+        ),
+    ] = 10.0
     tensorboard: Annotated[
         Path | None,
         _option("Folder for TensorBoard files with the judge's figures. Without a folder, none are written."),
@@ -321,14 +366,18 @@ class ServerSettings:
             BackendUnavailable: the backend cannot run here, or not with score workers.
             SpecFileError: the spec file is refused.
         """
+        from livefactor.access import Access
+        from livefactor.channel import parse_target
         from livefactor_kernels.backend import BackendUnavailable, choose_backend
         from livefactor_kernels.spec.presets import preset
         from livefactor_server.engine.engine import EngineSettings
         from livefactor_server.engine.quotas import QuotaSettings
         from livefactor_server.files.specs import read_spec
+        from livefactor_server.hosting.following.leader import Leader
         from livefactor_server.hosting.host import HostingSettings
         from livefactor_server.hosting.keeper import KeeperSettings
         from livefactor_server.hosting.retention import Policy
+        from livefactor_server.snapshots.signing import read_signing_key
 
         name = self.preset or DEFAULT_PRESET
         spec = read_spec(self.spec, name) if self.spec else None
@@ -343,14 +392,21 @@ class ServerSettings:
                 self.memory_bytes_max,
                 backend,
                 self._observer(),
-                QuotaSettings(self.producer_rows_per_s, self.producer_new_ids_per_minute),
+                QuotaSettings(
+                    self.producer_rows_per_s, self.producer_new_ids_per_minute, self.user_rows_per_minute
+                ),
+                self.ack_after_followers,
+                self.ack_wait_s,
             ),
             keeper=KeeperSettings(
                 self.snapshot_every_events,
                 self.snapshots_kept,
                 Policy.of(self.log_keep, self.log_archive) if self.log_keep else None,
+                self.snapshot_chain,
+                None if self.signing_key_file is None else read_signing_key(self.signing_key_file),
             ),
             auto_cpu_share=self.auto_cpu_share,
+            leader=Leader(parse_target(self.follow), Access.from_environment()) if self.follow else None,
         )
 
     def _observer(self) -> ObserverSettings:

@@ -105,7 +105,9 @@ def bar_of(*columns: Any) -> Progress:
     return bar
 
 
-def read_file(file: Path, columns: dict[str, str], string_ids: bool, secret: str) -> events.EventFile:
+def read_file(
+    file: Path, columns: dict[str, str], string_ids: bool, secret: str, separator: str = ""
+) -> events.EventFile:
     """Reads the events of a file, and says what it found."""
     with bar_of() as bar:
         task = bar.add_task("events read", total=None)
@@ -116,6 +118,7 @@ def read_file(file: Path, columns: dict[str, str], string_ids: bool, secret: str
             secret.encode(),
             on_events=lambda at, total: bar.update(task, completed=at, total=total or None),
             on_kinds=lambda sentence: console(err=True).print(sentence, soft_wrap=True),
+            separator=separator,
         )
     found = ", ".join(f"{field} from {name}" for field, name in read.names.items())
     console(err=True).print(f"{len(read.stream):,} events; columns: {found}", soft_wrap=True)

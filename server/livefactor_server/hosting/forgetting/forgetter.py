@@ -107,6 +107,9 @@ class Forgetter:
             raise precondition("forget: backend cuda cannot forget (docs/gpu.md)")
         if self.is_sharing():
             raise precondition("forget: a challenger answers a share of the users; settle the model first")
+        if subjects.items and state.spec.privacy.epsilon:
+            # Every release names all items, and without a row of it the sum is another one.
+            raise precondition("forget: a model with privacy cannot forget items, only users")
         if not subjects:
             raise precondition("forget: nobody is named")
 
@@ -137,6 +140,18 @@ class Forgetter:
             logger.warning("model %s: an erasure goes on after a restart", self._engine.name)
             with self._lock:
                 self._start(job)
+
+    def follow(self) -> None:
+        """Takes subjects out of this server's files that the leader has erased already."""
+        log = self._engine.log
+        for body in log.acts.erased.values():
+            erase = Erased.from_body(body).erase
+            if (named := log.acts.erases.get(erase)) and self._running is None:
+                segments = tuple(each.path.name for each in log.segments if each.first <= erase)
+                job = Job(EraseChange.from_log(named).subjects, erase - 1, segments)
+                job.save(self._folder)
+                with self._lock:
+                    self._start(job)
 
     def stop(self) -> None:
         """Ends the thread. A job goes on at the next start."""
@@ -288,6 +303,10 @@ class Forgetter:
             reports.learned_root(manifest.revision, manifest.tensors).hex(), job.segments, job.snapshots,
             job.tails, self._archives(), time.time_ns() // 1000,
         )  # fmt: skip
+        if self._engine.leader:
+            # The report is the leader's, and so is the record of its hash.
+            jobs.end(self._folder)
+            return made
         digest = reports.write(self._folder, made)
         self._engine.append(EvidenceChange(Evidence(erase, digest).to_body()))
         jobs.end(self._folder)

@@ -1,0 +1,5 @@
+"""The fixture of this folder."""
+
+from __future__ import annotations
+
+from following_nodes import node as node
