@@ -18,8 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from implicit.als import AlternatingLeastSquares
-from scipy import sparse
 
 from benchmarks.progressive.data import read_purchases
 from benchmarks.quality.data import HELD_BACK_FROM, Division, Events, cut, numbered
@@ -36,6 +34,8 @@ def pairs(events: Events) -> np.ndarray:
 
 def matrix(events: Events) -> Any:
     """Sparse users × items, 1 where there is an event."""
+    from scipy import sparse
+
     ones = np.ones(len(events), np.float32)
     shape = (events.user_count, events.item_count)
     return sparse.csr_matrix((ones, (events.users, events.items)), shape)
@@ -95,8 +95,10 @@ def measure(preset: str, batch: int, rounds: int = ROUNDS) -> dict[str, float]:
     return figures
 
 
-def fitted_als(counts: Any) -> AlternatingLeastSquares:
+def fitted_als(counts: Any) -> Any:
     """ALS of implicit at its default settings."""
+    from implicit.als import AlternatingLeastSquares
+
     model = AlternatingLeastSquares(random_state=0)
     model.fit(counts, show_progress=False)
     return model

@@ -58,7 +58,8 @@ class SimilarUsers:
         for other in sorted(similar, key=lambda each: -similar[each])[: self._spec.mix.neighbors]:
             self._add(self._newest("users", other, NEIGHBOR_EVENTS), similar[other], shared, gains)
         found = np.array(sorted(gains), np.int64)
-        return Gains(found, np.array([gains[row] for row in found.tolist()], np.float32))
+        summed = np.array([gains[row] for row in found.tolist()], np.float32)
+        return Gains(found, np.sqrt(summed) if self._spec.mix.neighbor_roots else summed)
 
     def _add(
         self, had: History, similarity: np.float32, shared: np.ndarray, gains: dict[int, np.float32]

@@ -518,6 +518,8 @@ class Mix(google.protobuf.message.Message):
     RECENT_HALF_LIFE_FIELD_NUMBER: builtins.int
     NEIGHBORS_FIELD_NUMBER: builtins.int
     PREDICTED_FIRST_FIELD_NUMBER: builtins.int
+    RECENT_START_FIELD_NUMBER: builtins.int
+    NEIGHBOR_ROOTS_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
     """The learning rate of the weights, up to 1. 0: no mix."""
     recent_half_life: builtins.float
@@ -532,6 +534,12 @@ class Mix(google.protobuf.message.Message):
     """Of the first events, one in so many is predicted to learn the weights, 1 to 8. Later ones are
     predicted more rarely.
     """
+    recent_start: builtins.float
+    """What recent popularity counts at first beside popularity all along, 0 to 8."""
+    neighbor_roots: builtins.bool
+    """Similar users give an item the square root of their gains, so that an item of many of them does not
+    outweigh all other experts. Needs neighbors.
+    """
     def __init__(
         self,
         *,
@@ -539,17 +547,23 @@ class Mix(google.protobuf.message.Message):
         recent_half_life: builtins.float | None = ...,
         neighbors: builtins.int | None = ...,
         predicted_first: builtins.int | None = ...,
+        recent_start: builtins.float | None = ...,
+        neighbor_roots: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "learning_rate", b"learning_rate", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_neighbor_roots", b"_neighbor_roots"]) -> typing.Literal["neighbor_roots"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_neighbors", b"_neighbors"]) -> typing.Literal["neighbors"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_predicted_first", b"_predicted_first"]) -> typing.Literal["predicted_first"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_recent_half_life", b"_recent_half_life"]) -> typing.Literal["recent_half_life"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_recent_start", b"_recent_start"]) -> typing.Literal["recent_start"] | None: ...
 
 global___Mix = Mix
 

@@ -67,7 +67,8 @@ nothing. An item i at place p, at its first place, gains
 
     (s_v * weight) * decay(|p - q|)
 
-with the half-life `NEIGHBOR_DISTANCE`. Places count all events. So a read visits at most
+with the half-life `NEIGHBOR_DISTANCE`. With `mix.neighbor_roots` its gain is the square root of
+the sum of these. Places count all events. So a read visits at most
 `NEIGHBOR_SPAN` * `NEIGHBOR_USERS` + S * `NEIGHBOR_EVENTS` events. Gains are float32.
 
 Weights. They start at `WEIGHT_START`, those of users without events at 0, and those of popularity
@@ -118,8 +119,8 @@ many events as there are items. Then
     p_i = log(1 + a_i) + b log(1 + r_i)
 
 The blend b is float32 and one for all users, because the bias of an item is. It starts at
-`BLEND_START`. It is learned from the events whose items are new to their users, after the weights
-have taken their step. With w[u, 7] and q_c from before that step and l_c = log(1 + r_c),
+`mix.recent_start`. It is learned from the events whose items are new to their users, after the
+weights have taken their step. With w[u, 7] and q_c from before that step and l_c = log(1 + r_c),
 
     d = ((sum_c q_c l_c) / (sum_c q_c) - l_item) (w[u, 7] scale_7) sqrt(P)
     B = min(max(B - (rate `BLEND_RATE`) clamp(d, `STEP_MAX`), 0), `BLEND_MAX`)
@@ -191,7 +192,7 @@ BLEND, LEARNED_BLEND = SQUARES + 1, SQUARES + 2
 """Places of b and B, with recent popularity."""
 NEIGHBOR_WEIGHTS = LEARNED_BLEND + 1
 """Place of the weights of similar users, by group."""
-BLEND_START, BLEND_MAX, BLEND_RATE = 1.0, 8.0, 10.0
+BLEND_MAX, BLEND_RATE = 8.0, 10.0
 
 
 def kinds_of(spec: ModelSpec) -> int:
@@ -222,7 +223,7 @@ def moments(total: float, squares: float, count: float) -> Moments:
 def initial(spec: ModelSpec) -> np.ndarray:
     """The section of a new model, float64[35], float64[37] or float64[41]."""
     section = np.zeros(BLEND if kinds_of(spec) == 1 else NEIGHBOR_WEIGHTS)
-    section[BLEND:] = BLEND_START
+    section[BLEND:] = np.float32(spec.mix.recent_start)
     weights = section[: GROUPS * NEIGHBORS].reshape(GROUPS, NEIGHBORS)
     weights[1:] = WEIGHT_START
     weights[:, POPULARITY] = POPULARITY_START

@@ -235,7 +235,7 @@ def sort_gains(followers: Any, size: Any, weights: Any, events: Any, count: Any,
     """Sorts the loose gains of `size` followers by row and divides them by the sum of the weights.
 
     `weights` float32[KINDS, any] are those of the `events` events. Gains from similar users are not
-    divided. It sets the moments.
+    divided, and may become square roots. It sets the moments.
     """
     sort_rows(followers, size)
     rows, gains, order = followers.rows, followers.gains, followers.order
@@ -254,6 +254,8 @@ def sort_gains(followers: Any, size: Any, weights: Any, events: Any, count: Any,
         total, squares = _D0, _D0
         for n in range(size):
             gain = followers.loose[order[n], _KINDS]
+            if desk.hood.roots:
+                gain = np.sqrt(gain)
             gains[n, _KINDS] = gain
             total += np.float64(gain)
             squares += np.float64(gain) * np.float64(gain)

@@ -44,6 +44,7 @@ class Hood(NamedTuple):
         item_table: hash map of items, uint32.
         item_marks: the neighbour that last had an item, uint32[items].
         own_decay, decay: by the number of events, float32[any].
+        roots: whether gains are square roots.
     """
 
     own: np.ndarray
@@ -59,6 +60,7 @@ class Hood(NamedTuple):
     item_marks: np.ndarray
     own_decay: np.ndarray
     decay: np.ndarray
+    roots: bool
 
     @staticmethod
     def of(spec: ModelSpec, items: int) -> Hood:
@@ -79,6 +81,7 @@ class Hood(NamedTuple):
             np.empty(items if neighbors else 0, np.uint32),
             decays(NEIGHBOR_HALF_LIFE),
             decays(NEIGHBOR_DISTANCE),
+            spec.mix.neighbor_roots,
         )
 
 

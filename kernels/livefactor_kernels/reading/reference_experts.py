@@ -250,4 +250,5 @@ def similar_users(source: Source, user_row: np.ndarray, events: Remembered, spec
             gain = (similar[user] * worth[place]) * decays(NEIGHBOR_DISTANCE)[abs(place - nearest)]
             gains[row] = gains.get(row, np.float32(0.0)) + gain
     rows = np.array(sorted(gains), np.uint32)
-    return Gains(rows, np.array([gains[row] for row in rows.tolist()], np.float32))
+    found = np.array([gains[row] for row in rows.tolist()], np.float32)
+    return Gains(rows, np.sqrt(found) if spec.mix.neighbor_roots else found)

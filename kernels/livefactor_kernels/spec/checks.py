@@ -1,4 +1,4 @@
-"""Checks of a spec: every number is in its domain, and no sum can overflow float32."""
+"""Checks of a spec: every number is in its domain, and no sum can overflow float32 (`sums`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from livefactor_kernels.spec.admission import MAX_SIGHTINGS
 from livefactor_kernels.spec.model import (
-    FLOAT16_MAX,
     KERNEL_SEMANTICS,
     LANES,
     MAX_DIMENSION,
@@ -27,7 +26,6 @@ from livefactor_kernels.spec.model import (
     MAX_SIMILAR_USERS,
     MAX_WINDOW,
     MIN_WINDOW,
-    RATE_STEPS_MAX,
     EventType,
     FactorDtype,
     Limits,
@@ -36,8 +34,8 @@ from livefactor_kernels.spec.model import (
     OptimizerKind,
     Proposal,
     Rule,
-    SpecError,
 )
+from livefactor_kernels.spec.sums import check_sums, require
 
 
 def check(spec: ModelSpec) -> ModelSpec:
@@ -59,14 +57,14 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_merge(spec)
     problems = *spec.privacy.problems(spec.merge.learning_rate > 0), *spec.eviction.problems(spec.replay.size)
     for name, expected, got in problems:
-        _require(False, name, expected, got)
+        require(False, name, expected, got)
     _check_event_types(spec.event_types)
     _check_regularization(spec)
     if spec.rule == Rule.SOLVE:
         _check_solve(spec)
     if spec.rule == Rule.SOFTMAX:
         _check_softmax(spec)
-    _check_bounded(spec)
+    check_sums(spec)
     return spec
 
 
@@ -90,35 +88,30 @@ def check_cuda(spec: ModelSpec) -> ModelSpec:
         ("eviction.idle_events", spec.eviction.idle_events),
         ("regularization.adversarial_weight", spec.regularization.adversarial_weight),
     ):
-        _require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
+        require(value == 0.0, name, "0 on backend cuda, which lacks this part (docs/gpu.md)", value)
     return spec
 
 
-def _require(ok: bool, name: str, expected: str, got: object) -> None:
-    if not ok:
-        raise SpecError(f"{name}: expected {expected}, got {got!r}")
-
-
 def _check_shape(spec: ModelSpec) -> None:
-    _require(1 <= spec.k <= MAX_K, "k", f"1..{MAX_K}", spec.k)
-    _require(spec.rule in tuple(Rule), "rule", "a known rule", spec.rule)
-    _require(spec.loss in tuple(Loss), "loss", "a known loss", spec.loss)
+    require(1 <= spec.k <= MAX_K, "k", f"1..{MAX_K}", spec.k)
+    require(spec.rule in tuple(Rule), "rule", "a known rule", spec.rule)
+    require(spec.loss in tuple(Loss), "loss", "a known loss", spec.loss)
     if spec.loss == Loss.IMPLICIT:
-        _require(spec.rule == Rule.SOLVE, "rule", "solve with implicit loss", spec.rule)
+        require(spec.rule == Rule.SOLVE, "rule", "solve with implicit loss", spec.rule)
     if spec.loss == Loss.SOFTMAX:
-        _require(spec.rule == Rule.SOFTMAX, "rule", "softmax with softmax loss", spec.rule)
-    _require(0 <= spec.negatives <= MAX_NEGATIVES, "negatives", f"0..{MAX_NEGATIVES}", spec.negatives)
+        require(spec.rule == Rule.SOFTMAX, "rule", "softmax with softmax loss", spec.rule)
+    require(0 <= spec.negatives <= MAX_NEGATIVES, "negatives", f"0..{MAX_NEGATIVES}", spec.negatives)
     if spec.loss == Loss.SQUARED:
-        _require(spec.negatives == 0, "negatives", "0 with squared loss", spec.negatives)
+        require(spec.negatives == 0, "negatives", "0 with squared loss", spec.negatives)
     if spec.loss == Loss.BPR:
-        _require(spec.negatives >= 1, "negatives", "at least 1 with BPR", spec.negatives)
-    _require(
+        require(spec.negatives >= 1, "negatives", "at least 1 with BPR", spec.negatives)
+    require(
         1 <= spec.micro_batch <= MAX_MICRO_BATCH, "micro_batch", f"1..{MAX_MICRO_BATCH}", spec.micro_batch
     )
-    _require(0 <= spec.seed < 1 << 64, "seed", "an unsigned 64-bit number", spec.seed)
-    _require(spec.factor_dtype in tuple(FactorDtype), "factor_dtype", "a known dtype", spec.factor_dtype)
+    require(0 <= spec.seed < 1 << 64, "seed", "an unsigned 64-bit number", spec.seed)
+    require(spec.factor_dtype in tuple(FactorDtype), "factor_dtype", "a known dtype", spec.factor_dtype)
     found = spec.kernel_semantics
-    _require(found == KERNEL_SEMANTICS, "kernel_semantics", str(KERNEL_SEMANTICS), found)
+    require(found == KERNEL_SEMANTICS, "kernel_semantics", str(KERNEL_SEMANTICS), found)
 
 
 def _check_history(spec: ModelSpec) -> None:
@@ -128,46 +121,50 @@ def _check_history(spec: ModelSpec) -> None:
         ("history.items", history.items, MAX_HISTORY),
         ("counts.neighbors", counts.neighbors, MAX_NEIGHBORS),
     ):
-        _require(
+        require(
             0 <= length <= most and length % LANES == 0, name, f"a multiple of {LANES} up to {most}", length
         )
-    _require(_is_half_life(history.half_life, 0.0), "history.half_life", "0..1e6 visits", history.half_life)
-    _require(
+    require(_is_half_life(history.half_life, 0.0), "history.half_life", "0..1e6 visits", history.half_life)
+    require(
         _finite32(counts.repeat) and 0.0 <= counts.repeat <= 1e6, "counts.repeat", "0..1e6", counts.repeat
     )
     if history.items or counts.neighbors or counts.repeat:
-        _require(history.users > 0, "history.users", "above 0 with history.items or counts", history.users)
+        require(history.users > 0, "history.users", "above 0 with history.items or counts", history.users)
     if history.paged:
-        _require(history.users > 0, "history.users", "above 0 with history.paged", history.users)
+        require(history.users > 0, "history.users", "above 0 with history.paged", history.users)
     if counts.neighbors or counts.repeat:
-        _require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
+        require(_is_half_life(counts.half_life, 0.1), "counts.half_life", "0.1..1e6", counts.half_life)
     if counts.neighbors:
         expected = f"1..history.users ({history.users})"
-        _require(1 <= counts.span <= history.users, "counts.span", expected, counts.span)
+        require(1 <= counts.span <= history.users, "counts.span", expected, counts.span)
         for name, value in (("counts.weight", counts.weight), ("counts.shrinkage", counts.shrinkage)):
-            _require(_finite32(value) and 0.0 <= value <= 1e6, name, "0..1e6", value)
+            require(_finite32(value) and 0.0 <= value <= 1e6, name, "0..1e6", value)
 
 
 def _check_mix(spec: ModelSpec) -> None:
     rate, counts = spec.mix.learning_rate, spec.counts
-    _require(_finite32(rate) and 0.0 <= rate <= 1.0, "mix.learning_rate", "0..1", rate)
+    require(_finite32(rate) and 0.0 <= rate <= 1.0, "mix.learning_rate", "0..1", rate)
     recent = spec.mix.recent_half_life
     is_given = recent == 0.0 or _is_half_life(recent, 0.1)
-    _require(is_given, "mix.recent_half_life", "0.1..1e6, or 0", recent)
+    require(is_given, "mix.recent_half_life", "0.1..1e6, or 0", recent)
     similar = spec.mix.neighbors
-    _require(0 <= similar <= MAX_SIMILAR_USERS, "mix.neighbors", f"0..{MAX_SIMILAR_USERS}", similar)
-    _require(not similar or recent > 0, "mix.recent_half_life", "above 0 with mix.neighbors", recent)
+    require(0 <= similar <= MAX_SIMILAR_USERS, "mix.neighbors", f"0..{MAX_SIMILAR_USERS}", similar)
+    require(not similar or recent > 0, "mix.recent_half_life", "above 0 with mix.neighbors", recent)
     first = spec.mix.predicted_first
-    _require(1 <= first <= 8, "mix.predicted_first", "1..8", first)
+    require(1 <= first <= 8, "mix.predicted_first", "1..8", first)
+    start = spec.mix.recent_start
+    require(_finite32(start) and 0.0 <= start <= 8.0, "mix.recent_start", "0..8", start)
+    roots = spec.mix.neighbor_roots
+    require(not roots or similar > 0, "mix.neighbors", "above 0 with mix.neighbor_roots", similar)
     if not rate:
         return
-    _require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with a mix", spec.loss)
+    require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with a mix", spec.loss)
     half_life = spec.history.half_life
-    _require(half_life == 0.0, "history.half_life", "0 with a mix, which has its own", half_life)
-    _require(counts.neighbors > 0, "counts.neighbors", "above 0 with a mix", counts.neighbors)
-    _require(counts.repeat == 0.0, "counts.repeat", "0 with a mix, which has its own", counts.repeat)
+    require(half_life == 0.0, "history.half_life", "0 with a mix, which has its own", half_life)
+    require(counts.neighbors > 0, "counts.neighbors", "above 0 with a mix", counts.neighbors)
+    require(counts.repeat == 0.0, "counts.repeat", "0 with a mix, which has its own", counts.repeat)
     weighs = spec.solve.unobserved > 0 or spec.solve.unobserved_density > 0
-    _require(weighs, "solve.unobserved", "above 0 with a mix", spec.solve.unobserved)
+    require(weighs, "solve.unobserved", "above 0 with a mix", spec.solve.unobserved)
 
 
 def _check_content(spec: ModelSpec) -> None:
@@ -175,27 +172,27 @@ def _check_content(spec: ModelSpec) -> None:
     embeddings, features, start = spec.embeddings, spec.features, spec.solve.start_events
     for name in ("dimension", "user_dimension"):
         d = getattr(embeddings, name)
-        _require(0 <= d <= MAX_DIMENSION, f"embeddings.{name}", f"0..{MAX_DIMENSION}", d)
+        require(0 <= d <= MAX_DIMENSION, f"embeddings.{name}", f"0..{MAX_DIMENSION}", d)
     for part, size in (("features", features.size), ("context", spec.context.size)):
-        _require(0 <= size <= MAX_FEATURES, f"{part}.size", f"0..{MAX_FEATURES}", size)
+        require(0 <= size <= MAX_FEATURES, f"{part}.size", f"0..{MAX_FEATURES}", size)
     is_number = 1 <= features.per_id <= MAX_FEATURES_PER_ID
-    _require(is_number, "features.per_id", f"1..{MAX_FEATURES_PER_ID}", features.per_id)
+    require(is_number, "features.per_id", f"1..{MAX_FEATURES_PER_ID}", features.per_id)
     events, prior = embeddings.prior_events, features.prior_events
-    _require(_is_amount(events), "embeddings.prior_events", "0.001..1e6", events)
-    _require(prior == 0 or _is_amount(prior), "features.prior_events", "0, or 0.001..1e6", prior)
-    _require(features.size > 0 or prior == 0, "features.prior_events", "0 without features.size", prior)
+    require(_is_amount(events), "embeddings.prior_events", "0.001..1e6", events)
+    require(prior == 0 or _is_amount(prior), "features.prior_events", "0, or 0.001..1e6", prior)
+    require(features.size > 0 or prior == 0, "features.prior_events", "0 without features.size", prior)
     for part, is_there in (
         ("embeddings", embeddings.dimension or embeddings.user_dimension), ("features", features.size)
     ):  # fmt: skip
         is_right = not is_there or spec.loss == Loss.IMPLICIT
-        _require(is_right, "loss", f"implicit (rule solve) with {part}", spec.loss)
-    _require(not features.size or start == 0, "solve.start_events", "0 with features", start)
+        require(is_right, "loss", f"implicit (rule solve) with {part}", spec.loss)
+    require(not features.size or start == 0, "solve.start_events", "0 with features", start)
     if embeddings.user_dimension:
-        _require(start == 0, "solve.start_events", "0 with embeddings.user_dimension", start)
+        require(start == 0, "solve.start_events", "0 with embeddings.user_dimension", start)
         is_followed = prior > 0 or not features.size
-        _require(is_followed, "features.prior_events", "above 0 with embeddings.user_dimension", prior)
+        require(is_followed, "features.prior_events", "above 0 with embeddings.user_dimension", prior)
     is_right = not spec.context.size or spec.loss != Loss.SQUARED
-    _require(is_right, "loss", "another one than squared with context", spec.loss)
+    require(is_right, "loss", "another one than squared with context", spec.loss)
 
 
 def _is_amount(events: float) -> bool:
@@ -204,53 +201,53 @@ def _is_amount(events: float) -> bool:
 
 def _check_auto(spec: ModelSpec) -> None:
     events = spec.auto.ratings_events
-    _require(0 <= events <= MAX_RATINGS_EVENTS, "auto.ratings_events", f"0..{MAX_RATINGS_EVENTS}", events)
+    require(0 <= events <= MAX_RATINGS_EVENTS, "auto.ratings_events", f"0..{MAX_RATINGS_EVENTS}", events)
     if spec.loss == Loss.SQUARED:
-        _require(events == 0, "auto.ratings_events", "0 with squared loss", events)
+        require(events == 0, "auto.ratings_events", "0 with squared loss", events)
 
 
 def _check_replay(spec: ModelSpec) -> None:
     size, per_event = spec.replay.size, spec.replay.per_event
-    _require(0 <= size <= MAX_REPLAY_SIZE, "replay.size", f"0..{MAX_REPLAY_SIZE}", size)
+    require(0 <= size <= MAX_REPLAY_SIZE, "replay.size", f"0..{MAX_REPLAY_SIZE}", size)
     if size:
         is_share = _finite32(per_event) and 0.0 < float(np.float32(per_event)) <= MAX_REPLAY_PER_EVENT
-        _require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
+        require(is_share, "replay.per_event", f"(0, {MAX_REPLAY_PER_EVENT:.0f}]", per_event)
     else:
-        _require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
+        require(per_event == 0.0, "replay.per_event", "0 without replay.size", per_event)
 
 
 def _check_admission(spec: ModelSpec) -> None:
     sightings = spec.admission.sightings
-    _require(0 <= sightings <= MAX_SIGHTINGS, "admission.sightings", f"0..{MAX_SIGHTINGS}", sightings)
+    require(0 <= sightings <= MAX_SIGHTINGS, "admission.sightings", f"0..{MAX_SIGHTINGS}", sightings)
 
 
 def _check_adaptive_rate(spec: ModelSpec) -> None:
     window = spec.adaptive_rate.window
     is_window = window == 0 or MIN_WINDOW <= window <= MAX_WINDOW
-    _require(is_window, "adaptive_rate.window", f"0, or {MIN_WINDOW}..{MAX_WINDOW}", window)
+    require(is_window, "adaptive_rate.window", f"0, or {MIN_WINDOW}..{MAX_WINDOW}", window)
     if not window:
         return
     is_sgd = spec.optimizer.kind == OptimizerKind.SGD
-    _require(spec.rule == Rule.SGD, "rule", "sgd with an adaptive rate", spec.rule)
-    _require(is_sgd, "optimizer.kind", "sgd with an adaptive rate", spec.optimizer.kind)
+    require(spec.rule == Rule.SGD, "rule", "sgd with an adaptive rate", spec.rule)
+    require(is_sgd, "optimizer.kind", "sgd with an adaptive rate", spec.optimizer.kind)
     is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
-    _require(is_float32, "factor_dtype", "float32 with an adaptive rate", spec.factor_dtype)
+    require(is_float32, "factor_dtype", "float32 with an adaptive rate", spec.factor_dtype)
 
 
 def _check_merge(spec: ModelSpec) -> None:
     rate, most = spec.merge.learning_rate, spec.merge.norm_max
-    _require(_finite32(rate) and 0.0 <= rate <= 100.0, "merge.learning_rate", "0..100", rate)
+    require(_finite32(rate) and 0.0 <= rate <= 100.0, "merge.learning_rate", "0..100", rate)
     if not rate:
-        _require(most == 0.0, "merge.norm_max", "0 without merge.learning_rate", most)
+        require(most == 0.0, "merge.norm_max", "0 without merge.learning_rate", most)
         return
     is_norm = _finite32(most) and 1e-6 <= most <= 1e30
-    _require(is_norm, "merge.norm_max", "1e-6..1e30 with merge.learning_rate", most)
+    require(is_norm, "merge.norm_max", "1e-6..1e30 with merge.learning_rate", most)
     learns = spec.rule in (Rule.SGD, Rule.SOFTMAX)
     rule = "sgd or softmax with merge.learning_rate, because rule solve solves rows from their events"
-    _require(learns, "rule", rule, Rule(spec.rule).name.lower())
+    require(learns, "rule", rule, Rule(spec.rule).name.lower())
     # With FTRL the factors follow from sums of gradients, so the next step would undo a delta.
     is_other = spec.optimizer.kind != OptimizerKind.FTRL
-    _require(is_other, "optimizer.kind", "another one than ftrl with merge.learning_rate", "ftrl")
+    require(is_other, "optimizer.kind", "another one than ftrl with merge.learning_rate", "ftrl")
 
 
 def _is_half_life(value: float, least: float) -> bool:
@@ -259,64 +256,64 @@ def _is_half_life(value: float, least: float) -> bool:
 
 def _check_solve(spec: ModelSpec) -> None:
     solve = spec.solve
-    _require(
+    require(
         spec.loss in (Loss.SQUARED, Loss.IMPLICIT), "loss", "squared or implicit with rule solve", spec.loss
     )
-    _require(spec.history.users > 0, "history.users", "above 0 with rule solve", spec.history.users)
-    _require(spec.history.items > 0, "history.items", "above 0 with rule solve", spec.history.items)
-    _require(spec.negatives == 0, "negatives", "0 with rule solve", spec.negatives)
+    require(spec.history.users > 0, "history.users", "above 0 with rule solve", spec.history.users)
+    require(spec.history.items > 0, "history.items", "above 0 with rule solve", spec.history.items)
+    require(spec.negatives == 0, "negatives", "0 with rule solve", spec.negatives)
     is_sgd = spec.optimizer.kind == OptimizerKind.SGD
-    _require(is_sgd, "optimizer.kind", "sgd (no accumulators) with rule solve", spec.optimizer.kind)
+    require(is_sgd, "optimizer.kind", "sgd (no accumulators) with rule solve", spec.optimizer.kind)
     is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
-    _require(is_float32, "factor_dtype", "float32 with rule solve", spec.factor_dtype)
-    _require(spec.l2 >= 1e-6, "l2", "1e-6..100 with rule solve", spec.l2)
+    require(is_float32, "factor_dtype", "float32 with rule solve", spec.factor_dtype)
+    require(spec.l2 >= 1e-6, "l2", "1e-6..100 with rule solve", spec.l2)
     if spec.loss == Loss.SQUARED:
-        _require(spec.bias_l2 >= 1e-6, "bias_l2", "1e-6..100 with rule solve", spec.bias_l2)
+        require(spec.bias_l2 >= 1e-6, "bias_l2", "1e-6..100 with rule solve", spec.bias_l2)
         for name in ("unobserved", "unobserved_density"):
             value = getattr(solve, name)
-            _require(value == 0.0, f"solve.{name}", "0 with squared loss", value)
-    _require(
+            require(value == 0.0, f"solve.{name}", "0 with squared loss", value)
+    require(
         _finite32(solve.unobserved) and 0.0 <= solve.unobserved <= 1e3,
         "solve.unobserved",
         "0..1e3",
         solve.unobserved,
     )
     density = solve.unobserved_density
-    _require(_finite32(density) and 0.0 <= density <= 1e6, "solve.unobserved_density", "0..1e6", density)
+    require(_finite32(density) and 0.0 <= density <= 1e6, "solve.unobserved_density", "0..1e6", density)
     if density:
-        _require(solve.unobserved == 0.0, "solve.unobserved", "0 with a density", solve.unobserved)
+        require(solve.unobserved == 0.0, "solve.unobserved", "0 with a density", solve.unobserved)
     ridge = solve.ridge_events
-    _require(_finite32(ridge) and 0.0 <= ridge <= 1e6, "solve.ridge_events", "0..1e6", ridge)
+    require(_finite32(ridge) and 0.0 <= ridge <= 1e6, "solve.ridge_events", "0..1e6", ridge)
     start = solve.start_events
     is_start = start == 0.0 or (_finite32(start) and 1e-3 <= start <= 1e6)
-    _require(is_start, "solve.start_events", "0, or 0.001..1e6", start)
+    require(is_start, "solve.start_events", "0, or 0.001..1e6", start)
     if start:
-        _require(spec.loss == Loss.IMPLICIT, "loss", "implicit with solve.start_events", spec.loss)
-    _require(1 <= solve.item_events <= 1 << 16, "solve.item_events", "1..65536", solve.item_events)
-    _require(1 <= solve.sweeps <= 64, "solve.sweeps", "1..64", solve.sweeps)
+        require(spec.loss == Loss.IMPLICIT, "loss", "implicit with solve.start_events", spec.loss)
+    require(1 <= solve.item_events <= 1 << 16, "solve.item_events", "1..65536", solve.item_events)
+    require(1 <= solve.sweeps <= 64, "solve.sweeps", "1..64", solve.sweeps)
 
 
 def _check_softmax(spec: ModelSpec) -> None:
     proposal, drawn = spec.softmax.proposal, spec.negatives
-    _require(spec.loss == Loss.SOFTMAX, "loss", "softmax with rule softmax", spec.loss)
+    require(spec.loss == Loss.SOFTMAX, "loss", "softmax with rule softmax", spec.loss)
     is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
-    _require(is_float32, "factor_dtype", "float32 with rule softmax", spec.factor_dtype)
-    _require(proposal in tuple(Proposal), "softmax.proposal", "a known proposal", proposal)
+    require(is_float32, "factor_dtype", "float32 with rule softmax", spec.factor_dtype)
+    require(proposal in tuple(Proposal), "softmax.proposal", "a known proposal", proposal)
     group, size = spec.softmax.group_events, spec.micro_batch
     divides = group == 0 or (group > 0 and size % group == 0)
-    _require(divides, "softmax.group_events", f"0, or a divisor of micro_batch ({size})", group)
+    require(divides, "softmax.group_events", f"0, or a divisor of micro_batch ({size})", group)
     if proposal == Proposal.IN_BATCH:
-        _require(drawn == 0, "negatives", "0 with proposal in-batch", drawn)
+        require(drawn == 0, "negatives", "0 with proposal in-batch", drawn)
         name = "softmax.group_events" if group else "micro_batch"
         most = f"2..{MAX_NEGATIVES} with proposal in-batch"
-        _require(2 <= spec.group_events <= MAX_NEGATIVES, name, most, spec.group_events)
+        require(2 <= spec.group_events <= MAX_NEGATIVES, name, most, spec.group_events)
     else:
-        _require(drawn >= 1, "negatives", "at least 1 with rule softmax", drawn)
+        require(drawn >= 1, "negatives", "at least 1 with rule softmax", drawn)
     shared, most = spec.drawn(size), f"at most {MAX_SHARED_NEGATIVES} negatives of a micro-batch's groups"
-    _require(shared <= MAX_SHARED_NEGATIVES, "softmax.group_events", most, shared)
+    require(shared <= MAX_SHARED_NEGATIVES, "softmax.group_events", most, shared)
     if proposal != Proposal.UNIFORM:
         # The number of an item's events is part of its history.
-        _require(spec.history.users > 0, "history.users", "above 0 with this proposal", spec.history.users)
+        require(spec.history.users > 0, "history.users", "above 0 with this proposal", spec.history.users)
 
 
 def _check_regularization(spec: ModelSpec) -> None:
@@ -324,50 +321,50 @@ def _check_regularization(spec: ModelSpec) -> None:
     for name in ("gradient_norm_max", "row_norm_max"):
         value = getattr(part, name)
         ok = value == 0.0 or (_finite32(value) and 1e-6 <= value <= 1e30)
-        _require(ok, f"regularization.{name}", "0, or 1e-6..1e30", value)
+        require(ok, f"regularization.{name}", "0, or 1e-6..1e30", value)
     power = part.l2_frequency
-    _require(power in (0.0, 0.5, 1.0), "regularization.l2_frequency", "0, 0.5 or 1", power)
-    _require(0.0 <= part.dropout <= 0.9, "regularization.dropout", "0..0.9", part.dropout)
+    require(power in (0.0, 0.5, 1.0), "regularization.l2_frequency", "0, 0.5 or 1", power)
+    require(0.0 <= part.dropout <= 0.9, "regularization.dropout", "0..0.9", part.dropout)
     if power:
         # The number of a row's events is part of its history.
-        _require(spec.history.users > 0, "history.users", "above 0 with l2_frequency", spec.history.users)
+        require(spec.history.users > 0, "history.users", "above 0 with l2_frequency", spec.history.users)
     _check_adversarial(spec)
     if spec.rule != Rule.SGD:
         rule = f"0 with rule {Rule(spec.rule).name.lower()}"
-        _require(power == 0.0, "regularization.l2_frequency", rule, power)
-        _require(part.dropout == 0.0, "regularization.dropout", rule, part.dropout)
+        require(power == 0.0, "regularization.l2_frequency", rule, power)
+        require(part.dropout == 0.0, "regularization.dropout", rule, part.dropout)
     if spec.rule == Rule.SOLVE:
         clipped = part.gradient_norm_max
-        _require(clipped == 0.0, "regularization.gradient_norm_max", "0 with rule solve", clipped)
+        require(clipped == 0.0, "regularization.gradient_norm_max", "0 with rule solve", clipped)
         limited = part.row_norm_max
-        _require(limited == 0.0, "regularization.row_norm_max", "0 with rule solve", limited)
+        require(limited == 0.0, "regularization.row_norm_max", "0 with rule solve", limited)
 
 
 def _check_adversarial(spec: ModelSpec) -> None:
     part = spec.regularization
     weight, norm = part.adversarial_weight, part.adversarial_share
-    _require(0.0 <= weight <= 10.0, "regularization.adversarial_weight", "0..10", weight)
-    _require(0.0 <= norm <= 10.0, "regularization.adversarial_share", "0..10", norm)
-    _require(
+    require(0.0 <= weight <= 10.0, "regularization.adversarial_weight", "0..10", weight)
+    require(0.0 <= norm <= 10.0, "regularization.adversarial_share", "0..10", norm)
+    require(
         (weight > 0) == (norm > 0), "regularization.adversarial_share", "above 0 with a weight only", norm
     )
     if weight:
         fits = spec.rule == Rule.SGD and spec.loss in (Loss.LOGISTIC, Loss.BPR)
         expected = "0 without rule sgd and logistic or BPR loss"
-        _require(fits, "regularization.adversarial_weight", expected, weight)
+        require(fits, "regularization.adversarial_weight", expected, weight)
         apart = part.dropout == 0.0 and not spec.adaptive_rate.window
-        _require(apart, "regularization.adversarial_weight", "0 with dropout or adaptive_rate", weight)
+        require(apart, "regularization.adversarial_weight", "0 with dropout or adaptive_rate", weight)
 
 
 def _check_event_types(event_types: tuple[EventType, ...]) -> None:
-    _require(
+    require(
         len(event_types) <= MAX_EVENT_TYPES, "event_types", f"at most {MAX_EVENT_TYPES}", len(event_types)
     )
     numbers = [each.type for each in event_types]
-    _require(len(set(numbers)) == len(numbers), "event_types", "each type once", numbers)
+    require(len(set(numbers)) == len(numbers), "event_types", "each type once", numbers)
     for each in event_types:
-        _require(0 <= each.type < 1 << 32, "event_types.type", "an unsigned 32-bit number", each.type)
-        _require(
+        require(0 <= each.type < 1 << 32, "event_types.type", "an unsigned 32-bit number", each.type)
+        require(
             _finite32(each.weight) and 0.0 < each.weight <= 1e3, "event_types.weight", "(0, 1e3]", each.weight
         )
 
@@ -378,35 +375,35 @@ def _finite32(value: float) -> bool:
 
 def _check_rates(spec: ModelSpec) -> None:
     optimizer = spec.optimizer
-    _require(optimizer.kind in tuple(OptimizerKind), "optimizer.kind", "a known optimizer", optimizer.kind)
+    require(optimizer.kind in tuple(OptimizerKind), "optimizer.kind", "a known optimizer", optimizer.kind)
     for name in ("learning_rate", "bias_learning_rate"):
         value = getattr(optimizer, name)
-        _require(_finite32(value) and 0.0 <= value <= 100.0, f"optimizer.{name}", "0..100", value)
+        require(_finite32(value) and 0.0 <= value <= 100.0, f"optimizer.{name}", "0..100", value)
     for name in ("l2", "bias_l2"):
         value = getattr(spec, name)
-        _require(_finite32(value) and 0.0 <= value <= 100.0, name, "0..100", value)
-    _require(
+        require(_finite32(value) and 0.0 <= value <= 100.0, name, "0..100", value)
+    require(
         _finite32(optimizer.initial_g) and 0.0 <= optimizer.initial_g <= spec.limits.g_max,
         "optimizer.initial_g",
         "0..g_max",
         optimizer.initial_g,
     )
     if optimizer.kind in (OptimizerKind.ADAGRAD, OptimizerKind.ROWWISE_ADAGRAD):
-        _require(1e-30 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-30..1e6 with AdaGrad", optimizer.eps)
+        require(1e-30 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-30..1e6 with AdaGrad", optimizer.eps)
     if optimizer.kind == OptimizerKind.LAZY_ADAM:
-        _require(1e-20 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-20..1e6 with lazy Adam", optimizer.eps)
+        require(1e-20 <= optimizer.eps <= 1e6, "optimizer.eps", "1e-20..1e6 with lazy Adam", optimizer.eps)
     for name in ("beta1", "beta2"):
         value = getattr(optimizer, name)
-        _require(0.0 <= value <= 1.0 - 1e-6, f"optimizer.{name}", "0..0.999999", value)
-    _require(_finite32(optimizer.l1) and 0.0 <= optimizer.l1 <= 1e6, "optimizer.l1", "0..1e6", optimizer.l1)
-    _require(1e-6 <= optimizer.beta <= 1e6, "optimizer.beta", "1e-6..1e6", optimizer.beta)
-    _require(
+        require(0.0 <= value <= 1.0 - 1e-6, f"optimizer.{name}", "0..0.999999", value)
+    require(_finite32(optimizer.l1) and 0.0 <= optimizer.l1 <= 1e6, "optimizer.l1", "0..1e6", optimizer.l1)
+    require(1e-6 <= optimizer.beta <= 1e6, "optimizer.beta", "1e-6..1e6", optimizer.beta)
+    require(
         _finite32(spec.init_scale) and 0.0 <= spec.init_scale <= 2.0 * spec.limits.factor_max,
         "init_scale",
         "0..2*factor_max",
         spec.init_scale,
     )
-    _require(
+    require(
         _finite32(spec.hot_row_events) and 1.0 <= spec.hot_row_events <= 1e9,
         "hot_row_events",
         "1..1e9",
@@ -415,86 +412,12 @@ def _check_rates(spec: ModelSpec) -> None:
 
 
 def _check_limits(limits: Limits) -> None:
-    _require(1 <= limits.users_max < 1 << 32, "limits.users_max", "1..2**32-1", limits.users_max)
-    _require(1 <= limits.items_max < 1 << 32, "limits.items_max", "1..2**32-1", limits.items_max)
-    _require(1 <= limits.producers_max <= 1 << 20, "limits.producers_max", "1..2**20", limits.producers_max)
+    require(1 <= limits.users_max < 1 << 32, "limits.users_max", "1..2**32-1", limits.users_max)
+    require(1 <= limits.items_max < 1 << 32, "limits.items_max", "1..2**32-1", limits.items_max)
+    require(1 <= limits.producers_max <= 1 << 20, "limits.producers_max", "1..2**20", limits.producers_max)
     # The fixed-point sum of the global mean stays below 2**63 for 2**40 events.
-    _require(0.0 < limits.value_abs_max <= 1e6, "limits.value_abs_max", "(0, 1e6]", limits.value_abs_max)
-    _require(0.0 < limits.weight_max <= 1e6, "limits.weight_max", "(0, 1e6]", limits.weight_max)
-    _require(0.0 < limits.error_max <= 1e9, "limits.error_max", "(0, 1e9]", limits.error_max)
-    _require(0.0 < limits.factor_max <= 1e6, "limits.factor_max", "(0, 1e6]", limits.factor_max)
-    _require(0.0 < limits.g_max <= 1e38, "limits.g_max", "(0, 1e38]", limits.g_max)
-
-
-def _check_bounded(spec: ModelSpec) -> None:
-    """Checks that no sum of a micro-batch can overflow float32, in any order that the semantics
-    allow.
-
-    The largest score is k*c^2 + 2c + |mu|. Times the largest weight it must be finite before it is
-    clamped. The largest gradient g of a row is (occurrences) * (e_max * c_max * 2 + l2 * c_max).
-    The gradient and its step must be finite. If gradients are clipped, k * g**2 must be finite,
-    too. Dropout multiplies scores and gradients of errors by 1 / (1 - dropout). Adversarial
-    training moves a score by at most 3 * adversarial_share times the largest product of norms, and
-    its errors count `adversarial_weight` times; a ratio of norms is at most 2 sqrt(k) c / 1e-15
-    (`sgd/adversarial.py`). An accumulator is at most g_max (1e38), and a step adds at most 1e38, so
-    their sum is finite:
-
-        AdaGrad           G + g**2. Either G >= g**2, or g < 1e-22. In both cases
-                          (lr g) / (sqrt(G) + eps) is finite.
-        row-wise AdaGrad  G + |g|**2 / k over the whole row: k * g**2 < 1e38. The step is that
-                          of AdaGrad, times sqrt(k).
-        lazy Adam         beta2 v + (1 - beta2) g**2. v / (1 - beta2**t) is at most
-                          g_max / (1 - beta2). m is a rounded mean of gradients, at most 2 g. Its
-                          step is at most lr * 2 g / (1 - beta1) / eps.
-        FTRL              n + g**2; z + lr g - sqrt(g_max + g**2) c, which is below
-                          1e38 + 1e37 + 2e25. A new z is below
-                          (beta + sqrt(g_max)) c + lr l1 < 1e26. The weight is at most g_max / beta.
-    """
-    limits = spec.limits
-    if spec.factor_dtype == FactorDtype.FLOAT16:
-        most = f"at most {FLOAT16_MAX:.0f} with float16"
-        _require(limits.factor_max <= FLOAT16_MAX, "limits.factor_max", most, limits.factor_max)
-    occurrences = spec.micro_batch * (1 + spec.negatives_of_event)
-    c, e = limits.factor_max, limits.error_max
-    keep_scale = 1.0 / (1.0 - spec.regularization.dropout)
-    attack, norm = spec.regularization.adversarial_weight, spec.regularization.adversarial_share
-    moved = 1.0 + 4.0 * norm + 2.0 * norm * norm
-    score = spec.k_padded * c * c * keep_scale * moved + 2 * c + limits.value_abs_max
-    _require(score * limits.weight_max * 2 < 1e37, "limits", "k * factor_max**2 * weight_max < 1e37", score)
-    pulled = attack * norm * e * spec.k_padded * c * max(c, 1.0) * 4e15
-    _require(pulled < 1e37, "limits", "adversarial errors * k * factor_max**2 < 1e21", pulled)
-    errors = e * (1.0 + attack) * (1.0 + norm * math.sqrt(spec.k_padded))
-    gradient = occurrences * (2 * errors * c * keep_scale + max(spec.l2, spec.bias_l2) * c + errors)
-    rate = max(1.0, spec.optimizer.learning_rate, spec.optimizer.bias_learning_rate)
-    if spec.adaptive_rate.window:
-        # The probe is one step ahead.
-        rate *= 2.0 ** ((RATE_STEPS_MAX + 1) / 4)
-    _require(gradient * rate < 1e37, "limits", "events * error_max * factor_max * rate < 1e37", gradient)
-    _check_accumulators(spec, gradient)
-
-
-def _check_accumulators(spec: ModelSpec, gradient: float) -> None:
-    """Checks the state of the optimiser as `_check_bounded` explains.
-
-    `gradient` is the largest gradient of a row.
-    """
-    optimizer, limits, bound = spec.optimizer, spec.limits, math.sqrt(1e38)
-    clips = spec.regularization.gradient_norm_max > 0
-    of_row = clips or optimizer.kind == OptimizerKind.ROWWISE_ADAGRAD
-    wide = math.sqrt(spec.k_padded) if of_row else 1.0
-    if clips or optimizer.kind != OptimizerKind.SGD:
-        expected = (
-            f"events * error_max * factor_max * sqrt(k) < {bound:.3g} (lower error_max or factor_max)"
-            if of_row
-            else f"events * error_max * factor_max < {bound:.3g} with AdaGrad (lower error_max or factor_max)"
-        )
-        _require(gradient * wide < bound, "limits", expected, gradient * wide)
-    if optimizer.kind == OptimizerKind.LAZY_ADAM:
-        mean = limits.g_max / (1.0 - optimizer.beta2)
-        _require(mean < 1e38, "limits.g_max", "below 1e38 * (1 - beta2) with lazy Adam", limits.g_max)
-        rate = max(optimizer.learning_rate, optimizer.bias_learning_rate)
-        step = 2.0 * gradient * rate / ((1.0 - optimizer.beta1) * optimizer.eps)
-        _require(step < 1e37, "optimizer.eps", "events * error_max * factor_max * rate / eps < 1e37", step)
-    if optimizer.kind == OptimizerKind.FTRL:
-        most = limits.g_max / optimizer.beta
-        _require(most < 1e38, "limits.g_max", "below 1e38 * beta with FTRL", limits.g_max)
+    require(0.0 < limits.value_abs_max <= 1e6, "limits.value_abs_max", "(0, 1e6]", limits.value_abs_max)
+    require(0.0 < limits.weight_max <= 1e6, "limits.weight_max", "(0, 1e6]", limits.weight_max)
+    require(0.0 < limits.error_max <= 1e9, "limits.error_max", "(0, 1e9]", limits.error_max)
+    require(0.0 < limits.factor_max <= 1e6, "limits.factor_max", "(0, 1e6]", limits.factor_max)
+    require(0.0 < limits.g_max <= 1e38, "limits.g_max", "(0, 1e38]", limits.g_max)

@@ -242,14 +242,18 @@ class Mix:
     Attributes:
         learning_rate: learning rate of the weights. With 0 there is no mix.
         recent_half_life: half-life of recent popularity, in multiples of the number of items, or 0.
+        recent_start: what recent popularity counts at first beside popularity all along.
         neighbors: number of similar users whose last events score, up to `MAX_SIMILAR_USERS`, or 0.
         predicted_first: of the first events, one in so many is predicted to learn from, 1 to 8.
+        neighbor_roots: whether similar users give an item the square root of their gains.
     """
 
     learning_rate: float = 0.0
     recent_half_life: float = 0.0
     neighbors: int = 0
     predicted_first: int = 8
+    neighbor_roots: bool = False
+    recent_start: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reading import (
     BLEND,
     BLEND_MAX,
-    BLEND_START,
     COUNTS,
     EXPERTS,
     FOLDS,
@@ -237,7 +236,7 @@ def test_recent_popularity_counts_more_where_it_says_more() -> None:
         return float(model.state()[MIX][LEARNED_BLEND]), model
 
     (changing, model), (steady, _) = blend(True), blend(False)
-    assert BLEND_START < changing <= BLEND_MAX
+    assert Mix().recent_start < changing <= BLEND_MAX
     assert 0.0 <= steady < 0.7 * changing
     mix, counts = model.state()[MIX], model.items.history["popularity"][:40].astype(float)
     logs = np.array([[_log(count) for count in item] for item in counts])
@@ -306,6 +305,8 @@ def test_few_events_of_a_long_stream_are_predicted() -> None:
         ("mix.recent_half_life", {"mix": Mix(0.1, 0.0, 5)}),
         ("mix.neighbors", {"mix": Mix(0.1, 1.0, 513)}),
         ("mix.predicted_first", {"mix": Mix(0.1, predicted_first=9)}),
+        ("mix.recent_start", {"mix": Mix(0.1, 1.0, recent_start=8.5)}),
+        ("mix.neighbors", {"mix": Mix(0.1, 1.0, neighbor_roots=True)}),
         ("loss", {"loss": Loss.BPR, "negatives": 1, "rule": Rule.SGD, "solve": Solve()}),
         ("history.half_life", {"history": History(16, 16, 1.5)}),
         ("counts.neighbors", {"counts": Counts()}),

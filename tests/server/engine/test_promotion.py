@@ -322,7 +322,7 @@ def test_a_failed_sync_of_the_record_stops_the_writes(rig: Rig) -> None:
     def fail(at: int, last: int) -> None:
         rig.io.sync_error = True
 
-    with pytest.raises(Refused, match="failed log write"):
+    with pytest.raises(Refused, match="writes are stopped after a fail"):
         rig.engine.promote(NEW, progress=fail)
     assert rig.engine.failure is not None and rig.engine.state.spec.loss == OLD.loss
     rig.io.sync_error = False
