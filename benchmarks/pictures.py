@@ -3,8 +3,8 @@
 The first picture shows how a customer's list changes in `livefactor demo`. A run of the demo writes
 benchmarks/results/demo.json, and the picture is drawn from that file. The second picture shows
 NDCG@10 beside tuned retrains. It is drawn from benchmarks/results/quality.json, which `make
-quality` writes. With `--draw-only` the demo is not run, and both pictures are drawn again from the
-two files.
+quality` writes. Two more show terminals: the demo, and `livefactor top`. With `--draw-only` nothing
+is run, and the first two pictures are drawn again from the two files.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.machine import date
 from benchmarks.pages import ROOT
+from benchmarks.terminals import draw_top, recording, write_terminal
 from livefactor_server.tuning.drawing import grid, write_svg
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,7 +45,9 @@ def run_demo() -> int:
     from livefactor_server.cli.demo import run as demo
 
     changes: list[demo.ListChange] = []
-    code = demo.run_demo(Console(), show_change=changes.append)
+    console = recording()
+    code = demo.run_demo(console, show_change=changes.append)
+    write_terminal(IMAGES / "demo-terminal.svg", console.export_svg(title="make demo"))
     figures = {"run_date": date(), **changes[0]._asdict()}
     DEMO.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return code
@@ -111,7 +112,10 @@ def best_of(figures: dict[str, Any], name: str, methods: tuple[str, ...]) -> flo
 def main() -> int:
     parser = argparse.ArgumentParser("benchmarks.pictures", description=__doc__)
     parser.add_argument("--draw-only", action="store_true", help="draw from the results that are there")
-    code = 0 if parser.parse_args().draw_only else run_demo()
+    code = 0
+    if not parser.parse_args().draw_only:
+        code = run_demo()
+        draw_top(IMAGES / "top.svg")
     draw_change(IMAGES / "demo-list.svg", json.loads(DEMO.read_text(encoding="utf-8")))
     draw_quality(IMAGES / "quality-retrains.svg", json.loads(QUALITY.read_text(encoding="utf-8")))
     return code

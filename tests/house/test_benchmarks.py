@@ -145,9 +145,17 @@ def test_the_readme_shows_the_pictures_that_make_pictures_draws() -> None:
     assert len(change["before"]) == len(change["after"])
     assert set(change["before"]) != set(change["after"])
     shown = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("demo-list.svg", "quality-retrains.svg"):
+    for name in ("demo-list.svg", "quality-retrains.svg", "demo-terminal.svg"):
         assert (pictures.IMAGES / name).is_file()
         assert f"(docs/images/{name})" in shown
+
+
+@pytest.mark.parametrize("name", ["demo-terminal.svg", "top.svg"])
+def test_pictures_of_terminals_fetch_nothing(name: str) -> None:
+    from benchmarks import pictures
+
+    svg = (pictures.IMAGES / name).read_text(encoding="utf-8")
+    assert "<svg" in svg and "url(" not in svg.replace("url(#", "")
 
 
 def test_the_table_of_challengers_shows_both_servers_and_their_quotients() -> None:

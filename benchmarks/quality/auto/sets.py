@@ -144,7 +144,7 @@ SETS: dict[str, Callable[[Path], Division]] = {
 }
 RATED = ("ml100k", "instruments")
 """The sets whose ratings are predicted. docs/quality.md has MovieLens-1M."""
-SHAPED = ("ml100k", "ml1m", "lastfm", "instruments", "retail")
+SHAPED = ("ml100k", "ml1m", "lastfm", "games", "instruments", "retail")
 """The sets on which the settings of `auto` were chosen.
 
 Of `retail` it was the first half, and of `games` the half of the users that it leaves out.

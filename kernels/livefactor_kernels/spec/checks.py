@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import numpy as np
 
@@ -55,8 +56,9 @@ def check(spec: ModelSpec) -> ModelSpec:
     _check_adaptive_rate(spec)
     _check_admission(spec)
     _check_merge(spec)
-    problems = *spec.privacy.problems(spec.merge.learning_rate > 0), *spec.eviction.problems(spec.replay.size)
-    for name, expected, got in problems:
+    # The first problem raises, and a later check may count on the earlier ones.
+    problems = spec.privacy.problems(spec.merge.learning_rate > 0), spec.eviction.problems(spec.replay.size)
+    for name, expected, got in chain.from_iterable(problems):
         require(False, name, expected, got)
     _check_event_types(spec.event_types)
     _check_regularization(spec)

@@ -182,7 +182,7 @@ GOLDEN_SPECS = {
     "clicks": "63e51217ace23fa2",
     "purchases": "19bcfaa2a77c1250",
     "news": "708c75acb1128cc9",
-    "auto": "668fc479a72a9998",
+    "auto": "ed709d827addeab5",
 }
 
 
