@@ -373,10 +373,9 @@ class Requests:
             raw = await self._limit.wait(self._context.read())
         except TimeoutError:
             raise late(f"request: the call sent no message within {self._limit.seconds:.0f} s") from None
-        if raw is grpc.aio.EOF:
-            return None
-        message: bytes = raw
-        check_size(message)
+        message = _unless_ended(raw)
+        if message is not None:
+            check_size(message)
         return message
 
     async def only(self) -> bytes:
@@ -392,8 +391,12 @@ class Requests:
 
     async def next_of_many(self) -> bytes | None:
         """The next message of a stream that may be idle, of any size. It waits without a limit."""
-        raw = await self._context.read()
-        return None if raw is grpc.aio.EOF else raw
+        return _unless_ended(await self._context.read())
+
+
+def _unless_ended(raw: Any) -> bytes | None:
+    """What `read` of a call gave, None after the last message."""
+    return None if raw is grpc.aio.EOF else raw
 
 
 Send = Callable[[bytes], Awaitable[None]]

@@ -38,8 +38,7 @@ class Leader:
 
     def models(self) -> list[str]:
         """The names of the leader's models."""
-        call: Any = self._channel.unary_unary(_LIST)
-        raw = call(b"", timeout=DEADLINE_S, metadata=self._metadata)
+        raw = self._ask(_LIST, b"", DEADLINE_S)
         return [each.model for each in models_pb2.ListModelsResponse.FromString(raw).models]
 
     def copy(self, model: str) -> Iterator[following_pb2.CopyModelResponse]:
@@ -54,22 +53,24 @@ class Leader:
 
     def confirm(self, request: following_pb2.ConfirmLogRequest) -> None:
         """Says that records are on disk."""
-        call: Any = self._channel.unary_unary(_FOLLOW + "ConfirmLog")
-        call(request.SerializeToString(), timeout=DEADLINE_S, metadata=self._metadata)
+        self._ask(_FOLLOW + "ConfirmLog", request.SerializeToString(), DEADLINE_S)
 
     def fence(self, request: following_pb2.FenceRequest) -> None:
         """Tells the leader that another server took its place."""
-        call: Any = self._channel.unary_unary(_FOLLOW + "Fence")
-        call(request.SerializeToString(), timeout=FENCE_S, metadata=self._metadata)
+        self._ask(_FOLLOW + "Fence", request.SerializeToString(), FENCE_S)
 
     def answers(self) -> bool:
         """Whether the leader still serves its models."""
         try:
-            call: Any = self._channel.unary_unary(_LIST)
-            call(b"", timeout=FENCE_S, metadata=self._metadata)
+            self._ask(_LIST, b"", FENCE_S)
         except grpc.RpcError as error:
             return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
         return True
+
+    def _ask(self, path: str, message: bytes, timeout_s: float) -> bytes:
+        call: Any = self._channel.unary_unary(path)
+        answer: bytes = call(message, timeout=timeout_s, metadata=self._metadata)
+        return answer
 
     def _stream(self, name: str, request: Any, kind: Any) -> Any:
         call: Any = self._channel.unary_stream(
@@ -80,8 +81,3 @@ class Leader:
     def close(self) -> None:
         """Ends all calls."""
         self._channel.close()
-
-
-def is_grpc_error(error: BaseException, *codes: grpc.StatusCode) -> bool:
-    """Whether an error is a status with one of the codes."""
-    return isinstance(error, grpc.RpcError) and error.code() in codes

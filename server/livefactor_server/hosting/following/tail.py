@@ -17,7 +17,6 @@ from livefactor_server.statuses import precondition, unavailable
 MESSAGE_BYTES, MESSAGE_RECORDS = 1 << 20, 4096
 """Bytes of payloads after which a message takes no further record, and the most records in one."""
 
-
 MARKS_MAX = 64
 """Maximum number of a follower's earlier records that are compared."""
 
