@@ -117,7 +117,29 @@ class Block:
             lane.go()
 
 
+def shared_array(self: Any, shape: int, dtype: Any) -> np.ndarray:
+    """Return the block's array of the calling line. It replaces `FakeCUDAShared.array`.
+
+    The simulator's own method looks an array up and adds it in two steps. If a thread runs between
+    them, two threads of a block get different arrays.
+    """
+    if shape == 0:
+        # The launch has reserved this memory.
+        return _dynamic_array(self, shape, dtype)
+    caller = sys._getframe(1)
+    with _shared_lock:
+        place = caller.f_code.co_filename, caller.f_lineno
+        if place not in self._allocations:
+            self._allocations[place] = np.empty(shape, cuda.simulator.kernelapi.numpy_support.as_dtype(dtype))
+        return self._allocations[place]
+
+
+_dynamic_array = cuda.simulator.kernelapi.FakeCUDAShared.array
+_shared_lock = threading.Lock()
+
+
 def install() -> None:
-    """Replace the simulator's blocks for the rest of this process."""
+    """Replace the simulator's blocks and shared arrays for the rest of this process."""
     sys.setswitchinterval(SWITCH_S)
     cuda.simulator.kernel.BlockManager = Block
+    cuda.simulator.kernelapi.FakeCUDAShared.array = shared_array
