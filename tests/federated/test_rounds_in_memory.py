@@ -19,7 +19,6 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 
 import livefactor
 from livefactor import federated
-from livefactor.federated.flower import OneRecord, client_app
 from livefactor_server.snapshots.audit import replay_model
 from memory_grid import MemoryGrid
 
@@ -66,11 +65,11 @@ def app_of(homes: livefactor.Local, common: livefactor.Local, name: str, **optio
                 **options,
             )
 
-    return client_app(home)
+    return federated.client_app(home)
 
 
-def strategy_of(common: livefactor.Local, tmp_path: Path, **options: object) -> OneRecord:
-    return OneRecord(common.target, tmp_path / "rounds", model="common", **options)
+def strategy_of(common: livefactor.Local, tmp_path: Path, **options: object) -> federated.OneRecord:
+    return federated.OneRecord(common.target, tmp_path / "rounds", model="common", **options)
 
 
 def test_a_hundred_participants_make_one_record_a_round(
@@ -150,7 +149,7 @@ def test_a_participant_that_fails_and_a_round_of_too_few(
         raise OSError("no disk")
 
     strategy = strategy_of(common, tmp_path)
-    (done,) = strategy.run(MemoryGrid(client_app(broken), 3), 1)
+    (done,) = strategy.run(MemoryGrid(federated.client_app(broken), 3), 1)
     assert done.root_before == done.root_after
     assert (done.merged, done.revision, done.is_proven) == (0, 0, False)
     assert len(done.refused) == 3 and "no disk" in done.refused[0]

@@ -9,7 +9,7 @@
     fixed     numbers as whole numbers modulo 2**32, so that their sum does not depend on an order
     shamir    a secret in shares, of which a threshold gives it back
 
-`Participant`, `addressed_to`, `unmask` and the module `flower` need the extra `federated`.
+`Participant`, `addressed_to`, `unmask`, and the names of `flower` need the extra `federated`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from livefactor.federated.rounds import (
 )
 
 if TYPE_CHECKING:
+    from livefactor.federated.flower import OneRecord, Round, client_app
     from livefactor.federated.masking import Participant, ProtocolError, addressed_to, unmask
 
 __all__ = [
@@ -42,11 +43,14 @@ __all__ = [
     "Contribution",
     "FixedPoint",
     "Home",
+    "OneRecord",
     "Participant",
     "ProtocolError",
+    "Round",
     "Rows",
     "addressed_to",
     "adopt",
+    "client_app",
     "difference",
     "give",
     "krum",
@@ -61,12 +65,19 @@ __all__ = [
 ]
 
 
+_OF_FLOWER = ("OneRecord", "Round", "client_app")
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home: Any
     try:
-        from livefactor.federated import masking
+        if name in _OF_FLOWER:
+            from livefactor.federated import flower as home
+        else:
+            from livefactor.federated import masking as home
     except ModuleNotFoundError as error:
         text = f'{name} needs {error.name}: pip install "livefactor[federated]"'
         raise MissingPackage(text) from error
-    return getattr(masking, name)
+    return getattr(home, name)

@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
 
 from livefactor.access import Access
 from livefactor.auditor import Auditor
-from livefactor.errors import MissingPackage
 from livefactor.federated.home import Home
 from livefactor.federated.merging import weighted_mean
 from livefactor.federated.proof import unexplained_rows
@@ -33,16 +36,6 @@ from livefactor.federated.rounds import Contribution, Rows, give, rows_of
 from livefactor.pushing.producer import Producer
 from livefactor.snapshots.files import load
 from livefactor.snapshots.loaded import LoadedSnapshot
-
-try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid
-    from flwr.serverapp.strategy import FedAvg
-except ModuleNotFoundError as error:
-    raise MissingPackage(
-        f'rounds with Flower need {error.name}: pip install "livefactor[federated]"'
-    ) from error
 
 EVENTS = "events"
 """The metric of a contribution that is its weight."""

@@ -94,11 +94,9 @@ class Home:
 
 def _padded(found: Contribution, padding: int) -> Contribution:
     """The rows that changed, and `padding` others, drawn at random."""
-    changed = found.numbers.any(axis=1)
+    changed: npt.NDArray[np.bool_] = np.asarray(found.numbers.any(axis=1))
     others = np.flatnonzero(~changed)
     if 0 <= padding < len(others):
-        chosen: npt.NDArray[np.int64] = np.random.default_rng().choice(others, padding, replace=False)
-        changed[chosen] = True
-    else:
-        changed[others] = True
+        others = np.random.default_rng().choice(others, padding, replace=False)
+    changed[others] = True
     return Contribution(found.keys[changed], found.numbers[changed], found.events)

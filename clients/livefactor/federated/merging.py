@@ -60,7 +60,9 @@ def krum(given: Sequence[Contribution], wrong: int, chosen: int = 1) -> Contribu
         raise ValueError(f"chosen: expected 1..{n - wrong - 2}, got {chosen}")
     flat = _stacked(keys, given).reshape(n, -1)
     # A difference that is taken first has no cancellation, unlike |a|^2 + |b|^2 - 2ab.
-    distances = np.array([np.square(flat - each).sum(axis=1) for each in flat])
+    with np.errstate(over="ignore"):
+        # A distance that is too large for a number is infinite, and the largest one.
+        distances = np.array([np.square(flat - each).sum(axis=1) for each in flat])
     np.fill_diagonal(distances, np.inf)
     sums = np.sort(distances, axis=1)[:, : n - wrong - 2].sum(axis=1)
     best = np.sort(np.argsort(sums, kind="stable")[:chosen])

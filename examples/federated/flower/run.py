@@ -25,12 +25,36 @@ import livefactor
 HERE, BIN = Path(__file__).parent, Path(sys.executable).parent
 
 
-def free_ports(n: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Machine:
+    """The processes of Flower on this machine, with a home and an output of their own."""
+
+    def __init__(self, stack: ExitStack, scratch: Path, folder: Path, link: int) -> None:
+        self._stack, self._folder = stack, folder
+        home = scratch / "flwr"
+        home.mkdir()
+        connection = f'[superlink.here]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
+        (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n{connection}')
+        self._env = {
+            **os.environ,
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            # Flower starts its apps by name.
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        output = self._stack.enter_context((self._folder / f"{name}.log").open("wb"))
+        process = subprocess.Popen(
+            command, env=self._env, stdout=output, stderr=output, start_new_session=True
+        )
+        self._stack.callback(stop, process)
+        return process
 
 
 def main() -> None:
@@ -47,52 +71,8 @@ def main() -> None:
         folder = (chosen.folder or scratch / "rounds").resolve()
         folder.mkdir(parents=True, exist_ok=True)
         common = stack.enter_context(livefactor.local("clicks_sgd", data=scratch / "common"))
-        link, *ports = free_ports(1 + chosen.shops)
-        env = {
-            **os.environ,
-            "FLWR_HOME": str(scratch / "flwr"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            # Flower starts its apps by name.
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        }
-        (scratch / "flwr").mkdir()
-        connection = f'[superlink.here]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
-        (scratch / "flwr" / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n{connection}')
-
-        def start(name: str, *command: str) -> None:
-            output = stack.enter_context((folder / f"{name}.log").open("wb"))
-            process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
-            stack.callback(stop, process)
-
-        start(
-            "superlink",
-            *("flower-superlink", "--insecure", "--port", str(link)),
-            "--disable-runtime-dependency-installation",
-        )
-        wait_for(link)
-        for place, port in enumerate(ports):
-            start(
-                f"shop-{place}",
-                *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}", "--port", str(port)),
-                *("--node-config", f'partition-id={place} home="{scratch / f"home-{place}"}"'),
-            )
-        settings = {
-            "common": f'"{common.target}"',
-            "rounds": chosen.rounds,
-            "shops": chosen.shops,
-            "purchases": chosen.purchases,
-            "folder": f'"{folder}"',
-        }
-        # Flower packs the folder of the app, so it must hold the app alone.
-        for name in ("pyproject.toml", "shops.py"):
-            (scratch / "app").mkdir(exist_ok=True)
-            shutil.copy(HERE / name, scratch / "app" / name)
-        config = " ".join(f"{name}={value}" for name, value in settings.items())
-        command = ["flwr", "run", str(scratch / "app"), "here", "--run-config", config, "--stream"]
-        with (folder / "run.log").open("wb") as output:
-            process = subprocess.Popen(command, env=env, stdout=output, stderr=output, start_new_session=True)
-            stack.callback(stop, process)
-            wait_for_rounds(folder / "rounds.jsonl", chosen.rounds, process)
+        link = free_port()
+        run(Machine(stack, scratch, folder, link), link, common.target, scratch, folder, chosen)
         with common.models() as models:
             described = models.describe("common", with_root_hash=True)
         for line in (folder / "rounds.jsonl").read_text().splitlines():
@@ -104,6 +84,34 @@ def main() -> None:
         is_last = described.root_hash.hex() == done["root_after"]
         print(f"the common model has {described.items} items and {described.users} customers")
         print(f"its root hash is that of the last round: {'yes' if is_last else 'no'}")
+
+
+def run(
+    machine: Machine, link: int, common: str, scratch: Path, folder: Path, chosen: argparse.Namespace
+) -> None:
+    """Starts the SuperLink and the shops, and waits for the rounds."""
+    machine.start(
+        "superlink",
+        *("flower-superlink", "--insecure", "--port", str(link), "--disable-runtime-dependency-installation"),
+    )
+    wait_for(link)
+    for place in range(chosen.shops):
+        machine.start(
+            f"shop-{place}",
+            *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}"),
+            *("--port", str(free_port())),
+            *("--node-config", f'partition-id={place} home="{scratch / f"home-{place}"}"'),
+        )
+    # Flower packs the folder of the app, so it must hold the app alone.
+    (scratch / "app").mkdir()
+    for name in ("pyproject.toml", "shops.py"):
+        shutil.copy(HERE / name, scratch / "app" / name)
+    config = (
+        f'common="{common}" folder="{folder}" rounds={chosen.rounds} shops={chosen.shops} '
+        f"purchases={chosen.purchases}"
+    )
+    command = ["flwr", "run", str(scratch / "app"), "here", "--run-config", config, "--stream"]
+    wait_for_rounds(folder / "rounds.jsonl", chosen.rounds, machine.start("run", *command))
 
 
 def wait_for(port: int, seconds: float = 60.0) -> None:

@@ -18,8 +18,6 @@ from flwr.serverapp import Grid, ServerApp
 
 import livefactor
 from livefactor import federated
-from livefactor.federated.flower import OneRecord
-from livefactor.federated.flower import client_app as app_of
 
 PRESET, MODEL = "clicks_sgd", "common"
 
@@ -52,7 +50,7 @@ def shop(context: Context) -> Iterator[federated.Home]:
         yield federated.Home(server, auditor, events, PRESET, padding=-1)
 
 
-client_app = app_of(shop)
+client_app = federated.client_app(shop)
 server_app = ServerApp()
 
 
@@ -66,7 +64,7 @@ def main(grid: Grid, context: Context) -> None:
         k = models.describe(MODEL).spec["k"]
     with livefactor.Producer(common, "items", model=MODEL, labels=False) as producer:
         federated.register(producer, np.unique(purchases(settings["purchases"])[1]), k)
-    strategy = OneRecord(
+    strategy = federated.OneRecord(
         common, settings["folder"], model=MODEL, min_train_nodes=2, min_available_nodes=settings["shops"]
     )
     strategy.run(grid, settings["rounds"], timeout=settings["seconds-a-round"])

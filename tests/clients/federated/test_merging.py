@@ -28,7 +28,7 @@ def test_krum_chooses_among_those_that_agree() -> None:
         one, three = federated.krum(given, 2), federated.krum(given, 2, chosen=3)
         assert one.numbers.tobytes() in {each.numbers.tobytes() for each in honest}
         assert np.abs(three.numbers - 1.0).max() <= 0.1 and three.events == 3.0
-        assert np.abs(federated.weighted_mean(given).numbers - 1.0).max() > 1.0
+        assert np.abs(federated.weighted_mean(given).numbers - 1.0).max() > 0.5
     # Others do not hide behind rows of their own: what they leave out counts as unchanged.
     aside = [contribution(1.0, (7, 8)), contribution(2.0, (8, 9))]
     assert (
@@ -116,9 +116,9 @@ def test_a_participant_learns_at_home_and_gives_what_changed(
     common = server.auditor(model="common")
     rows = federated.rows_of(snapshot(server, tmp_path))
     taken = common.list()[-1]
-    home = federated.Home(server, common, events, "clicks_sgd", {"k": K}, norm_max=0.5)
+    home = federated.Home(server, common, events, "clicks_sgd", {"k": K}, norm_max=0.1)
     given = home.learn(1, taken.snapshot_id, taken.root_hash)
-    assert given.events == 5.0 and given.norm == pytest.approx(0.5)
+    assert given.events == 5.0 and given.norm == pytest.approx(0.1)
     assert given.numbers.any(axis=1).all() and 5 <= len(given.keys) < 30
     # The rows are those of the common model again before the next round, which another object does.
     again = federated.Home(server, common, lambda _: events(0), "clicks_sgd", {"k": K}, padding=-1)
@@ -135,8 +135,9 @@ def test_a_participant_learns_at_home_and_gives_what_changed(
 
 
 def test_without_flower_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "flwr", None)
     monkeypatch.delitem(sys.modules, "livefactor.federated.flower", raising=False)
-    monkeypatch.setitem(sys.modules, "flwr.app", None)
-    with pytest.raises(MissingPackage, match=r"livefactor\[federated\]"):
-        from livefactor.federated import flower  # noqa: F401
+    monkeypatch.delattr(federated, "flower", raising=False)
+    for name in ("flwr", "flwr.app"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingPackage, match=r"OneRecord needs flwr.*livefactor\[federated\]"):
+        _ = federated.OneRecord
