@@ -19,7 +19,7 @@ from benchmarks.quality.metrics import PRIMARY, Judge
 from livefactor_kernels.backend import Update
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_kernels.tables import ITEMS, USERS
+from livefactor_kernels.tables import USERS
 
 Given = tuple[int, np.ndarray, int]
 """What a participant gives: its number, what changed in the item rows float32[items, k + 1], and
@@ -111,6 +111,3 @@ def people(events: Events) -> np.ndarray:
 def judged(judge: Judge, scores: Callable[[np.ndarray], np.ndarray]) -> float:
     """NDCG@10."""
     return judge.figures(scores)[PRIMARY]
-
-
-__all__ = ["ITEMS", "Given", "Participants", "judged", "judgement", "people", "rounds"]

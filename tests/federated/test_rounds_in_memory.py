@@ -203,3 +203,7 @@ def test_padding_hides_which_items_changed(homes: livefactor.Local, common: live
         home.padding = -1
         padded = home.learn(2, taken.snapshot_id, taken.root_hash)
         assert padded.keys.tolist() == list(range(ITEMS))
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in federated.__all__ if not hasattr(federated, name)] == []
