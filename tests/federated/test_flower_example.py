@@ -15,10 +15,11 @@ pytest.importorskip("flwr", reason="make test-federated has it")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "federated" / "flower"
 
 
+@pytest.mark.timeout(900)
 def test_shops_learn_with_a_superlink_and_supernodes(tmp_path: Path) -> None:
     folder = shutil.copytree(EXAMPLE, tmp_path / "flower")
     command = [sys.executable, str(folder / "run.py"), "--rounds", "2", "--folder", str(tmp_path / "rounds")]
-    result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=280, check=False)
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=840, check=False)
     logs = "".join(path.read_text() for path in (tmp_path / "rounds").glob("*.log"))
     assert result.returncode == 0, result.stderr + logs
     rounds = re.findall(
