@@ -31,6 +31,7 @@ from benchmarks.progressive import suite as progressive
 from benchmarks.speed import (
     access,
     asynchronous,
+    brokers,
     calls,
     disk,
     kernels,
@@ -92,6 +93,7 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "limits": lambda quick: dict(limits.measure(rounds=3 if quick else 7)),
     "kernels": run_kernels,
     "ingest": run_ingest,
+    "brokers": lambda quick: dict(brokers.measure(100) if quick else brokers.measure()),
     "calls": lambda quick: dict(calls.measure(1, 0.4) if quick else calls.measure()),
     "clients": lambda quick: dict(asynchronous.measure(1, 1.0) if quick else asynchronous.measure()),
     "access": lambda quick: dict(access.measure(1, 300, 1 << 19) if quick else access.measure()),
