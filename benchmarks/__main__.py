@@ -25,13 +25,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import machine, report
+from benchmarks import brokers, machine, report
 from benchmarks.pages import ROOT
 from benchmarks.progressive import suite as progressive
 from benchmarks.speed import (
     access,
     asynchronous,
-    brokers,
     calls,
     disk,
     kernels,

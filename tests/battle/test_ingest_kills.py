@@ -61,7 +61,10 @@ class GrowingFile:
 
 
 class Broker(ABC):
-    """A broker that is killed and starts again on its folder. It syncs each message."""
+    """A broker that is killed and starts again on its folder.
+
+    It has written a message before it acknowledges it.
+    """
 
     program: ClassVar[str]
 
@@ -147,10 +150,7 @@ class NatsStream(Broker):
         return f'kind = "nats"\nurl = "nats://127.0.0.1:{self.port}"\nstream = "EVENTS"'
 
     def command(self) -> list[str]:
-        settings = self.folder / "nats.conf"
-        store = f'store_dir: "{self.folder}", sync_interval: always'
-        settings.write_text(f"host: 127.0.0.1\nport: {self.port}\njetstream {{{store}}}\n")
-        return ["nats-server", "-c", str(settings)]
+        return ["nats-server", "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.folder)]
 
     def answers(self) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), 1.0) as opened:
