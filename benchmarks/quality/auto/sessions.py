@@ -167,6 +167,10 @@ class Neighbors:
         """See `Method.ranks`."""
         if target not in self._seen:
             return None
+        return _ranks(self.scores(before), before, target)
+
+    def scores(self, before: np.ndarray) -> Counter[int]:
+        """The scores of items after the clicks `before`, where they are above 0."""
         own, scores, near = before[: -1 - OWN_MAX : -1].tolist(), Counter[int](), self._settings["near"]
         similar = self._similar(own)
         best = sorted(similar.items(), key=lambda pair: -pair[1])[: int(self._settings["neighbors"])]
@@ -179,7 +183,7 @@ class Neighbors:
             for item, place in first.items() if shared is not None else ():
                 assert shared is not None
                 scores[item] += similarity * (0.5 ** (abs(place - shared) / near) if near else 1.0)
-        return _ranks(scores, before, target)
+        return scores
 
     def _similar(self, own: list[int]) -> Counter[int]:
         """The sessions that share items with the newest ones `own`."""
