@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from threadpoolctl import threadpool_limits
 
-from benchmarks import machine
+from benchmarks import machine, topics
 from benchmarks.pages import ROOT
 from benchmarks.progressive.suite import ratings_path
-from benchmarks.quality import methods, pictures, report, suite, topics
+from benchmarks.quality import methods, pictures, report, suite
 from benchmarks.quality.ranking import QUICK, WHOLE, Extent, Figures
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"

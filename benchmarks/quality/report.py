@@ -15,8 +15,8 @@ from benchmarks.quality.methods import METHODS
 from benchmarks.quality.metrics import NAMES, PRIMARY
 from benchmarks.quality.ranking import MICRO_BATCHES
 from benchmarks.quality.suite import BY_USER, NEXT_GRIDS, NEXT_OURS, ORDERS
-from benchmarks.quality.topics import GOALS
 from benchmarks.report import Figure
+from benchmarks.topics import GOALS
 
 PAGE = ROOT / "docs" / "quality.md"
 COMMAND = "make quality"

@@ -19,9 +19,10 @@ from repository import ROOT
 
 # No installed package contains the benchmarks.
 sys.path.insert(0, str(ROOT))
+from benchmarks import topics
 from benchmarks.pages import between_marks
 from benchmarks.progressive.data import Stream
-from benchmarks.quality import als, closed_form, data, metrics, pictures, ratings, report, search, topics
+from benchmarks.quality import als, closed_form, data, metrics, pictures, ratings, report, search
 from benchmarks.quality.data import Events
 from benchmarks.quality.methods import METHODS
 from benchmarks.quality.ranking import QUICK

@@ -160,7 +160,8 @@ def table(figures: Figures) -> str:
                 lines.append(
                     f"| {label} | {words} | {shown} | {float(figures[f'{name}_{kind}_ratio'] or 0):.3f} |"
                 )
-    lines += ["", "| | | frozen | one run | two runs | second ÷ first |", "|---|---|---|---|---|---|"]
+    if any(f"{name}_again_new_ratio" in figures for name in LABELS):
+        lines += ["", "| | | frozen | one run | two runs | second ÷ first |", "|---|---|---|---|---|---|"]
     for name, label in LABELS.items():
         for kind, words in (("new", "the events after both runs"), ("old", "events of the first run")):
             if f"{name}_again_{kind}_ratio" in figures:
