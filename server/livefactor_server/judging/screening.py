@@ -46,9 +46,12 @@ BATCHES_KEPT, BATCHES_MIN = 256, 32
 TO_SIGMA = 1.4826
 """A standard deviation of normal figures, as a multiple of their median absolute deviation."""
 
-TIMES_MIN, SHARE_MIN = 2.0, 0.25
-"""An outlier has at least so many times the median loss or gradient, or this above the median
-share.
+TIMES_MIN = 2.0
+"""An outlier has at least so many times the median loss or gradient."""
+
+SHARE_MIN, SHARE_MOST = 0.25, 0.75
+"""The bound of the share of new ids is at least so far above the median, and at most this part of
+the way from the median to 1.
 """
 
 LOSS, GRADIENT, NEW_KEYS = FIGURES = ("loss", "gradient", "new_keys")
@@ -140,8 +143,12 @@ class Screen:
         values = np.array(window)
         median = float(np.median(values))
         spread = TO_SIGMA * float(np.median(np.abs(values - median)))
-        floor = median + SHARE_MIN if name == NEW_KEYS else median * TIMES_MIN
-        return max(median + self.settings.deviations * spread, floor, self._accepted[name])
+        bound = median + self.settings.deviations * spread
+        if name == NEW_KEYS:
+            # A share of 1 is an outlier however much the share varies.
+            most = median + SHARE_MOST * (1.0 - median)
+            return max(min(max(bound, median + SHARE_MIN), most), self._accepted[name])
+        return max(bound, median * TIMES_MIN, self._accepted[name])
 
     def _figures(self, batch: InteractionsChange) -> dict[str, float]:
         tables = self._backend.users, self._backend.items
