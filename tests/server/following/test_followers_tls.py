@@ -81,7 +81,7 @@ def test_a_follower_over_tls_proves_itself_by_its_token(node: MakeNode, tmp_path
 def test_a_follower_evicts_what_its_leader_evicts(node: MakeNode) -> None:
     leader, follower = node("leader").start(), node("follower")
     with livefactor.Models(leader.target) as models:
-        models.create(MODEL, "clicks_sgd", **SPEC, eviction={"idle_events": 500})
+        models.create(MODEL, "clicks_sgd", **SPEC, eviction={"idle_events": 1000})
     follower.start(leader.target)
     with livefactor.Producer(producer_id="p", target=leader.target, model=MODEL) as producer:
         for number in range(60):
