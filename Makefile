@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 PROTO_VENV := .venv-proto
 FLOOR_VENV := .venv-floor
+FEDERATED_VENV := .venv-federated
 SUCCESSOR_VENV := .venv-successor
 BIN := $(VENV)/bin
 ARGS ?=
@@ -66,6 +67,12 @@ $(PROTO_VENV)/.stamp: Makefile scripts/install
 $(FLOOR_VENV)/.stamp: Makefile pyproject.toml scripts/install
 	@$(PYTHON) -m venv --clear $(FLOOR_VENV)
 	@scripts/install $(FLOOR_VENV)/bin/python $(FLOOR) -e '.[server]' buf-bin hypothesis pandas psutil 'psycopg[binary]' pyarrow pytest pytest-rerunfailures pytest-timeout safetensors tantivy
+	@touch $@
+
+# Flower pins versions that the other tools do not, such as protobuf 6.
+$(FEDERATED_VENV)/.stamp: Makefile pyproject.toml scripts/install
+	@$(PYTHON) -m venv --clear $(FEDERATED_VENV)
+	@scripts/install $(FEDERATED_VENV)/bin/python -e '.[server,federated]' hypothesis psutil pytest pytest-rerunfailures pytest-timeout
 	@touch $@
 
 $(SUCCESSOR_VENV)/.stamp: Makefile scripts/install
@@ -142,6 +149,10 @@ notebook: $(VENV)/.stamp-dev ## Runs the notebook examples/notebook/shop.ipynb a
 privacy-attack: $(VENV)/.stamp-dev ## Audits differential privacy with 1,000 canaries; writes benchmarks/results/privacy.json and docs/privacy.md.
 	@$(BIN)/python -m benchmarks.privacy.attack $(ARGS)
 
+.PHONY: test-federated
+test-federated: $(FEDERATED_VENV)/.stamp ## Tests rounds with Flower: a hundred participants in memory, and a SuperLink with SuperNodes.
+	@$(FEDERATED_VENV)/bin/python -m pytest tests/federated tests/clients/federated $(ARGS)
+
 .PHONY: test-trackers
 test-trackers: $(VENV)/.stamp-trackers ## Logs a fit to TensorBoard, to MLflow in a folder, and to W&B offline.
 	@$(BIN)/python -m pytest -n 0 tests/end_to_end/test_trackers.py $(ARGS)
@@ -210,5 +221,5 @@ docs-site: $(VENV)/.stamp-dev ## Builds the site of the docs in build/site; a wa
 
 .PHONY: clean
 clean: ## Removes the environments and everything that was built.
-	@rm -rf $(VENV) $(PROTO_VENV) $(FLOOR_VENV) $(SUCCESSOR_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) $(PROTO_VENV) $(FLOOR_VENV) $(FEDERATED_VENV) $(SUCCESSOR_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

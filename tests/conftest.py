@@ -24,7 +24,16 @@ hypothesis.settings.load_profile("livefactor")
 
 # Tests in these folders wait for servers, so they depend on the machine's load. One that fails runs
 # a second time, and the summary names it. Tests of bits, formats and kernels run once.
-_TIMED = ("attacks", "battle", "clients", "end_to_end", "server/rpc", "server/served", "server/hosting")
+_TIMED = (
+    "attacks",
+    "battle",
+    "clients",
+    "end_to_end",
+    "federated",
+    "server/rpc",
+    "server/served",
+    "server/hosting",
+)
 
 
 _TALLY = pytest.StashKey[Tally]()

@@ -9,6 +9,7 @@ from repository import ROOT, imports, modules, tool
 
 THIN = {"livefactor", "grpc", "google", "numpy"}
 EXTRAS = {
+    "livefactor.federated.flower": {"flwr"},
     "livefactor.federated.masking": {"cryptography"},
     "livefactor.ingest.sources.kafka": {"confluent_kafka", "faststream"},
     "livefactor.ingest.sources.nats": {"faststream", "nats"},

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
+from types import ModuleType
 
 import pytest
 
 import livefactor
+from livefactor.errors import MissingPackage
 from repository import ROOT, modules
 
 
@@ -32,8 +34,19 @@ def test_every_name_is_public_and_imported_at_its_first_use() -> None:
 
 @pytest.mark.parametrize("name", [name for name, _ in modules() if not name.endswith("__main__")])
 def test_every_name_in_an_all_exists(name: str) -> None:
+    if name == "livefactor.federated.flower":
+        # It has an environment of its own (`make test-federated`).
+        pytest.importorskip("flwr")
     module = importlib.import_module(name)
-    assert [public for public in getattr(module, "__all__", ()) if not hasattr(module, public)] == []
+    assert [public for public in getattr(module, "__all__", ()) if not _exists(module, public)] == []
+
+
+def _exists(module: ModuleType, public: str) -> bool:
+    try:
+        return hasattr(module, public)
+    except MissingPackage:
+        # An extra with an environment of its own has it, and another test finds its names there.
+        return True
 
 
 def test_versions_agree() -> None:

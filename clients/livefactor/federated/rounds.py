@@ -4,7 +4,7 @@
     adopt(producer, present, rows)                      a participant's model takes them
     ... the participant pushes its events to its model, and takes a snapshot of it ...
     given = difference(rows, rows_of(after), events)    what its training changed
-    merged = weighted_mean([given, ...])                or `trimmed_mean`
+    merged = weighted_mean([given, ...])                or another mean (`merging`)
     give(producer, merged)                              one record of the server's model
 
 A participant's model is a model of its own, such as one of `livefactor.local()`, with the spec of
@@ -14,7 +14,6 @@ the server's and with `merge = LOCAL_MERGE`. User rows stay in it. Secure aggreg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +53,12 @@ class Contribution:
         """The Euclidean norm of all numbers."""
         return float(np.linalg.norm(self.numbers))
 
+    def within(self, norm_max: float) -> Contribution:
+        """The same, scaled down to a norm of `norm_max` if the norm is above it. 0: no limit."""
+        if not 0.0 < norm_max < self.norm:
+            return self
+        return Contribution(self.keys, self.numbers * (norm_max / self.norm), self.events)
+
 
 def rows_of(snapshot: LoadedSnapshot) -> Rows:
     """The item rows of a snapshot."""
@@ -70,54 +75,37 @@ def adopt(producer: Producer, present: Rows, rows: Rows) -> Position | None:
 
     Returns the position of its last record, or None if there was nothing to do.
     """
-    own = _numbers_at(rows.keys, present.keys, present.numbers)
+    own = numbers_at(rows.keys, present.keys, present.numbers)
     deltas, position = rows.numbers.astype(np.float64) - own, None
+    differs = deltas.any(axis=1) | ~np.isin(rows.keys, present.keys)
+    keys, deltas = rows.keys[differs], deltas[differs]
     step = max(1, DELTA_NUMBERS_MAX // deltas.shape[1])
-    for start in range(0, len(rows.keys), step):
+    for start in range(0, len(keys), step):
         part = slice(start, start + step)
-        position = give(producer, Contribution(rows.keys[part], deltas[part], 0.0))
+        position = give(producer, Contribution(keys[part], deltas[part], 0.0))
+    return position
+
+
+def register(producer: Producer, keys: npt.NDArray[np.uint64], k: int) -> Position | None:
+    """Give items their initial rows, functions of the spec and the id, by deltas of zeros.
+
+    Items that have a row keep it. Returns the position of the last record, None without keys.
+    """
+    position, step = None, max(1, DELTA_NUMBERS_MAX // (k + 1))
+    for start in range(0, len(keys), step):
+        part = keys[start : start + step]
+        position = give(producer, Contribution(part, np.zeros((len(part), k + 1)), 0.0))
     return position
 
 
 def difference(before: Rows, after: Rows, events: float, norm_max: float = 0.0) -> Contribution:
     """What changed in the rows of `before`, scaled down to a norm of `norm_max` if it is above 0.
 
-    Rows that `before` lacks are left out: register all items first, with `give` and zeros.
+    Rows that `before` lacks are left out: `register` all items first.
     """
-    found = _numbers_at(before.keys, after.keys, after.numbers, before.numbers)
+    found = numbers_at(before.keys, after.keys, after.numbers, before.numbers)
     changed = found - before.numbers.astype(np.float64)
-    norm = float(np.linalg.norm(changed))
-    if 0.0 < norm_max < norm:
-        changed = changed * (norm_max / norm)
-    return Contribution(before.keys, changed, events)
-
-
-def weighted_mean(given: Sequence[Contribution]) -> Contribution:
-    """The mean, weighted by events (FedAvg: McMahan, Moore, Ramage, Hampson, Agüera y Arcas,
-    AISTATS 2017).
-    """
-    keys, stacked = _stacked(given)
-    weights = np.array([each.events for each in given], np.float64)
-    if not weights.sum() > 0:
-        raise ValueError("events: expected more than 0 in all contributions together")
-    mean = np.tensordot(weights / weights.sum(), stacked, axes=1)
-    return Contribution(keys, mean, float(weights.sum()))
-
-
-def trimmed_mean(given: Sequence[Contribution], share: float) -> Contribution:
-    """The mean of each number without its smallest and largest ones, a share of each.
-
-    All participants count alike, so that nobody gains by claiming many events. It bounds what a
-    minority below `share` can do (Yin, Chen, Ramchandran, Bartlett, ICML 2018).
-    """
-    if not 0.0 <= share < 0.5:
-        raise ValueError(f"share: expected 0..0.5, got {share}")
-    keys, stacked = _stacked(given)
-    cut = int(np.ceil(share * len(given)))
-    if 2 * cut >= len(given):
-        raise ValueError(f"share: {share} of {len(given)} contributions leaves none")
-    ordered = np.sort(stacked, axis=0)[cut : len(given) - cut]
-    return Contribution(keys, ordered.mean(axis=0), float(sum(each.events for each in given)))
+    return Contribution(before.keys, changed, events).within(norm_max)
 
 
 def give(producer: Producer, merged: Contribution, weight: float = 1.0) -> Position:
@@ -154,15 +142,7 @@ def merged_from(
     return Contribution(keys, numbers[:-1].reshape(len(keys), -1) / share, share * events_max)
 
 
-def _stacked(given: Sequence[Contribution]) -> tuple[npt.NDArray[np.uint64], Floats]:
-    """The union of the keys, and the numbers float64[contributions, n, k + 1], 0 where absent."""
-    if not given:
-        raise ValueError("given: expected a contribution")
-    keys = np.unique(np.concatenate([each.keys for each in given]))
-    return keys, np.stack([_numbers_at(keys, each.keys, each.numbers) for each in given])
-
-
-def _numbers_at(
+def numbers_at(
     wanted: npt.NDArray[np.uint64],
     keys: npt.NDArray[np.uint64],
     numbers: Floats,
