@@ -28,7 +28,7 @@ from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, STARTS, USERS, has_starts
 
 _USER_SECTIONS = ("seen_rows", "seen_values", "seen_weights", "seen_visits", "seen_count", "visits")
-CHUNK_EVENTS, CHUNK_USERS = 8192, 16
+CHUNK_EVENTS, CHUNK_USERS = 8192, 32
 """Maximum number of events, and of users, that are read at once for a mix. One user may have more
 events.
 """

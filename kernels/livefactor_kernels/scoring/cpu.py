@@ -218,7 +218,8 @@ def _settled(query: _Query, first: int, users: ManyUsers, items: ItemRows) -> It
     corrected, factors = np.empty(changed.size, np.float32), aligned(factors)
     for u, base in enumerate(users.bases):
         user_row = query.factors[first + u]
-        scan_kernel(user_row, base, factors, bias, items.vectors, corrected)
+        if changed.size:
+            scan_kernel(user_row, base, factors, bias, items.vectors, corrected)
         size, right = settle_kernel(np.uint64(u), users, items, changed, corrected, np.uint64(query.k))
         yield (users.rows[u, :size], users.scores[u, :size]) if right else _scan_top_k(query, first + u)
 

@@ -1,42 +1,29 @@
-"""Which specs may be tried in a model's place: presets that fit its events.
-
-`livefactor tune` starts from the same presets, and from the starts of its search spaces.
-"""
+"""Which specs of `rules.py` may be tried in a model's place, and how they fit it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Loss, ModelSpec, Rule
-from livefactor_kernels.spec.names import PRESET_NAMES
-from livefactor_kernels.spec.presets import preset
+from livefactor_server.challenging.rules import tried
 from livefactor_server.changes.fitting import accepts_all
-
-
-def presets_for(is_for_ratings: bool) -> Iterator[tuple[str, ModelSpec]]:
-    """The presets for ratings (squared loss), or those for rankings, by name."""
-    for name in PRESET_NAMES:
-        spec = preset(name)
-        if (spec.loss == Loss.SQUARED) == is_for_ratings:
-            yield name, spec
 
 
 def candidates(champion: ModelSpec) -> dict[str, ModelSpec]:
     """The specs that are tried beside a champion without being named, by name.
 
-    They are the presets for its task, without those of rule SGD where the task is a ranking, which
-    trade quality for speed. They keep what is the model's own (`in_place_of`). A preset that could
-    reject what the champion accepts is left out.
+    They are what `rules.tried` has for its task, without presets of rule SGD where the task is a
+    ranking, which trade quality for speed. They keep what is the model's own (`in_place_of`). A
+    spec that could reject what the champion accepts is left out.
     """
     found = {}
-    for name, spec in presets_for(champion.loss == Loss.SQUARED):
-        if spec.rule == Rule.SGD and spec.loss != Loss.SQUARED:
+    for each in tried(champion.loss == Loss.SQUARED):
+        if each.spec.rule == Rule.SGD and each.spec.loss != Loss.SQUARED:
             continue
-        made = in_place_of(spec, champion)
+        made = in_place_of(each.spec, champion)
         if fits(made, champion):
-            found[name] = made
+            found[each.name] = made
     return found
 
 

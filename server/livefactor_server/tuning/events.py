@@ -13,10 +13,10 @@ from livefactor.wire.keys import keys_of
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import MAX_FEATURES_PER_ID, ModelSpec
 from livefactor_kernels.spec.presets import preset
+from livefactor_server.challenging.rules import RULES
 from livefactor_server.changes.interactions import good_values, good_weights
 from livefactor_server.files.events import CONTEXT, EventFileError, Events, Rows, open_file
 from livefactor_server.tuning.progressive import Stream
-from livefactor_server.tuning.rules import RULES
 
 USUAL_NAMES = {
     "user_ids": ("user_id", "user"),

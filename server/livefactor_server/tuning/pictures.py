@@ -8,10 +8,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from livefactor_server.challenging.rules import RULES
 from livefactor_server.tuning.drawing import grid, write_svg
 from livefactor_server.tuning.evaluation import Result
 from livefactor_server.tuning.metrics import Metric
-from livefactor_server.tuning.rules import RULES
 from livefactor_server.tuning.search import FinishedTrial
 
 PALETTE = ("#3b6fb6", "#7da7d9", "#2a7f62", "#8c6d1f", "#e07b39", "#c0392b")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from livefactor_kernels.spec.model import ModelSpec, spec_fields
+from livefactor_server.challenging.rules import RULES
 from livefactor_server.tuning.plan import Plan
-from livefactor_server.tuning.rules import RULES
 from livefactor_server.tuning.search import FinishedTrial, TimeIsUp, best_first, timed
 
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from livefactor_kernels.spec.model import ModelSpec
+from livefactor_server.challenging.rules import RULES
 from livefactor_server.tuning.plan import Plan
-from livefactor_server.tuning.rules import RULES
 from livefactor_server.tuning.starts import Start
 
 if TYPE_CHECKING:

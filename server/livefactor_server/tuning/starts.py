@@ -1,4 +1,4 @@
-"""What a search tries first: the presets, and then the start of each rule."""
+"""What a search tries first: the presets, then the points and the start of each rule."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from livefactor_kernels.spec.model import Limits, ModelSpec
 from livefactor_kernels.spec.presets import preset
-from livefactor_server.challenging.candidates import presets_for
+from livefactor_server.challenging.rules import RULES, tried
 from livefactor_server.changes.interactions import good_values
-from livefactor_server.tuning.rules import RULES
+from livefactor_server.model import spec_codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Start:
 
 
 def starts(task: str, rules: list[str], values: np.ndarray) -> list[Start]:
-    """The presets that fit a task and its values, and then the starts of the rules to search.
+    """The presets that fit a task and its values, then points and starts of the rules to search.
 
     Args:
         task: one of `TASKS`. Its own preset is the first.
@@ -39,9 +39,13 @@ def starts(task: str, rules: list[str], values: np.ndarray) -> list[Start]:
         values: the values of the events, float32[n]. A preset that rejects one is left out.
     """
     found: dict[ModelSpec, Start] = {}
-    for name, spec in sorted(presets_for(task == "ratings"), key=lambda each: each[0] != task):
-        if good_values(values, spec).all():
-            found[_learned(spec)] = _of_preset(name, rules)
+    for each in sorted(tried(task == "ratings"), key=lambda each: each.name != task):
+        if not each.rule and good_values(values, each.spec).all():
+            found[_learned(each.spec)] = _of_preset(each.name, rules)
+    for each in tried(task == "ratings"):
+        if each.rule in rules:
+            parameters = {"rule": each.rule, **RULES[each.rule].first(each.rule, each.name)}
+            found.setdefault(_learned(each.spec), Start("", each.rule, parameters))
     for rule in rules:
         spec = _learned(RULES[rule].start)
         found.setdefault(spec, Start("", rule, {"rule": rule, **RULES[rule].first(rule)}))
@@ -57,5 +61,8 @@ def _of_preset(name: str, rules: list[str]) -> Start:
 
 
 def _learned(spec: ModelSpec) -> ModelSpec:
-    """The spec without limits. Specs that differ in them learn alike, if no row is rejected."""
-    return replace(spec, limits=Limits())
+    """The spec as the log has it, without limits.
+
+    Specs that differ in limits learn alike, if no row is rejected.
+    """
+    return replace(spec_codec.decode(spec_codec.encode(spec)), limits=Limits())

@@ -299,7 +299,10 @@ def test_notes_survive_a_restart(tmp_path: Path) -> None:
 def test_candidates_keep_what_the_model_accepts() -> None:
     auto = preset("auto", seed=7)
     found = candidates(auto)
-    assert list(found) == ["auto", "clicks", "purchases", "news"]
+    plain = ["solve-0.03", "solve-0.1", "solve-0.3"]
+    assert list(found) == ["auto", "clicks", "purchases", "news", *plain]
+    assert [found[name].solve.unobserved for name in plain] == pytest.approx([0.03, 0.1, 0.3])
+    assert {found[name].history.half_life for name in plain} == {0.0}
     assert found["auto"] == auto
     # The preset accepts ratings and learns their signs, and so do its challengers.
     assert {each.limits.value_abs_max for each in found.values()} == {1e6}

@@ -26,9 +26,9 @@ from livefactor.errors import ColumnError
 from livefactor.wire.ids import as_keys
 from livefactor.wire.keys import key_of, keys_of
 from livefactor_kernels.spec.presets import preset
+from livefactor_server.challenging.rules import RULES
 from livefactor_server.files.events import Batches, EventFileError, Events, open_file
 from livefactor_server.tuning.events import EventFile, read_events
-from livefactor_server.tuning.rules import RULES
 
 IDS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=5),

@@ -18,13 +18,14 @@ from livefactor_kernels.backend import Update
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import AdaptiveRate, Limits, SpecError
+from livefactor_kernels.spec.model import AdaptiveRate, Auto, Limits, ModelSpec, SpecError
 from livefactor_kernels.spec.presets import preset
+from livefactor_server.challenging.candidates import candidates
+from livefactor_server.challenging.rules import RULES, TASKS, Choice, field_of, tried
 from livefactor_server.model import spec_codec
 from livefactor_server.tuning import metrics, plan, progressive, report, search
 from livefactor_server.tuning.plan import Plan, Settings
 from livefactor_server.tuning.progressive import TOP, Stream, judge_then_learn
-from livefactor_server.tuning.rules import RULES, TASKS, Choice, field_of
 from livefactor_server.tuning.starts import Start, starts
 
 RULE = ["logistic-sgd"]
@@ -342,6 +343,28 @@ def test_every_preset_that_fits_is_tried_before_anything_else() -> None:
     assert amounts == ["purchases", "auto", "purchases_sgd"]
     # A preset whose rule is not searched is tried all the same.
     assert [one.parameters for one in starts("purchases", [], stars)] == [{}, {}, {}]
+
+
+def test_a_contest_tries_what_a_search_tries_first() -> None:
+    """One table says what may be tried (`challenging/rules.py`)."""
+
+    def bare(spec: ModelSpec) -> ModelSpec:
+        logged = spec_codec.decode(spec_codec.encode(spec))
+        return replace(logged, limits=Limits(), auto=Auto())
+
+    for champion, task in ((preset("auto"), "clicks"), (preset("ratings"), "ratings")):
+        rules = [name for name, rule in RULES.items() if task in rule.tasks]
+        searched = starts(task, rules, np.ones(3, np.float32))
+        first = {
+            bare(RULES[one.rule].of_parameters(one.parameters, one.rule))
+            for one in searched
+            if one.preset or one.parameters
+        }
+        contested = candidates(champion)
+        assert {bare(spec) for spec in contested.values()} <= first
+        assert set(contested) == {each.name for each in tried(task == "ratings")} - (
+            {"clicks_sgd", "purchases_sgd"} if task == "clicks" else set()
+        )
 
 
 def played(monkeypatch: pytest.MonkeyPatch, worth: dict[str, tuple[float, float]], seconds: float) -> Played:

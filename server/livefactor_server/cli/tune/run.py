@@ -10,13 +10,13 @@ import typer
 from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from livefactor_kernels.spec.model import KERNEL_SEMANTICS
+from livefactor_server.challenging.rules import RULES, TASKS, field_of
 from livefactor_server.cli.base import complain, console, emit, progress, table
 from livefactor_server.files import specs as spec_files
 from livefactor_server.rpc.server import limit_libraries
 from livefactor_server.tuning import events, pictures, plan, search, starts
 from livefactor_server.tuning.metrics import METRICS
 from livefactor_server.tuning.report import Report, Row, make_report, shown_fields
-from livefactor_server.tuning.rules import RULES, TASKS, field_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress

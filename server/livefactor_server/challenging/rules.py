@@ -1,13 +1,28 @@
-"""The search spaces, one entry per learning rule. A new rule needs only a new entry here."""
+"""What may be tried in a model's place: the presets, and one entry per learning rule.
+
+`livefactor tune` tries the presets and the points of the rules first, and then searches the spaces
+of the rules. The contests of a model try the same presets and points (`candidates.py`). A new rule
+needs only a new entry here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import Limits, ModelSpec, Optimizer, OptimizerKind
+from livefactor_kernels.spec.model import (
+    Counts,
+    History,
+    Limits,
+    Loss,
+    ModelSpec,
+    Optimizer,
+    OptimizerKind,
+    Solve,
+)
+from livefactor_kernels.spec.names import PRESET_NAMES
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.model import spec_codec
 
@@ -65,16 +80,22 @@ class Rule:
         preset: the preset that `start` is, or was derived from.
         start: the spec of the first trial. Fields that are not searched keep its values.
         axes: the searched fields.
+        points: further specs that are tried as they are, by name: values of searched fields.
     """
 
     tasks: tuple[str, ...]
     preset: str
     start: ModelSpec
     axes: tuple[Range | Choice, ...]
+    points: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
 
-    def first(self, name: str) -> dict[str, Any]:
-        """The parameters of `start` under their names in a trial."""
-        return {f"{name}.{axis.field}": field_of(self.start, axis.field) for axis in self.axes}
+    def first(self, name: str, point: str = "") -> dict[str, Any]:
+        """The parameters of `start`, or of a point, under their names in a trial."""
+        values = self.points[point] if point else {}
+        return {
+            f"{name}.{axis.field}": values.get(axis.field, field_of(self.start, axis.field))
+            for axis in self.axes
+        }
 
     def suggest(self, trial: Trial, name: str) -> None:
         """Lets Optuna choose the parameters of a trial.
@@ -93,24 +114,24 @@ class Rule:
         values = {axis.field: (axis, parameters.get(f"{name}.{axis.field}")) for axis in self.axes}
         return self.spec({f: axis.value(value) for f, (axis, value) in values.items() if value is not None})
 
-    def spec(self, values: dict[str, Value]) -> ModelSpec:
+    def spec(self, values: Mapping[str, Value]) -> ModelSpec:
         """`start` with some fields changed. Raises SpecError if the spec is invalid."""
         spec = self.start
-        for field, value in values.items():
-            spec = _with_field(spec, field, value)
+        for path, value in values.items():
+            spec = _with_field(spec, path, value)
         return spec_codec.decode(spec_codec.encode(check(spec)))
 
 
-def field_of(spec: ModelSpec, field: str) -> Any:
+def field_of(spec: ModelSpec, path: str) -> Any:
     """The value of a field, given by its path, for example "optimizer.learning_rate"."""
     value: Any = spec
-    for name in field.split("."):
+    for name in path.split("."):
         value = getattr(value, name)
     return value
 
 
-def _with_field(spec: Any, field: str, value: Value) -> Any:
-    name, _, rest = field.partition(".")
+def _with_field(spec: Any, path: str, value: Value) -> Any:
+    name, _, rest = path.partition(".")
     return replace(spec, **{name: _with_field(getattr(spec, name), rest, value) if rest else value})
 
 
@@ -144,6 +165,11 @@ _MIX = (
     Range("solve.unobserved_density", 5.0, 200.0),
     Choice("k", (32, 64)),
 )
+_PLAIN = (
+    Range("l2", 3e-4, 0.03),
+    Range("solve.unobserved", 0.01, 10.0),
+    Choice("k", (32, 64)),
+)
 _SOFTMAX = (
     *_ADAGRAD,
     _L2,
@@ -151,6 +177,17 @@ _SOFTMAX = (
     Choice("softmax.group_events", (4, 8)),
     Choice("k", (32, 64)),
 )
+
+
+_WHOLE_HISTORIES = preset(
+    "clicks",
+    l2=0.006,
+    history=History(users=4096, items=4096, paged=True),
+    solve=Solve(unobserved=0.1),
+    counts=Counts(),
+    limits=Limits(),
+)
+"""Alternating least squares in one pass: no recency, no counts, and nothing is forgotten."""
 
 
 def _adagrad(rate: float) -> Optimizer:
@@ -194,6 +231,13 @@ RULES = {
     ),
     "solve-counts": Rule(("clicks", "news"), "clicks", preset("clicks"), _SOLVE),
     "solve-mix": Rule(("clicks", "news"), "auto", preset("auto"), _MIX),
+    "solve-plain": Rule(
+        RANKING,
+        "clicks",
+        _WHOLE_HISTORIES,
+        _PLAIN,
+        {f"solve-{weight}": {"solve.unobserved": weight} for weight in (0.03, 0.1, 0.3)},
+    ),
     # The values of purchases may be amounts, which exceed the limits of the preset.
     "solve-repeats": Rule(("purchases",), "clicks", preset("clicks", limits=Limits()), _SOLVE),
 }
@@ -201,3 +245,30 @@ RULES = {
 
 Parameters in a study start with them, so renaming one breaks old studies.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A spec that is tried before any other.
+
+    Attributes:
+        name: the name of a preset, or of a point of a rule.
+        spec: the spec.
+        rule: the rule that has the point; "" for a preset.
+    """
+
+    name: str
+    spec: ModelSpec
+    rule: str = ""
+
+
+def tried(is_for_ratings: bool) -> Iterator[Tried]:
+    """What is tried for ratings (squared loss), or for rankings: presets, then points of rules."""
+    for name in PRESET_NAMES:
+        spec = preset(name)
+        if (spec.loss == Loss.SQUARED) == is_for_ratings:
+            yield Tried(name, spec)
+    for name, rule in RULES.items():
+        if (rule.start.loss == Loss.SQUARED) == is_for_ratings:
+            for point, values in rule.points.items():
+                yield Tried(point, rule.spec(values), name)
