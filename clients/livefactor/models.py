@@ -15,14 +15,13 @@ from livefactor.errors import LivefactorError
 from livefactor.position import Position, position_of
 from livefactor.pushing.deltas import delta_body
 from livefactor.pushing.labels import SIDES
-from livefactor.results.answers import spec_name
 from livefactor.results.contest import Contest, contest_of
-from livefactor.results.descriptions import FeatureReport, Lead, ProducerReport, gap_of, producer_of
+from livefactor.results.descriptions import FeatureReport, Lead, ProducerReport, description_of, producer_of
 from livefactor.results.descriptions import ModelDescription as ModelDescription
 from livefactor.results.descriptions import SpecPeriod as SpecPeriod
 from livefactor.results.erasure import ErasureReport, ForgetCost, cost_of, report_of
-from livefactor.results.judgement import hold_of, judgement_of
 from livefactor.results.privacy import PrivacyBudget, budget_of
+from livefactor.results.quarantine import QuarantinedBatch, QuarantineDecision, batch_of, decision_of
 from livefactor.v1 import challenging_pb2, following_pb2, models_pb2, privacy_pb2, updates_pb2
 from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.keys import keys_of
@@ -38,7 +37,15 @@ _SERVICES = dict.fromkeys(("AddChallenger", "ListChallengers", "SettleModel"), _
     ("Contribute", "MakeRelease", "DescribePrivacy"), "/livefactor.v1.PrivacyService/"
 )
 _READS = frozenset(
-    {"DescribeModel", "ListFeatures", "ListProducers", "ListModels", "ListChallengers", "DescribePrivacy"}
+    {
+        "DescribeModel",
+        "ListFeatures",
+        "ListProducers",
+        "ListModels",
+        "ListChallengers",
+        "DescribePrivacy",
+        "ListQuarantine",
+    }
 )
 LONG_DEADLINE_S = 600.0
 """Deadline, in seconds, of calls that may read or write a whole model: create, root hash, delete,
@@ -102,7 +109,7 @@ class Models(ModelsBase, BlockingClient):
         fill(request.spec, spec, "spec")
         request.spec.SetInParent()
         data = yield from self._call("CreateModel", request, name, timeout)
-        return _description(models_pb2.CreateModelResponse.FromString(data).description)
+        return description_of(models_pb2.CreateModelResponse.FromString(data).description)
 
     @blocking
     def describe(
@@ -116,7 +123,7 @@ class Models(ModelsBase, BlockingClient):
         if timeout is None:
             timeout = LONG_DEADLINE_S if with_root_hash else DEADLINE_S
         data = yield from self._call("DescribeModel", request, name, timeout)
-        return _description(models_pb2.DescribeModelResponse.FromString(data).description)
+        return description_of(models_pb2.DescribeModelResponse.FromString(data).description)
 
     @blocking
     def features(
@@ -154,7 +161,7 @@ class Models(ModelsBase, BlockingClient):
     def list(self, *, timeout: float = DEADLINE_S) -> Plan[tuple[ModelDescription, ...]]:
         """Describe all models of the server, without their judgements."""
         data = yield from self._call("ListModels", models_pb2.ListModelsRequest(), "", timeout)
-        return tuple(map(_description, models_pb2.ListModelsResponse.FromString(data).models))
+        return tuple(map(description_of, models_pb2.ListModelsResponse.FromString(data).models))
 
     @blocking
     def delete(self, name: str, *, timeout: float = LONG_DEADLINE_S) -> Plan[None]:
@@ -189,7 +196,7 @@ class Models(ModelsBase, BlockingClient):
             model=name, source_model=source, snapshot_id=snapshot_id, revision=revision, time_us=time_us
         )
         data = yield from self._call("RestoreSnapshot", request, name, timeout)
-        return _description(models_pb2.RestoreSnapshotResponse.FromString(data).description)
+        return description_of(models_pb2.RestoreSnapshotResponse.FromString(data).description)
 
     @blocking
     def promote(
@@ -219,7 +226,7 @@ class Models(ModelsBase, BlockingClient):
         while data is not None:
             message = models_pb2.PromoteSpecResponse.FromString(data)
             if message.WhichOneof("kind") == "description":
-                return _description(message.description)
+                return description_of(message.description)
             if on_progress is not None:
                 on_progress(message.progress.revision, message.progress.last_revision)
             data = yield Next(stream, doing)
@@ -255,7 +262,7 @@ class Models(ModelsBase, BlockingClient):
         while data is not None:
             message = models_pb2.RollBackResponse.FromString(data)
             if message.WhichOneof("kind") == "description":
-                return _description(message.description)
+                return description_of(message.description)
             if on_progress is not None:
                 on_progress(message.progress.revision, message.progress.last_revision)
             data = yield Next(stream, doing)
@@ -410,7 +417,7 @@ class Models(ModelsBase, BlockingClient):
         if spec:
             fill(request.spec, spec, "spec")
         data = yield from self._call("SettleModel", request, name, timeout)
-        return _description(challenging_pb2.SettleModelResponse.FromString(data).description)
+        return description_of(challenging_pb2.SettleModelResponse.FromString(data).description)
 
     @blocking
     def take_lead(
@@ -438,7 +445,36 @@ class Models(ModelsBase, BlockingClient):
         sequence number. Raises NotFound, and FailedPrecondition if the model does not hold updates.
         """
         data = yield from self._call("ReleaseHold", models_pb2.ReleaseHoldRequest(model=name), name, timeout)
-        return _description(models_pb2.ReleaseHoldResponse.FromString(data).description)
+        return description_of(models_pb2.ReleaseHoldResponse.FromString(data).description)
+
+    @blocking
+    def quarantine(
+        self, name: str = "default", *, timeout: float = LONG_DEADLINE_S
+    ) -> Plan[tuple[QuarantinedBatch, ...]]:
+        """Return the batches that wait in quarantine, the oldest first. Raises NotFound."""
+        request = models_pb2.ListQuarantineRequest(model=name)
+        data = yield from self._call("ListQuarantine", request, name, timeout)
+        return tuple(map(batch_of, models_pb2.ListQuarantineResponse.FromString(data).batches))
+
+    @blocking
+    def decide(
+        self,
+        revisions: Sequence[int],
+        accept: bool,
+        name: str = "default",
+        *,
+        timeout: float = LONG_DEADLINE_S,
+    ) -> Plan[tuple[QuarantineDecision, ...]]:
+        """Accept or drop batches in quarantine: learn them now, or never.
+
+        revisions: those of the batches, at most 1,000. Raises NotFound, FailedPrecondition if no
+        batch waits at one of them, and ResourceExhausted if another act of the model is in
+        progress.
+        """
+        decision = models_pb2.DECISION_ACCEPT if accept else models_pb2.DECISION_DROP
+        request = models_pb2.DecideQuarantineRequest(model=name, revisions=revisions, decision=decision)
+        data = yield from self._call("DecideQuarantine", request, name, timeout)
+        return tuple(map(decision_of, models_pb2.DecideQuarantineResponse.FromString(data).decisions))
 
 
 def _forget_request(
@@ -447,34 +483,3 @@ def _forget_request(
     hashed = partial(keys_of, secret=secret)
     keys = [as_keys(what, ids, hashed).tolist() for what, ids in (("users", users), ("items", items))]
     return models_pb2.ForgetRequest(model=name, user_ids=keys[0], item_ids=keys[1], dry_run=dry_run)
-
-
-def _description(message: Any) -> ModelDescription:
-    return ModelDescription(
-        name=message.model,
-        position=position_of(message.position),
-        spec=plain(message.spec) if message.HasField("spec") else {},
-        users=message.users,
-        items=message.items,
-        events=message.events,
-        backend=message.backend,
-        log_hash=message.log_hash,
-        log_bytes=message.log_bytes,
-        memory_bytes=message.memory_bytes,
-        writable=message.writable,
-        root_hash=message.root_hash,
-        judgement=judgement_of(message.judgement) if message.HasField("judgement") else None,
-        hold=hold_of(message.hold) if message.HasField("hold") else None,
-        adapted_rate=message.adapted_rate if message.HasField("adapted_rate") else None,
-        fault=message.fault,
-        spec_id=spec_name(message.spec_id),
-        spec_revision=message.spec_revision if message.HasField("spec_revision") else None,
-        earlier_specs=tuple(
-            SpecPeriod(each.revision, spec_name(each.spec_id), plain(each.spec))
-            for each in message.earlier_specs
-        ),
-        skipped=tuple((each.first, each.last) for each in message.skipped),
-        log_gap=gap_of(message.log_gap) if message.HasField("log_gap") else None,
-        term=message.term,
-        leader=message.leader,
-    )

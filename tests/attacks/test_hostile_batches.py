@@ -130,6 +130,8 @@ def valid_messages() -> dict[str, list[Any]]:
         "DescribeModel": [models_pb2.DescribeModelRequest(model=MODEL, with_root_hash=True)],
         "ListFeatures": [models_pb2.ListFeaturesRequest(model=MODEL, side=2, limit=3)],
         "ListProducers": [models_pb2.ListProducersRequest(model=MODEL, limit=3)],
+        "ListQuarantine": [models_pb2.ListQuarantineRequest(model=MODEL)],
+        "DecideQuarantine": [models_pb2.DecideQuarantineRequest(model=MODEL, revisions=[1, 2], decision=1)],
         "ListModels": [models_pb2.ListModelsRequest()],
         "DeleteModel": [models_pb2.DeleteModelRequest(model="nosuchmodel")],
         "ListChallengers": [challenging_pb2.ListChallengersRequest(model=MODEL)],

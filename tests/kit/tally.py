@@ -25,6 +25,7 @@ PLANTS = (
     "a role may do more",
     "masks off",
     "clip off",
+    "noise off",
 )
 """The bugs that tests plant. Each must be caught by a test."""
 

@@ -19,8 +19,10 @@ from livefactor.wire import columns as wire
 from livefactor_kernels.numbers import scalar
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.spec.model import Limits, Loss
+from livefactor_kernels.spec.privacy import Privacy
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.changes import Header
+from livefactor_server.changes.content import releasing
 from livefactor_server.engine.commit import Commit
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.engine.quotas import Quota, QuotaSettings
@@ -60,7 +62,7 @@ def producers_are_kept(folder: Path) -> None:
 
 
 def plant_lost_producers(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(producers, "decode", lambda body: ProducerTable())
+    patch.setattr(producers, "decode", lambda body: (ProducerTable(), b""))
 
 
 def nothing_is_applied_that_is_not_in_the_log(folder: Path) -> None:
@@ -141,12 +143,25 @@ def plant_no_clip(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(scalar, "squared_error", lambda s, value, weight, limit: weight * (s - value))
 
 
+def a_release_is_noisy(folder: Path) -> None:
+    """The noise of a release has the standard deviation that the budget is computed from."""
+    privacy = Privacy(epsilon=2.0, delta=1e-6, clip=0.5, noise=3.0)
+    noise = releasing.released(np.zeros((500, 40), np.int64), privacy)
+    found = float(noise.std()) / (privacy.clip * privacy.noise)
+    assert 0.97 < found < 1.03 and abs(float(noise.mean())) < 0.05
+
+
+def plant_no_noise(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(releasing, "normal", np.zeros)
+
+
 CASES: dict[str, tuple[Callable[[Path], None], Callable[[pytest.MonkeyPatch], None]]] = {
     "producers not kept": (producers_are_kept, plant_lost_producers),
     "applied before the log": (nothing_is_applied_that_is_not_in_the_log, plant_apply_first),
     "quota off": (a_producer_stays_within_its_quota, plant_no_quota),
     "masks off": (messages_hide_vectors, plant_no_masks),
     "clip off": (an_event_has_a_bounded_influence, plant_no_clip),
+    "noise off": (a_release_is_noisy, plant_no_noise),
 }
 
 

@@ -56,4 +56,6 @@ class AsyncModels(ModelsBase, AsyncClient):
     challengers = awaited(Models.challengers)
     settle = awaited(Models.settle)
     release = awaited(Models.release)
+    quarantine = awaited(Models.quarantine)
+    decide = awaited(Models.decide)
     take_lead = awaited(Models.take_lead)

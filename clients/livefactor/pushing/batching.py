@@ -91,7 +91,9 @@ class Ack:
     rows. rejects: the first rejected rows of each batch; a server lists 100 for a batch. complete:
     False if the push shares a batch with other pushes and the server rejected more rows of that
     batch than it listed. In that case rejected_count counts only the listed rows. duplicate:
-    whether a batch had been applied before, because its first ack was lost.
+    whether a batch had been applied before, because its first ack was lost. held: how many of the
+    accepted rows wait in quarantine. They are durable, and the model does not know them until an
+    operator accepts them.
     """
 
     position: Position
@@ -100,11 +102,13 @@ class Ack:
     rejects: tuple[RowReject, ...] = ()
     complete: bool = True
     duplicate: bool = False
+    held: int = 0
 
     def __repr__(self) -> str:
         rejected = f", {self.rejected_count} rejected" if self.rejected_count else ""
         duplicate = ", duplicate" if self.duplicate else ""
-        return f"Ack({self.accepted} accepted{rejected}{duplicate}, revision {self.position.revision})"
+        held = f", {self.held} of them held" if self.held else ""
+        return f"Ack({self.accepted} accepted{held}{rejected}{duplicate}, revision {self.position.revision})"
 
 
 @dataclass(slots=True)
@@ -389,12 +393,14 @@ class Receipt(Future["Ack"]):
         if not self.shares:
             return Ack(self._at, 0)
         rejects: list[RowReject] = []
-        rejected, complete = 0, True
+        rejected, complete, held = 0, True, 0
         for share in self.shares:
             listed, answer = share_rejects(share), share.batch.answer
             is_whole_batch = share.count == share.batch.rows
             lists_all = answer.rejected_count == len(answer.rejects)
-            rejected += answer.rejected_count if is_whole_batch else len(listed)
+            out = answer.rejected_count if is_whole_batch else len(listed)
+            rejected += out
+            held += share.count - out if answer.held else 0
             complete = complete and (is_whole_batch or lists_all)
             rejects += listed
         rows = sum(share.count for share in self.shares)
@@ -402,7 +408,9 @@ class Receipt(Future["Ack"]):
         answers = (batch.answer for batch in batches if batch.error is None)
         last = max(answers, key=lambda answer: answer.position.revision)
         duplicate = any(share.batch.answer.duplicate for share in self.shares)
-        return Ack(position_of(last.position), rows - rejected, rejected, tuple(rejects), complete, duplicate)
+        return Ack(
+            position_of(last.position), rows - rejected, rejected, tuple(rejects), complete, duplicate, held
+        )
 
 
 _DTYPES = (KEYS, KEYS, FLOATS, FLOATS, NUMBERS, TIMES)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from livefactor.position import Position
-from livefactor.results.judgement import Hold, Judgement
+from livefactor.position import Position, position_of
+from livefactor.results.answers import spec_name
+from livefactor.results.judgement import Hold, Judgement, hold_of, judgement_of
+from livefactor.wire.plain import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +169,35 @@ class ModelDescription:
         hold = ", on hold" if self.hold is not None else ""
         what = f"rule {self.spec['rule']}, k {self.spec['k']}"
         return f"ModelDescription({self.name!r}, {what}, {rows}, revision {self.position.revision}{hold})"
+
+
+def description_of(message: Any) -> ModelDescription:
+    """A ModelDescription message as plain values."""
+    return ModelDescription(
+        name=message.model,
+        position=position_of(message.position),
+        spec=plain(message.spec) if message.HasField("spec") else {},
+        users=message.users,
+        items=message.items,
+        events=message.events,
+        backend=message.backend,
+        log_hash=message.log_hash,
+        log_bytes=message.log_bytes,
+        memory_bytes=message.memory_bytes,
+        writable=message.writable,
+        root_hash=message.root_hash,
+        judgement=judgement_of(message.judgement) if message.HasField("judgement") else None,
+        hold=hold_of(message.hold) if message.HasField("hold") else None,
+        adapted_rate=message.adapted_rate if message.HasField("adapted_rate") else None,
+        fault=message.fault,
+        spec_id=spec_name(message.spec_id),
+        spec_revision=message.spec_revision if message.HasField("spec_revision") else None,
+        earlier_specs=tuple(
+            SpecPeriod(each.revision, spec_name(each.spec_id), plain(each.spec))
+            for each in message.earlier_specs
+        ),
+        skipped=tuple((each.first, each.last) for each in message.skipped),
+        log_gap=gap_of(message.log_gap) if message.HasField("log_gap") else None,
+        term=message.term,
+        leader=message.leader,
+    )

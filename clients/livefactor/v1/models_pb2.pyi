@@ -200,6 +200,26 @@ PROPOSAL_IN_BATCH: Proposal.ValueType  # 3
 """
 global___Proposal = Proposal
 
+class _Decision:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DecisionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Decision.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DECISION_UNSPECIFIED: _Decision.ValueType  # 0
+    """INVALID_ARGUMENT."""
+    DECISION_ACCEPT: _Decision.ValueType  # 1
+    DECISION_DROP: _Decision.ValueType  # 2
+
+class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper):
+    """What becomes of a batch in quarantine."""
+
+DECISION_UNSPECIFIED: Decision.ValueType  # 0
+"""INVALID_ARGUMENT."""
+DECISION_ACCEPT: Decision.ValueType  # 1
+DECISION_DROP: Decision.ValueType  # 2
+global___Decision = Decision
+
 @typing.final
 class Optimizer(google.protobuf.message.Message):
     """The optimizer of the rules SGD and SOFTMAX. An absent field has the preset's value."""
@@ -1990,3 +2010,165 @@ class ListProducersResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["producers", b"producers", "total", b"total"]) -> None: ...
 
 global___ListProducersResponse = ListProducersResponse
+
+@typing.final
+class ListQuarantineRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: "default"."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
+
+global___ListQuarantineRequest = ListQuarantineRequest
+
+@typing.final
+class QuarantinedBatch(google.protobuf.message.Message):
+    """A batch that waits."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    PRODUCER_ID_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    TIME_US_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    FIGURE_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    BOUND_FIELD_NUMBER: builtins.int
+    IN_LOG_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    """The revision of its record. It names the batch."""
+    producer_id: builtins.str
+    sequence: builtins.int
+    time_us: builtins.int
+    """When it arrived, microseconds since 1970."""
+    rows: builtins.int
+    bytes: builtins.int
+    figure: builtins.str
+    """The figure that is an outlier: loss, gradient or new_keys."""
+    value: builtins.float
+    bound: builtins.float
+    """What it may be at most."""
+    in_log: builtins.bool
+    """False: the log does not have the batch, because the model was restored from a snapshot. It can only be
+    dropped, and the fields above but revision, rows and bytes are empty.
+    """
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        producer_id: builtins.str = ...,
+        sequence: builtins.int = ...,
+        time_us: builtins.int = ...,
+        rows: builtins.int = ...,
+        bytes: builtins.int = ...,
+        figure: builtins.str = ...,
+        value: builtins.float = ...,
+        bound: builtins.float = ...,
+        in_log: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bound", b"bound", "bytes", b"bytes", "figure", b"figure", "in_log", b"in_log", "producer_id", b"producer_id", "revision", b"revision", "rows", b"rows", "sequence", b"sequence", "time_us", b"time_us", "value", b"value"]) -> None: ...
+
+global___QuarantinedBatch = QuarantinedBatch
+
+@typing.final
+class ListQuarantineResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BATCHES_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    BYTES_MAX_FIELD_NUMBER: builtins.int
+    bytes: builtins.int
+    """Their bytes together, and the limit of the server; 0 without a quarantine."""
+    bytes_max: builtins.int
+    @property
+    def batches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___QuarantinedBatch]: ...
+    def __init__(
+        self,
+        *,
+        batches: collections.abc.Iterable[global___QuarantinedBatch] | None = ...,
+        bytes: builtins.int = ...,
+        bytes_max: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batches", b"batches", "bytes", b"bytes", "bytes_max", b"bytes_max"]) -> None: ...
+
+global___ListQuarantineResponse = ListQuarantineResponse
+
+@typing.final
+class DecideQuarantineRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    REVISIONS_FIELD_NUMBER: builtins.int
+    DECISION_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: "default"."""
+    decision: global___Decision.ValueType
+    @property
+    def revisions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The revisions of the batches."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        revisions: collections.abc.Iterable[builtins.int] | None = ...,
+        decision: global___Decision.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decision", b"decision", "model", b"model", "revisions", b"revisions"]) -> None: ...
+
+global___DecideQuarantineRequest = DecideQuarantineRequest
+
+@typing.final
+class DecideQuarantineResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: builtins.int
+    @property
+    def decisions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___QuarantineDecision]: ...
+    def __init__(
+        self,
+        *,
+        decisions: collections.abc.Iterable[global___QuarantineDecision] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decisions", b"decisions"]) -> None: ...
+
+global___DecideQuarantineResponse = DecideQuarantineResponse
+
+@typing.final
+class QuarantineDecision(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    ACCEPTED_FIELD_NUMBER: builtins.int
+    REJECTED_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    """That of the batch."""
+    accepted: builtins.int
+    """Rows that were learned."""
+    rejected: builtins.int
+    """Rows of an accepted batch that the spec or a limit does not allow now."""
+    @property
+    def position(self) -> livefactor.v1.updates_pb2.Position:
+        """That of the record of the decision."""
+
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        position: livefactor.v1.updates_pb2.Position | None = ...,
+        accepted: builtins.int = ...,
+        rejected: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "position", b"position", "rejected", b"rejected", "revision", b"revision"]) -> None: ...
+
+global___QuarantineDecision = QuarantineDecision

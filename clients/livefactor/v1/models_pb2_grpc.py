@@ -89,6 +89,16 @@ class ModelServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_models__pb2.ListProducersRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_models__pb2.ListProducersResponse.FromString,
                 _registered_method=True)
+        self.ListQuarantine = channel.unary_unary(
+                '/livefactor.v1.ModelService/ListQuarantine',
+                request_serializer=livefactor_dot_v1_dot_models__pb2.ListQuarantineRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_models__pb2.ListQuarantineResponse.FromString,
+                _registered_method=True)
+        self.DecideQuarantine = channel.unary_unary(
+                '/livefactor.v1.ModelService/DecideQuarantine',
+                request_serializer=livefactor_dot_v1_dot_models__pb2.DecideQuarantineRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_models__pb2.DecideQuarantineResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
@@ -218,6 +228,28 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuarantine(self, request, context):
+        """The batches that wait in quarantine, the oldest first (docs/guides/quarantine.md).
+        - NOT_FOUND: there is no such model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecideQuarantine(self, request, context):
+        """Decides batches that wait in quarantine. Those that are accepted are learned now, and those that
+        are dropped never. Each decision is a record of the log.
+
+        - INVALID_ARGUMENT: no batch is named, more than 1,000 are, or the decision is missing.
+        - FAILED_PRECONDITION: no batch waits at one of the revisions, the log does not have one, or updates
+        are on hold.
+        - RESOURCE_EXHAUSTED: a promotion, a rollback or an erasure is in progress, or the disk is full. The
+        text says how many batches were decided before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -275,6 +307,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListProducers,
                     request_deserializer=livefactor_dot_v1_dot_models__pb2.ListProducersRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_models__pb2.ListProducersResponse.SerializeToString,
+            ),
+            'ListQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantine,
+                    request_deserializer=livefactor_dot_v1_dot_models__pb2.ListQuarantineRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_models__pb2.ListQuarantineResponse.SerializeToString,
+            ),
+            'DecideQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecideQuarantine,
+                    request_deserializer=livefactor_dot_v1_dot_models__pb2.DecideQuarantineRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_models__pb2.DecideQuarantineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -574,6 +616,60 @@ class ModelService(object):
             '/livefactor.v1.ModelService/ListProducers',
             livefactor_dot_v1_dot_models__pb2.ListProducersRequest.SerializeToString,
             livefactor_dot_v1_dot_models__pb2.ListProducersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.ModelService/ListQuarantine',
+            livefactor_dot_v1_dot_models__pb2.ListQuarantineRequest.SerializeToString,
+            livefactor_dot_v1_dot_models__pb2.ListQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecideQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.ModelService/DecideQuarantine',
+            livefactor_dot_v1_dot_models__pb2.DecideQuarantineRequest.SerializeToString,
+            livefactor_dot_v1_dot_models__pb2.DecideQuarantineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -141,6 +141,28 @@ class ModelServiceStub:
     - INVALID_ARGUMENT: the limit is too large.
     """
 
+    ListQuarantine: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.ListQuarantineRequest,
+        livefactor.v1.models_pb2.ListQuarantineResponse,
+    ]
+    """The batches that wait in quarantine, the oldest first (docs/guides/quarantine.md).
+    - NOT_FOUND: there is no such model.
+    """
+
+    DecideQuarantine: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.DecideQuarantineRequest,
+        livefactor.v1.models_pb2.DecideQuarantineResponse,
+    ]
+    """Decides batches that wait in quarantine. Those that are accepted are learned now, and those that
+    are dropped never. Each decision is a record of the log.
+
+    - INVALID_ARGUMENT: no batch is named, more than 1,000 are, or the decision is missing.
+    - FAILED_PRECONDITION: no batch waits at one of the revisions, the log does not have one, or updates
+      are on hold.
+    - RESOURCE_EXHAUSTED: a promotion, a rollback or an erasure is in progress, or the disk is full. The
+      text says how many batches were decided before.
+    """
+
 class ModelServiceAsyncStub:
     CreateModel: grpc.aio.UnaryUnaryMultiCallable[
         livefactor.v1.models_pb2.CreateModelRequest,
@@ -262,6 +284,28 @@ class ModelServiceAsyncStub:
     """The producers of a model, with how far each one is behind.
     - NOT_FOUND: there is no such model.
     - INVALID_ARGUMENT: the limit is too large.
+    """
+
+    ListQuarantine: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.ListQuarantineRequest,
+        livefactor.v1.models_pb2.ListQuarantineResponse,
+    ]
+    """The batches that wait in quarantine, the oldest first (docs/guides/quarantine.md).
+    - NOT_FOUND: there is no such model.
+    """
+
+    DecideQuarantine: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.models_pb2.DecideQuarantineRequest,
+        livefactor.v1.models_pb2.DecideQuarantineResponse,
+    ]
+    """Decides batches that wait in quarantine. Those that are accepted are learned now, and those that
+    are dropped never. Each decision is a record of the log.
+
+    - INVALID_ARGUMENT: no batch is named, more than 1,000 are, or the decision is missing.
+    - FAILED_PRECONDITION: no batch waits at one of the revisions, the log does not have one, or updates
+      are on hold.
+    - RESOURCE_EXHAUSTED: a promotion, a rollback or an erasure is in progress, or the disk is full. The
+      text says how many batches were decided before.
     """
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
@@ -407,6 +451,32 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """The producers of a model, with how far each one is behind.
         - NOT_FOUND: there is no such model.
         - INVALID_ARGUMENT: the limit is too large.
+        """
+
+    @abc.abstractmethod
+    def ListQuarantine(
+        self,
+        request: livefactor.v1.models_pb2.ListQuarantineRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.models_pb2.ListQuarantineResponse, collections.abc.Awaitable[livefactor.v1.models_pb2.ListQuarantineResponse]]:
+        """The batches that wait in quarantine, the oldest first (docs/guides/quarantine.md).
+        - NOT_FOUND: there is no such model.
+        """
+
+    @abc.abstractmethod
+    def DecideQuarantine(
+        self,
+        request: livefactor.v1.models_pb2.DecideQuarantineRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.models_pb2.DecideQuarantineResponse, collections.abc.Awaitable[livefactor.v1.models_pb2.DecideQuarantineResponse]]:
+        """Decides batches that wait in quarantine. Those that are accepted are learned now, and those that
+        are dropped never. Each decision is a record of the log.
+
+        - INVALID_ARGUMENT: no batch is named, more than 1,000 are, or the decision is missing.
+        - FAILED_PRECONDITION: no batch waits at one of the revisions, the log does not have one, or updates
+          are on hold.
+        - RESOURCE_EXHAUSTED: a promotion, a rollback or an erasure is in progress, or the disk is full. The
+          text says how many batches were decided before.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

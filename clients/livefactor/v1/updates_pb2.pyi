@@ -758,13 +758,19 @@ class ApplyUpdatesResponse(google.protobuf.message.Message):
     REJECTED_COUNT_FIELD_NUMBER: builtins.int
     REJECTS_FIELD_NUMBER: builtins.int
     DUPLICATE_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
     accepted: builtins.int
-    """The number of rows that were applied."""
+    """The number of rows that were applied, or that wait if `held` is true."""
     rejected_count: builtins.int
     duplicate: builtins.bool
     """True: this sequence was applied before, and this is the answer to the first call. If the batch
     is older than the producer's last 64, the payload is not compared and only the position is
     filled in.
+    """
+    held: builtins.bool
+    """True: the batch waits in quarantine, because it is unlike the batches before it. It is durable, and
+    its accepted rows have no effect until an operator accepts it (docs/guides/quarantine.md). Do not send
+    it again.
     """
     @property
     def position(self) -> global___Position:
@@ -782,9 +788,10 @@ class ApplyUpdatesResponse(google.protobuf.message.Message):
         rejected_count: builtins.int = ...,
         rejects: collections.abc.Iterable[global___Reject] | None = ...,
         duplicate: builtins.bool = ...,
+        held: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "duplicate", b"duplicate", "position", b"position", "rejected_count", b"rejected_count", "rejects", b"rejects"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "duplicate", b"duplicate", "held", b"held", "position", b"position", "rejected_count", b"rejected_count", "rejects", b"rejects"]) -> None: ...
 
 global___ApplyUpdatesResponse = ApplyUpdatesResponse
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from livefactor_server.changes import InteractionsChange
 from livefactor_server.changes.bodies import decode_bodies
 from livefactor_server.changes.events import Events
+from livefactor_server.changes.history.quarantine import LEARNED, learned
 from livefactor_server.judging import choice
 from livefactor_server.log.columns import COUNT, KIND, Columns
 from livefactor_server.log.store import Kind, Record
@@ -74,9 +74,9 @@ class Steps:
 def _sizes(records: Sequence[Record]) -> np.ndarray:
     """The number of events of each record, int64[n]."""
     if isinstance(records, Columns):
-        is_events = records.fields[:, KIND] == Kind.INTERACTIONS
+        is_events = np.isin(records.fields[:, KIND], list(LEARNED))
         return np.where(is_events, records.fields[:, COUNT], 0).astype(np.int64)
-    return np.array([each.rows if each.kind == Kind.INTERACTIONS else 0 for each in records], np.int64)
+    return np.array([each.rows if each.kind in LEARNED else 0 for each in records], np.int64)
 
 
 class Judged(NamedTuple):
@@ -129,8 +129,9 @@ def _pieces(records: Sequence[Record]) -> Iterator[_Piece]:
             yield from _pieces([records[done]])
             done += 1
     for record in records if not isinstance(records, Columns) else ():
-        if record.kind == Kind.INTERACTIONS and record.rows:
-            columns = InteractionsChange.from_log(bytes(record.body)).columns
+        change = learned(record.kind, record.body) if record.rows else None
+        if change is not None:
+            columns = change.columns
             ends = np.array([len(columns)])
             events = Events(ends, columns.values, columns.weights, columns.event_types, columns.times_us)
             yield _Piece(record.revision, events, columns.user_ids, columns.item_ids)

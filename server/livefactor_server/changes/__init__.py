@@ -37,6 +37,7 @@ from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
 from livefactor_server.changes.history.erase import EraseChange, ErasedChange, EvidenceChange
 from livefactor_server.changes.history.evict import EvictChange
+from livefactor_server.changes.history.quarantine import AcceptedChange, DroppedChange, HeldChange
 from livefactor_server.changes.history.retention import RetentionChange
 from livefactor_server.changes.history.rollback import Rollback, RollbackChange, SkippedChange
 from livefactor_server.changes.history.switch import SwitchChange
@@ -54,9 +55,11 @@ __all__ = [
     "NO_ROOM",
     "REJECT_TEXTS",
     "WIRE_CHANGES",
+    "AcceptedChange",
     "AvailabilityChange",
     "Change",
     "DeltasChange",
+    "DroppedChange",
     "DroppedFeaturesChange",
     "EmbeddingsChange",
     "EngineChange",
@@ -67,6 +70,7 @@ __all__ = [
     "FactorsChange",
     "FeaturesChange",
     "Header",
+    "HeldChange",
     "InteractionsChange",
     "KeyedChange",
     "LabelsChange",
@@ -115,6 +119,9 @@ _ALL: tuple[type[Change], ...] = (
     DeltasChange,
     ReleaseChange,
     EvictChange,
+    HeldChange,
+    AcceptedChange,
+    DroppedChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

@@ -176,6 +176,7 @@ def _settle(state: ModelState, record: Record) -> None:
             rejects=header.rejects.listed,
             salt=header.salt,
             received_hash=header.received_hash,
+            is_held=header.is_held,
         )
         state.producers.record(header.producer, outcome)
     state.revision, state.log_hash = header.revision, header.hash

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -32,6 +33,7 @@ class Header:
     `hash` and `previous` are chain hashes of 32 bytes. `time_us` is when the record arrived, in
     microseconds since 1970; 0 if it is unknown. No state may depend on it. `accepted` is the number
     of rows that were acknowledged, if rows were erased since (`history/erase.py`); else None.
+    `is_held` says that the batch went into quarantine (`history/quarantine.py`).
     """
 
     revision: int
@@ -45,6 +47,7 @@ class Header:
     previous: bytes
     time_us: int = 0
     accepted: int | None = None
+    is_held: bool = False
 
 
 class Places(NamedTuple):
@@ -126,6 +129,32 @@ class Room(NamedTuple):
 NO_ROOM = Room()
 
 
+@dataclass(slots=True)
+class Pending:
+    """New entries of a limited list that are admitted and not yet applied: how many batches have
+    them, and how often each key occurs.
+    """
+
+    batches: int = 0
+    keys: Counter[int] = field(default_factory=Counter)
+
+    def add(self, keys: Sequence[int]) -> None:
+        """Adds the entries of a batch."""
+        self.batches += 1
+        self.keys.update(keys)
+
+    def remove(self, keys: Sequence[int]) -> None:
+        """Removes those of a batch that is applied or withdrawn."""
+        self.batches -= 1
+        if not self.batches:
+            self.keys.clear()
+            return
+        for key in keys:
+            self.keys[key] -= 1
+            if not self.keys[key]:
+                del self.keys[key]
+
+
 class Change(ABC):
     """The contents of one record. Each subclass is one kind of record and has its own file.
 
@@ -137,6 +166,7 @@ class Change(ABC):
         work_of_row: how much longer than an event a row may hold the gate.
         has_events: the model learns from the rows. They count as events, and a hold refuses them.
         opens_producer: the record opens an epoch and takes no sequence.
+        is_wrapped: the body has more than what was received.
     """
 
     kind: ClassVar[Kind]
@@ -145,6 +175,7 @@ class Change(ABC):
     work_of_row: ClassVar[int] = 1
     has_events: ClassVar[bool] = False
     opens_producer: ClassVar[bool] = False
+    is_wrapped: ClassVar[bool] = False
 
     body: bytes
     """The bytes in the log: the received bytes, unless a row was rejected."""

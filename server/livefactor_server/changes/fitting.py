@@ -15,7 +15,8 @@ from livefactor_server.changes.content.factors import FactorsChange, misfit
 from livefactor_server.changes.content.features import FeaturesChange
 from livefactor_server.changes.content.release import ReleaseChange, release_misfit
 from livefactor_server.changes.deltas import DeltasChange, deltas_misfit
-from livefactor_server.changes.interactions import InteractionsChange, good_values, good_weights
+from livefactor_server.changes.history.quarantine import learned
+from livefactor_server.changes.interactions import good_values, good_weights
 from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.store import Kind, Record
 from livefactor_server.model.state import ModelState
@@ -107,8 +108,9 @@ def _misfit_of_columns(records: Columns, spec: ModelSpec) -> str | None:
 
 def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
     for record in records:
-        if record.kind == Kind.INTERACTIONS and record.rows:
-            columns = InteractionsChange.from_log(bytes(record.body)).columns
+        change = learned(record.kind, record.body) if record.rows else None
+        if change is not None:
+            columns = change.columns
             if reason := _misfit(columns.values, columns.weights, spec):
                 return f"revision {record.revision} has {reason}"
         if record.erased_at and not record.rows:

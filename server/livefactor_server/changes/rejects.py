@@ -52,8 +52,8 @@ def _received_row(row: int, rejected_before: list[int]) -> int:
     return row
 
 
-# Reject summary in a record's payload, little-endian, without padding. It is empty if nothing was
-# rejected.
+# Reject summary in a record's payload, little-endian, without padding. It is empty if the body is
+# the received payload.
 #   32 B  hash of (salt, received payload)
 #   u32   number of rejected rows
 #   u32   number of rows in the list, then for each row: u32 row, u8 reason
@@ -61,12 +61,13 @@ _HEAD = struct.Struct("<32sII")
 _ROW = struct.Struct("<IB")
 
 
-def encode_rejects(rejects: Rejects, received_hash: bytes) -> bytes:
-    """The bytes of the summary, empty if nothing was rejected.
+def encode_rejects(rejects: Rejects, received_hash: bytes, is_wrapped: bool = False) -> bytes:
+    """The bytes of the summary, empty if the body is the received payload.
 
-    Without rejects the commitment of the record is the received hash.
+    Then the commitment of the record is the received hash. The body is another one if rows were
+    rejected, and if the record has more than the payload (`is_wrapped`).
     """
-    if not rejects.count:
+    if not rejects.count and not is_wrapped:
         return b""
     head = _HEAD.pack(received_hash, rejects.count, len(rejects.listed))
     return head + b"".join(_ROW.pack(row, reason) for row, reason in rejects.listed)

@@ -18,7 +18,7 @@ from livefactor_server.cli.models import judge  # noqa: F401
 from livefactor_server.cli import log  # noqa: F401
 from livefactor_server.cli.models import commands as models  # noqa: F401
 from livefactor_server.cli.push import anonymize, command as push, ingesting  # noqa: F401
-from livefactor_server.cli.models import forget, rollback  # noqa: F401
+from livefactor_server.cli.models import forget, quarantine, rollback  # noqa: F401
 from livefactor_server.cli.models import features as model_features, privacy, producers as model_producers  # noqa: F401
 from livefactor_server.cli.push import importing  # noqa: F401
 from livefactor_server.cli.serve import command as serve  # noqa: F401

@@ -21,11 +21,14 @@ import numpy as np
 from livefactor.v1 import updates_pb2
 from livefactor_kernels.backend import RowTable
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.changes import Change, KeyedChange, Rejects, WireChange
+from livefactor_server.changes import Change, HeldChange, InteractionsChange, KeyedChange, Rejects, WireChange
+from livefactor_server.changes.change import Pending
 from livefactor_server.engine.new_ids import NewIds, UserRows
 from livefactor_server.engine.submission import Ack, Seal, Submission
+from livefactor_server.judging.screening import Screen
 from livefactor_server.log.format import NO_HASH
-from livefactor_server.model.producers import RING, Outcome
+from livefactor_server.model.producers import RING
+from livefactor_server.model.quarantine import HELD_MAX
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import Refused, busy, exhausted, exists, precondition
 
@@ -47,30 +50,6 @@ class _Lane:
 
     epoch: int
     last_sequence: int
-
-
-@dataclass(slots=True)
-class _Pending:
-    """New entries of a limited list that are admitted and not yet applied: how many batches have
-    them, and how often each key occurs.
-    """
-
-    batches: int = 0
-    keys: Counter[int] = field(default_factory=Counter)
-
-    def add(self, keys: Sequence[int]) -> None:
-        self.batches += 1
-        self.keys.update(keys)
-
-    def remove(self, keys: Sequence[int]) -> None:
-        self.batches -= 1
-        if not self.batches:
-            self.keys.clear()
-            return
-        for key in keys:
-            self.keys[key] -= 1
-            if not self.keys[key]:
-                del self.keys[key]
 
 
 class _Room(NamedTuple):
@@ -102,6 +81,7 @@ class Admission:
         judge_item_bytes: memory that the judge takes for each item.
         new_ids: how many users and items a producer may add. None for any number.
         user_rows: how many events a user may have. None for any number.
+        screen: decides which batches wait in quarantine. None holds none.
     """
 
     state: ModelState
@@ -111,12 +91,14 @@ class Admission:
     judge_item_bytes: int = 0
     new_ids: NewIds | None = None
     user_rows: UserRows | None = None
+    screen: Screen | None = None
     _lanes: dict[bytes, _Lane] = field(default_factory=dict)
     _flying: dict[tuple[bytes, int], Submission] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _producers: int = 0
-    _pending: dict[str, _Pending] = field(default_factory=dict)
+    _pending: dict[str, Pending] = field(default_factory=dict)
     _pending_bytes: int = 0
+    _held_ahead: tuple[int, int] = (0, 0)
     _row_bytes: tuple[int, int] = (0, 0)
     _reserved: tuple[int, int] = (0, 0)
     _sure_rows: int = 0
@@ -193,11 +175,28 @@ class Admission:
                 raise refusal
             if item.spec is not None and item.spec is not self.state.spec:
                 self._check_again(item)
+            if item.guard is not None:
+                item.guard()
+            if self.screen is not None and type(item.change) is InteractionsChange:
+                self._judge(item, item.change, self.screen)
             self._make_fit(item)
         except Refused:
             self.withdraw([item])
             raise
         return True
+
+    def _judge(self, item: Submission, change: InteractionsChange, screen: Screen) -> None:
+        """Puts a batch that is unlike the others in quarantine."""
+        if (found := screen.outlier(change)) is None:
+            return
+        held = HeldChange.of(change, found.note)
+        waiting, (batches, nbytes) = self.state.quarantine, self._held_ahead
+        if (
+            len(waiting) + batches >= HELD_MAX
+            or waiting.body_bytes + nbytes + len(held.body) > screen.settings.bytes_max
+        ):
+            raise exhausted("quarantine: it is full, and this batch is an outlier; accept or drop batches")
+        item.replace(held)
 
     def sequence(self, item: Submission) -> bool:
         """Checks the epoch and the sequence of a batch, and records them if the batch is new.
@@ -270,7 +269,8 @@ class Admission:
         # The hash is destroyed if rows of the batch were erased.
         if is_known and self.seal(outcome.salt, b"", item.received_body) != outcome.received_hash:
             raise exists(f"sequence: {item.sequence} was used for another payload")
-        item.finish(_duplicate_ack(outcome))
+        rejects = Rejects(outcome.rejected_count, outcome.rejects)
+        item.finish(Ack(outcome.revision, outcome.accepted, rejects, True, is_held=outcome.is_held))
 
     def withdraw(self, items: list[Submission]) -> None:
         """Reverts the admission of a group that was not logged.
@@ -330,7 +330,7 @@ class Admission:
         worst = change.rows + rows_ahead
         if worst > self._sure_rows and not self._rows_fit(worst):
             return False
-        return self.new_ids is None or self.new_ids.admits(item, change)
+        return self.new_ids is None or item.guard is not None or self.new_ids.admits(item, change)
 
     def _rows_fit(self, rows: int) -> bool:
         """Whether so many new users and as many new items fit."""
@@ -384,7 +384,7 @@ class Admission:
 
         If the batch may not fit, all earlier new rows are placed.
         """
-        if self.user_rows is not None and item.change.has_events:
+        if self.user_rows is not None and item.change.has_events and item.guard is None:
             self.user_rows.limit(item, self._tables[USERS])
         change = item.change
         if isinstance(change, KeyedChange):
@@ -395,13 +395,13 @@ class Admission:
         change = item.change
         if isinstance(change, WireChange) and (change.room.kept_in or not isinstance(change, KeyedChange)):
             self._fit_entries(item, change)
-        if isinstance(change, KeyedChange) and self.new_ids is not None:
+        if isinstance(change, KeyedChange) and self.new_ids is not None and item.guard is None:
             self.new_ids.take(item)
 
     def _fit_rows(self, item: Submission, change: KeyedChange) -> None:
         new = tuple(table.count_new(keys) for table, keys in zip(self._tables, change.keys, strict=True))
         room = self._room_for(*new)
-        if self.new_ids is not None:
+        if self.new_ids is not None and item.guard is None:
             room = room._replace(new_ids=self.new_ids.left(item.payer))
         if (
             new[USERS] <= min(room.users, room.granted[USERS])
@@ -483,18 +483,15 @@ class Admission:
     def _count_pending(self, change: Change, sign: int) -> None:
         room = change.room
         if room.kept_in:
-            pending = self._pending.setdefault(room.kept_in, _Pending())
+            pending = self._pending.setdefault(room.kept_in, Pending())
             if sign > 0:
                 pending.add(room.keys)
             else:
                 pending.remove(room.keys)
+        if isinstance(change, HeldChange):
+            batches, nbytes = self._held_ahead
+            self._held_ahead = batches + sign, nbytes + sign * len(change.body)
         self._pending_bytes += sign * room.nbytes
         if sign > 0 and room.nbytes:
             # It takes memory that `expect` may have counted on.
             self._sure_rows = 0
-
-
-def _duplicate_ack(outcome: Outcome) -> Ack:
-    return Ack(
-        outcome.revision, outcome.accepted, Rejects(outcome.rejected_count, outcome.rejects), duplicate=True
-    )

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from livefactor_server import changes
-from livefactor_server.changes import Change, Header, Record
+from livefactor_server.changes import Change, Header, HeldChange, Record
 from livefactor_server.engine.admission import Admission
 from livefactor_server.engine.metrics import EngineMetrics
 from livefactor_server.engine.submission import Ack, Submission, Wake
@@ -136,6 +136,7 @@ class Commit:
                     hash=own,
                     previous=previous,
                     time_us=entry.time_us,
+                    is_held=isinstance(batch.change, HeldChange),
                 )
             )
 
@@ -232,4 +233,5 @@ def _ack(record: Record) -> Ack:
         header.rejects,
         epoch=header.epoch,
         last_sequence=header.sequence if change.opens_producer else 0,
+        is_held=header.is_held,
     )

@@ -115,6 +115,7 @@ class Engine:
         admission = Admission(
             state, self._memory_bytes_max, self.log.seal, self.observer.refusal, self.observer.item_bytes,
             *limits_of(self.quotas, (state.backend.users, state.backend.items)),
+            screen=self.observer.screen,
         )  # fmt: skip
         return Parts(state, self.log, self.gate, admission, self.observer, self.metrics, self.wake)
 

@@ -69,6 +69,10 @@ EVICTED = Counter(
     "Rows that left because no event had touched them for long.",
     ["model", "table"],
 )
+WAITING = Gauge("livefactor_quarantine_batches", "Batches that wait in quarantine.", ["model"])
+WAITING_BYTES = Gauge(
+    "livefactor_quarantine_bytes", "Bytes of the batches that wait in quarantine, in the log.", ["model"]
+)
 WRITABLE = Gauge(
     "livefactor_writable", "1 while the model accepts updates, 0 after a failed sync.", ["model"]
 )
@@ -188,6 +192,8 @@ class EngineMetrics:
         PROMOTION_LAG.labels(model).set_function(promotion_lag)
         QUEUE.labels(model).set_function(queued_bytes)
         LOG_BYTES.labels(model).set_function(lambda: log.size_bytes)
+        WAITING.labels(model).set_function(lambda: len(state().quarantine))
+        WAITING_BYTES.labels(model).set_function(lambda: state().quarantine.body_bytes)
         WRITABLE.labels(model).set_function(lambda: float(is_writable()))
         JUDGES.watch(model, observer.report, lambda: observer.hold is not None)
         for part in _PARTS:
@@ -213,7 +219,17 @@ class EngineMetrics:
     def close(self) -> None:
         """Removes the gauges of the model, so that they do not keep its tables in memory."""
         JUDGES.forget(self._model)
-        for gauge in (REVISION, LOG_LAG, PROMOTION_LAG, QUEUE, LOG_BYTES, DAMAGED, WRITABLE):
+        for gauge in (
+            REVISION,
+            LOG_LAG,
+            PROMOTION_LAG,
+            QUEUE,
+            LOG_BYTES,
+            DAMAGED,
+            WAITING,
+            WAITING_BYTES,
+            WRITABLE,
+        ):
             gauge.remove(self._model)
         for part in _PARTS:
             MEMORY.remove(self._model, part)

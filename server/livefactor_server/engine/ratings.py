@@ -22,7 +22,8 @@ import numpy as np
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import Change, InteractionsChange, change_of
-from livefactor_server.log.store import Kind, Log
+from livefactor_server.changes.history.quarantine import LEARNED
+from livefactor_server.log.store import Log
 from livefactor_server.statuses import Refused
 
 EVENTS_MIN = 100
@@ -103,7 +104,7 @@ class Recogniser:
     def start(self) -> None:
         """Sees the events that the log has already."""
         for record in self._log.read() if self.watches else ():
-            if record.kind == Kind.INTERACTIONS:
+            if record.kind in LEARNED:
                 self.see([change_of(record.kind, record.body)])
             if not self.watches:
                 return

@@ -46,13 +46,14 @@ class Ack(NamedTuple):
     """A batch is durable, and its effect is visible at `revision`.
 
     `epoch` and `last_sequence` belong to an opened producer; for other batches they have no
-    meaning.
+    meaning. `is_held`: it waits in quarantine, and its effect is not visible.
     """
 
     revision: int
     accepted: int
     rejects: Rejects
     duplicate: bool = False
+    is_held: bool = False
     epoch: int = 0
     last_sequence: int = 0
 
@@ -166,6 +167,8 @@ class Submission:
         spec: the spec against which the change was checked, None if that does not matter.
         is_late: whether nobody waits for the result any more. None if somebody always does.
         payer: whose quotas the batch takes from.
+        guard: raises a refusal if the batch may not enter the log now. An operator decided on such
+            a batch, so it takes from no quota.
         confirmations: what an acknowledgement waits for, or None.
         trace: the span of its call, or None.
         ends_trace: whether the span ends with the batch.
@@ -192,6 +195,7 @@ class Submission:
     spec: ModelSpec | None = None
     is_late: Callable[[], bool] | None = None
     payer: bytes = b""
+    guard: Callable[[], None] | None = None
     confirmations: Confirmations | None = None
     trace: Trace | None = None
     ends_trace: bool = False
@@ -201,7 +205,7 @@ class Submission:
         self._seal_payload()
 
     def _seal_payload(self) -> None:
-        self.rejects_blob = encode_rejects(self.rejects, self.received_hash)
+        self.rejects_blob = encode_rejects(self.rejects, self.received_hash, self.change.is_wrapped)
         if self.rejects.count or self.change.body is not self.received_body:
             self.commitment = self.seal(self.salt, self.rejects_blob, self.change.body)
         else:
@@ -219,6 +223,10 @@ class Submission:
         received batch does.
         """
         self.rejects = self.rejects.merged(rejected)
+        self.replace(change)
+
+    def replace(self, change: Change) -> None:
+        """Logs another change than the one that was received."""
         self.change = change
         self._seal_payload()
 

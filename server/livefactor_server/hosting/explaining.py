@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from livefactor_server.changes import KeyedChange, change_of
+from livefactor_server.changes.history.quarantine import LEARNED
 from livefactor_server.engine.explaining import Explainer, Explanation
 from livefactor_server.hosting.earlier import state_at
 from livefactor_server.hosting.host import Hosted
@@ -26,7 +27,7 @@ SEARCHED_MAX = 200_000
 """Maximum number of records that are searched for updates: a few seconds."""
 
 
-_TOUCHING = Kind.INTERACTIONS, Kind.EMBEDDINGS, Kind.FACTORS, Kind.FACTOR_DELTAS
+_TOUCHING = *LEARNED, Kind.EMBEDDINGS, Kind.FACTORS, Kind.FACTOR_DELTAS
 
 
 @dataclass(frozen=True, slots=True)

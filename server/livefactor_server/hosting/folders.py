@@ -93,15 +93,14 @@ class Folders:
         return self.path(name)
 
     def replace(self, name: str, fill: Callable[[Path], None]) -> Path:
-        """Makes the folder of a model, and sets aside what stands there.
+        """Makes the folder of a model, and sets aside what stands there. Returns where that is.
 
         After a crash one of the two folders stands there.
         """
         new = self._filled(name, fill)
         os.rename(new, self._folder / f"{_INSTEAD}{name}")
         sync_folder(self._folder)
-        self._take_place(name)
-        return self.path(name)
+        return self._take_place(name)
 
     def _filled(self, name: str, fill: Callable[[Path], None]) -> Path:
         new = self._folder / f"{_NEW}{name}"
@@ -114,16 +113,17 @@ class Folders:
             raise
         return new
 
-    def _take_place(self, name: str) -> None:
-        self.set_aside(name)
+    def _take_place(self, name: str) -> Path:
+        aside = self.set_aside(name)
         os.rename(self._folder / f"{_INSTEAD}{name}", self.path(name))
         sync_folder(self._folder)
+        return aside
 
-    def set_aside(self, name: str) -> None:
-        """Renames the folder of a model, or the file that stands there."""
+    def set_aside(self, name: str) -> Path:
+        """Renames the folder of a model, or the file that stands there. Returns its new path."""
         path = self.path(name)
         if not os.path.lexists(path):
-            return
+            return path
         aside = next(
             each
             for number in count(1)
@@ -131,7 +131,8 @@ class Folders:
         )
         os.rename(path, aside)
         sync_folder(self._folder)
-        logger.warning("model %s: what could not be opened is kept in %s", name, aside)
+        logger.warning("model %s: what was in its folder is kept in %s", name, aside)
+        return aside
 
     def remove(self, name: str) -> None:
         """Deletes the folder of a model. After a crash it is whole or gone."""

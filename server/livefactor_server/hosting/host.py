@@ -397,6 +397,23 @@ class Hosting:
         with self._lock:
             self._add(name, fill)
 
+    def replace_with_copy(self, name: str, fill: Callable[[Path], None]) -> Path:
+        """See `following.follower.Models`."""
+
+        def fill_and_close(folder: Path) -> None:
+            fill(folder)
+            before.engine.drain()
+            before.stop(take_last=False)
+
+        with self._lock:
+            if self._draining:
+                raise unavailable("server: draining")
+            before = self.get(name)
+            aside = self._folders.replace(name, fill_and_close)
+            self._models[name] = self._open(name, None)
+            before.engine.withdraw()
+            return aside
+
     def reopen(self, name: str) -> None:
         """See `following.follower.Models`. The old state answers meanwhile."""
         with self._lock:
@@ -409,25 +426,21 @@ class Hosting:
 
     def note_term(self, name: str) -> int:
         """See `following.follower.Models`."""
-        hosted = self.get(name)
-        hosted.keep_term()
+        (hosted := self.get(name)).keep_term()
         return hosted.term
 
     def take_lead(self, force: bool, address: str) -> list[Lead]:
         """Makes this server the leader of its models. `address` is where it can be reached.
 
         Raises:
-            Refused: FAILED_PRECONDITION if it follows nobody, or if the leader still answers and
-                nothing is forced.
+            Refused: FAILED_PRECONDITION if it follows nobody, or the leader answers unforced.
         """
         with self._leading:
             following = self.following
             if following is None:
                 raise precondition("server: it follows no other one")
             if not force and following.calls.answers():
-                raise precondition(
-                    f"server: {following.leader} still answers; stop it first, or force the change"
-                )
+                raise precondition(f"server: {following.leader} still answers; stop it, or force the change")
             following.stop()
             self.following = None
             models = self._by_name()

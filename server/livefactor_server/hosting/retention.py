@@ -4,7 +4,8 @@
 
 A segment goes if the policy does not keep it, and if it lies wholly behind a snapshot that
 verifies, has the spec and the rollbacks in force, and has the chain hash that the log has at its
-revision. The first segment and the last two stay. The policy is a lower bound: at least so much of
+revision. A segment with a batch in quarantine stays, and so do later ones: only the log has it.
+The first segment and the last two stay. The policy is a lower bound: at least so much of
 the log remains.
 
 A crash at any step leaves a log that opens. The next pass does the rest. `log/gaps.py` says what
@@ -110,7 +111,9 @@ class Retention:
         snapshot = self._snapshot() if segments else None
         if snapshot is None:
             return 0
-        behind = {each.first for each in log.behind(snapshot.revision - 1)}
+        oldest = self._engine.state.quarantine.first
+        before = snapshot.revision if oldest is None else min(snapshot.revision, oldest)
+        behind = {each.first for each in log.behind(before - 1)}
         segments = [each for each in segments if each.first in behind]
         if not segments:
             return 0

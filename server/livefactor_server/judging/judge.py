@@ -268,23 +268,17 @@ class Judge:
 
     def _loss_rows(self, sample: Sample, read: Read, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows for the window of losses, float64[m, columns], and which have a loss, bool[m]."""
-        loss, popularity, weights = Loss(self._spec.loss), self._popularity, sample.weights
-        alone = sample.item_counts < 2
+        loss, popularity = Loss(self._spec.loss), self._popularity
+        losses, alone = scoring.losses(loss, sample, read), sample.item_counts < 2
         everywhere = np.ones(len(sample.events), bool)
         if loss == Loss.SQUARED:
             floors = [popularity.scores(which, sample.item_rows) for which in (PLAIN, DECAYED)]
             errors = [(scores - sample.values) ** 2 for scores in (read.own.astype(np.float64), *floors)]
-            return np.column_stack(
-                (metrics.squared_loss(read.own, sample.values, weights), *errors)
-            ), everywhere
+            return np.column_stack((losses, *errors)), everywhere
         if loss == Loss.IMPLICIT:
-            targets = (sample.values > 0).astype(np.float64)
-            return metrics.squared_loss(read.own, targets, weights)[:, None], everywhere
-        # For softmax, the loss of the pairs is as informative, and it needs no estimate of the
-        # softmax sum.
+            return losses[:, None], everywhere
         if loss in (Loss.BPR, Loss.SOFTMAX):
-            return metrics.bpr_loss(read.own, read.negatives, weights)[:, None], ~alone
-        losses = metrics.logistic_loss(read.own, sample.values, read.negatives, ~alone, weights)
+            return losses[:, None], ~alone
         own = [read.own, *(popularity.scores(which, sample.item_rows) for which in (PLAIN, DECAYED))]
         if negatives.shape[1]:
             others = [

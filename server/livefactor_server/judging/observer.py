@@ -19,6 +19,7 @@ from livefactor_server.judging.judge import DRIFT, Judge, JudgeSettings
 from livefactor_server.judging.prometheus import DRIFTS, WARNINGS
 from livefactor_server.judging.report import Event, Report
 from livefactor_server.judging.scoring import Reading
+from livefactor_server.judging.screening import Screen, ScreenSettings
 from livefactor_server.model.state import ModelState
 from livefactor_server.statuses import Refused, precondition
 
@@ -33,17 +34,22 @@ class ObserverSettings:
         judge: how much is judged.
         hold: stop updates when a bound is violated.
         tensorboard: the folder for event files; None writes none.
+        quarantine: which batches wait for a decision; None holds none.
     """
 
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     hold: bool = False
     tensorboard: Path | None = None
+    quarantine: ScreenSettings | None = None
 
 
 class Observer:
     """Judges one model.
 
     The APPLY stage calls `before` and `after`. Any thread may call the rest.
+
+    Attributes:
+        screen: decides which batches wait in quarantine. None holds none.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Observer:
         self._holds = HoldFile(hold_path)
         self._settings, self._reading = settings.judge, reading
         self._judge = self._judge_of(state)
+        self.screen = Screen(name, state, settings.quarantine, reading) if settings.quarantine else None
         if self._judge is not None and not drift.available():
             logger.warning("model %s: drift detection is off, because river is not installed", name)
         if self.hold is not None:
@@ -62,6 +69,8 @@ class Observer:
     def judge(self, state: ModelState) -> None:
         """Judges another state from now on, with new windows. The APPLY stage is idle."""
         self._judge = self._judge_of(state)
+        if self.screen is not None:
+            self.screen.judge(state)
 
     def follow(self, state: ModelState, item_rows: np.ndarray) -> None:
         """Judges a state without some of the rows from now on. The APPLY stage is idle.
@@ -70,6 +79,8 @@ class Observer:
         """
         if self._judge is not None:
             self._judge.follow(state, item_rows)
+        if self.screen is not None:
+            self.screen.follow(state)
 
     def _judge_of(self, state: ModelState) -> Judge | None:
         is_judged = self._settings.record_share > 0

@@ -13,6 +13,7 @@ from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES
 from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.scoring.cpu_kernels import scan_kernel
+from livefactor_kernels.spec.model import Loss
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.judging import choice, metrics
@@ -149,6 +150,40 @@ def read(
         for place, user in enumerate(asked.tolist()):
             among[place] += persons.gains(user, candidates[place])
     return Read(scores[:, 0], scores[:, 1:], among, (users, items[:own:width]))
+
+
+def losses(loss: Loss, sample: Sample, read: Read) -> np.ndarray:
+    """The loss of each event, float64[m].
+
+    For softmax, the loss of the pairs is as informative as its own, and it needs no estimate of the
+    softmax sum.
+    """
+    if loss == Loss.SQUARED:
+        return metrics.squared_loss(read.own, sample.values, sample.weights)
+    if loss == Loss.IMPLICIT:
+        targets = (sample.values > 0).astype(np.float64)
+        return metrics.squared_loss(read.own, targets, sample.weights)
+    if loss in (Loss.BPR, Loss.SOFTMAX):
+        return metrics.bpr_loss(read.own, read.negatives, sample.weights)
+    drawn = sample.item_counts >= 2
+    return metrics.logistic_loss(read.own, sample.values, read.negatives, drawn, sample.weights)
+
+
+def errors(loss: Loss, sample: Sample, read: Read) -> np.ndarray:
+    """The derivative of the loss of each event by its own score, float64[m], without its sign."""
+    scores = read.own.astype(np.float64)
+    if loss in (Loss.SQUARED, Loss.IMPLICIT):
+        targets = sample.values if loss == Loss.SQUARED else sample.values > 0
+        found = scores - targets
+    elif loss in (Loss.BPR, Loss.SOFTMAX):
+        found = _sigmoid(read.negatives - scores[:, None]).sum(axis=1)
+    else:
+        found = _sigmoid(scores) - (sample.values > 0)
+    return np.asarray(np.abs(found) * sample.weights)
+
+
+def _sigmoid(scores: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * scores.astype(np.float64))))
 
 
 def _known(rows: np.ndarray, published: int) -> np.ndarray:

@@ -163,6 +163,9 @@ class Kind(IntEnum):
     TERM = 19
     RELEASE = 20
     EVICT = 21
+    HELD = 22
+    ACCEPTED = 23
+    DROPPED = 24
 
 
 @dataclass(slots=True)

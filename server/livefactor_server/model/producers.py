@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from livefactor_server.model.quarantine import MARK
+
 RING = 64
 """Outcomes per producer, and the maximum number of its batches in flight."""
 
@@ -31,13 +33,14 @@ OUTCOME_OBJECT_BYTES = 48
 # Canonical bytes of a table, in order of the producers' ids, little-endian, without padding:
 #   producer: u16 length of id, id, u64 epoch, u64 last sequence, u16 outcomes
 #   note:     u16 length, note; only if bit 15 of the number of outcomes is set
-#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects, 16 B salt,
-#             32 B received hash
+#   outcome:  u64 sequence, u64 revision, u32 accepted, u32 rejected count, u16 rejects (bit 15: the
+#             batch went into quarantine), 16 B salt, 32 B received hash
 #   reject:   u32 row, u8 reason
+# Batches in quarantine follow, if there are any (`quarantine.py`).
 _PRODUCER = struct.Struct("<QQH")
 _OUTCOME = struct.Struct("<QQIIH16s32s")
 _REJECT = struct.Struct("<IB")
-_HAS_NOTE = 1 << 15
+_HAS_NOTE = _IS_HELD = 1 << 15
 _REJECTS_AT = struct.Struct("<QQII").size
 
 
@@ -47,6 +50,7 @@ class Outcome(NamedTuple):
     Attributes:
         rejects: (row, reason) of the first 100 rejected rows.
         received_hash: the log's hash of (salt, received payload), 32 bytes.
+        is_held: whether the batch went into quarantine.
     """
 
     sequence: int
@@ -56,6 +60,7 @@ class Outcome(NamedTuple):
     rejects: tuple[tuple[int, int], ...]
     salt: bytes
     received_hash: bytes
+    is_held: bool = False
 
     def packed(self) -> bytes:
         """The bytes of the outcome in a snapshot."""
@@ -64,7 +69,7 @@ class Outcome(NamedTuple):
             self.revision,
             self.accepted,
             self.rejected_count,
-            len(self.rejects),
+            len(self.rejects) | (_IS_HELD if self.is_held else 0),
             self.salt,
             self.received_hash,
         )
@@ -75,9 +80,9 @@ class Outcome(NamedTuple):
     @classmethod
     def unpacked(cls, data: bytes) -> Outcome:
         """The outcome of its bytes."""
-        sequence, revision, accepted, rejected, _, salt, received = _OUTCOME.unpack_from(data)
+        sequence, revision, accepted, rejected, listed, salt, received = _OUTCOME.unpack_from(data)
         rejects = tuple(_REJECT.iter_unpack(data[_OUTCOME.size :]))
-        return cls(sequence, revision, accepted, rejected, rejects, salt, received)
+        return cls(sequence, revision, accepted, rejected, rejects, salt, received, bool(listed & _IS_HELD))
 
 
 class Producer:
@@ -197,8 +202,8 @@ def encode(frozen: list[FrozenProducer]) -> bytes:
     return b"".join(parts)
 
 
-def decode(data: bytes) -> ProducerTable:
-    """The table of canonical bytes.
+def decode(data: bytes) -> tuple[ProducerTable, bytes]:
+    """The table of canonical bytes, and the bytes after the MARK that may follow it.
 
     Raises:
         ValueError: the bytes are truncated or have a surplus.
@@ -214,13 +219,16 @@ def decode(data: bytes) -> ProducerTable:
         return data[at - size : at]
 
     while at < len(data):
-        producer_id = take(struct.unpack("<H", take(2))[0])
+        length = struct.unpack("<H", take(2))[0]
+        if length == MARK:
+            return table, data[at:]
+        producer_id = take(length)
         epoch, last_sequence, count = _PRODUCER.unpack(take(_PRODUCER.size))
         note = take(struct.unpack("<H", take(2))[0]) if count & _HAS_NOTE else b""
         ring = []
         for _ in range(count & ~_HAS_NOTE):
             head = take(_OUTCOME.size)
-            listed = int.from_bytes(head[_REJECTS_AT : _REJECTS_AT + 2], "little")
+            listed = int.from_bytes(head[_REJECTS_AT : _REJECTS_AT + 2], "little") & ~_IS_HELD
             ring.append(head + take(listed * _REJECT.size))
         table.put(producer_id, Producer(epoch, last_sequence, ring, note))
-    return table
+    return table, b""

@@ -23,6 +23,7 @@ from livefactor_server.model.eviction import Touches
 from livefactor_server.model.labels import FrozenLabels, Labels
 from livefactor_server.model.ledger import Ledger
 from livefactor_server.model.producers import FrozenProducer, ProducerTable
+from livefactor_server.model.quarantine import Quarantine
 from livefactor_server.model.sightings import Sightings
 
 NO_IDS = np.empty(0, np.uint64), np.empty(0, np.uint64)
@@ -95,6 +96,7 @@ class ModelState:
         touches: when rows had their last events, with `eviction.idle_events`.
         evicted: the revision of the last EVICT record since the start, else 0, and the ids of users
             and of items that left with it.
+        quarantine: the batches that wait for a decision.
         skipped: revisions whose records change no table, as pairs (first, last).
         erasures: what the state is without: pairs of a revision and the subjects that records
             before it may not name (`changes/history/erase.py`).
@@ -112,6 +114,7 @@ class ModelState:
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels(shared=True)))
     features: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
     ledger: Ledger = field(init=False)
+    quarantine: Quarantine = field(default_factory=Quarantine)
     evicted: tuple[int, tuple[np.ndarray, np.ndarray]] = (0, NO_IDS)
     skipped: tuple[tuple[int, int], ...] = ()
     erasures: tuple[tuple[int, Any], ...] = ()
@@ -154,7 +157,8 @@ class ModelState:
 
     def _beside(self) -> dict[str, int]:
         labels = sum(labels.nbytes for labels in self.labels)
-        parts = {"labels": labels, "marks": self.marks.nbytes, "producers": self.producers.nbytes}
+        producers = self.producers.nbytes + self.quarantine.nbytes
+        parts = {"labels": labels, "marks": self.marks.nbytes, "producers": producers}
         if self.sightings is not None:
             parts["sightings"] = 2 * self.sightings.nbytes
         if self.touches is not None:
@@ -218,6 +222,7 @@ class ModelState:
             | (self.touches.arrays(self.backend.published) if self.touches is not None else {}),
             self.events,
             self.producers.freeze(),
+            self.quarantine.encode(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
             self.marks.freeze(),
             tuple(names.freeze() for names in self.features) if self.spec.features.size else (),
@@ -237,6 +242,7 @@ class FrozenSections:
     learned: dict[str, np.ndarray]
     events: int
     producers: list[FrozenProducer]
+    quarantine: bytes
     labels: tuple[FrozenLabels, FrozenLabels]
     marks: FrozenMarks
     features: tuple[FrozenLabels, ...] = ()
@@ -245,7 +251,7 @@ class FrozenSections:
         """The tensors by name, as the snapshot format defines them."""
         small: dict[str, np.ndarray] = {
             "events": np.array([self.events], np.uint64),
-            "producers": np.frombuffer(producer_codec.encode(self.producers), np.uint8),
+            "producers": np.frombuffer(producer_codec.encode(self.producers) + self.quarantine, np.uint8),
             "spec": np.frombuffer(self.spec_body, np.uint8),
             "unavailable": self.marks.keys(),
         }
@@ -287,7 +293,8 @@ def restored(
     if state.touches is not None:
         state.touches.load(tensors)
     state.events = int(tensors["events"][0])
-    state.producers = producer_codec.decode(tensors["producers"].tobytes())
+    state.producers, waiting = producer_codec.decode(tensors["producers"].tobytes())
+    state.quarantine = Quarantine.decode(waiting)
     for book, side in zip(state.labels, ("user", "item"), strict=True):
         book.load({key: tensors[f"labels.{side}.{key}"] for key in ("keys", "offsets", "text")})
     for book, side in zip(state.features, ("user", "item"), strict=True) if spec.features.size else ():

@@ -24,8 +24,8 @@ from livefactor_server.changes import (
     short_updates,
 )
 from livefactor_server.changes.history.erase import SUBJECTS_MAX, Subjects
+from livefactor_server.hosting.acts.rollback import Batches, to_moment, without
 from livefactor_server.hosting.earlier import Moment
-from livefactor_server.hosting.rollback import Batches, to_moment, without
 from livefactor_server.log.store import Log
 from livefactor_server.model import spec_codec
 from livefactor_server.statuses import invalid

@@ -31,6 +31,7 @@ def apply_response(lineage: uuid.UUID, ack: Ack) -> updates_pb2.ApplyUpdatesResp
         accepted=ack.accepted,
         rejected_count=ack.rejects.count,
         duplicate=ack.duplicate,
+        held=ack.is_held,
     )
     for row, reason in ack.rejects.listed:
         response.rejects.add(row=row, reason=reason, text=REJECT_TEXTS.get(reason, ""))

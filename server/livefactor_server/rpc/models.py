@@ -14,10 +14,11 @@ from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
 from livefactor_server.changes.labels import SIDES
 from livefactor_server.engine.answering import features
+from livefactor_server.hosting.acts import quarantine
+from livefactor_server.hosting.acts.rollback import roll_back as roll_back_model
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.hosting.hosted import describe, producers_of
-from livefactor_server.hosting.rollback import roll_back as roll_back_model
 from livefactor_server.model import spec_codec
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
@@ -205,6 +206,41 @@ def release_hold(calls: Calls, raw: bytes, call: Call) -> bytes:
         raise precondition("model: its updates are not on hold")
     found = encode.description(describe(hosted))
     return models_pb2.ReleaseHoldResponse(description=found).SerializeToString()
+
+
+def list_quarantine(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles ListQuarantine."""
+    hosted = calls.model(call, guards.parse(models_pb2.ListQuarantineRequest, raw).model)
+    screen = hosted.engine.observer.screen
+    message = models_pb2.ListQuarantineResponse(
+        bytes=hosted.engine.state.quarantine.body_bytes,
+        bytes_max=0 if screen is None else screen.settings.bytes_max,
+    )
+    for each in quarantine.waiting(hosted, call.check):
+        message.batches.add(
+            revision=each.revision, producer_id=each.producer.decode(), sequence=each.sequence,
+            time_us=each.time_us, rows=each.rows, bytes=each.nbytes, in_log=each.in_log, **(each.reason or {}),
+        )  # fmt: skip
+    return message.SerializeToString()
+
+
+def decide_quarantine(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles DecideQuarantine."""
+    request = guards.parse(models_pb2.DecideQuarantineRequest, raw)
+    hosted = calls.model(call, request.model)
+    if not 1 <= len(request.revisions) <= quarantine.DECIDED_MAX:
+        raise invalid(f"revisions: expected 1 to {quarantine.DECIDED_MAX}, got {len(request.revisions)}")
+    if request.decision not in (models_pb2.DECISION_ACCEPT, models_pb2.DECISION_DROP):
+        raise invalid("decision: expected DECISION_ACCEPT or DECISION_DROP")
+    accept = request.decision == models_pb2.DECISION_ACCEPT
+    message = models_pb2.DecideQuarantineResponse()
+    for each in quarantine.decide(hosted, request.revisions, accept, call.check):
+        call.revision = each.revision
+        message.decisions.add(
+            revision=each.held, position=encode.position(hosted.engine.state.lineage, each.revision),
+            accepted=each.learned, rejected=each.rejected,
+        )  # fmt: skip
+    return message.SerializeToString()
 
 
 def contribute(calls: Calls, raw: bytes, call: Call) -> bytes:

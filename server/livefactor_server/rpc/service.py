@@ -84,6 +84,8 @@ RPCS = (
     Rpc("ModelService.ListModels", Form.CONTROL, models.list_models, ANY),
     Rpc("ModelService.ListFeatures", Form.MODELS, models.list_features, ANY),
     Rpc("ModelService.ListProducers", Form.CONTROL, models.list_producers, _AUDITOR),
+    Rpc("ModelService.ListQuarantine", Form.MODELS, models.list_quarantine, _AUDITOR),
+    Rpc("ModelService.DecideQuarantine", Form.MODELS, models.decide_quarantine, _ADMIN),
     Rpc("ModelService.DeleteModel", Form.MODELS, models.delete_model, _ADMIN),
     Rpc("ModelService.RestoreSnapshot", Form.MODELS, models.restore_snapshot, _ADMIN),
     Rpc("ModelService.PromoteSpec", Form.STREAM, models.promote_spec, _ADMIN),

@@ -422,6 +422,7 @@ def _decoded(record: Record) -> tuple[Header, Change]:
         hash=record.hash,
         previous=record.previous,
         time_us=record.time_us,
+        is_held=record.kind == Kind.HELD,
     )
     return (erase.settling(header, record.count) if record.erased_at else header), change
 

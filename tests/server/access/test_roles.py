@@ -44,6 +44,7 @@ ALLOWED = {
         "FetchSnapshot",
         "Explain",
         "ListProducers",
+        "ListQuarantine",
         "CopyModel",
         "FollowLog",
         "ConfirmLog",

@@ -13,8 +13,8 @@ import pytest
 from engine_rig import SEGMENT_BYTES, SPEC, Rig, batch, state_root
 from livefactor_server.changes import OpenProducerChange, show
 from livefactor_server.changes.history.rollback import Ranges, are_in, is_in, ranges_of, up_to
+from livefactor_server.hosting.acts.rollback import Batches, to_moment, without
 from livefactor_server.hosting.earlier import Moment, state_at
-from livefactor_server.hosting.rollback import Batches, to_moment, without
 from livefactor_server.log.store import Log
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots import replay

@@ -30,10 +30,17 @@ class Node:
         self.target = f"unix:{folder / name}.sock"
         self.is_up = False
 
-    def start(self, follow: str = "", token: str = "", entry: Entry = OPEN, **settings: object) -> Node:
+    def start(
+        self,
+        follow: str = "",
+        token: str = "",
+        entry: Entry = OPEN,
+        ca: Path | None = None,
+        **settings: object,
+    ) -> Node:
         self.data.mkdir(exist_ok=True)
         Path(self.target.removeprefix("unix:")).unlink(missing_ok=True)
-        leader = Leader(follow, Access(token=token)) if follow else None
+        leader = Leader(follow, Access(token=token, ca=ca)) if follow else None
         self.hosting = Hosting(self.data, replace(SETTINGS, leader=leader, **settings))  # type: ignore[arg-type]
         self.server = RpcServer(self.hosting, ServiceSettings(), self.target, entry)
         self.hosting.open_all()

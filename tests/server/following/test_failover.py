@@ -16,6 +16,7 @@ import typer
 import livefactor
 from following_nodes import Node
 from livefactor.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from livefactor_server.changes import show
 from livefactor_server.cli.app import app
 from livefactor_server.engine.engine import EngineSettings
 from livefactor_server.hosting.identity import Terms
@@ -174,7 +175,9 @@ def test_a_client_that_saw_a_newer_term_leaves_the_old_leader(pair: tuple[Node, 
     assert described(follower).events == 3
 
 
-def test_a_log_with_other_records_does_not_follow_the_new_leader(pair: tuple[Node, Node]) -> None:
+def test_records_that_the_new_leader_never_got_are_set_aside(
+    pair: tuple[Node, Node], caplog: pytest.LogCaptureFixture
+) -> None:
     leader, follower = pair
     take_lead(follower, force=True)
     wait_until(lambda: described(leader).leader == follower.target, "the old leader is fenced", 60)
@@ -184,11 +187,39 @@ def test_a_log_with_other_records_does_not_follow_the_new_leader(pair: tuple[Nod
     (leader.data / "models" / MODEL / "term.json").unlink(missing_ok=True)
     leader.start()
     with livefactor.Producer(producer_id="q", target=leader.target, model=MODEL) as producer:
-        producer.push([1], [2]).result(30)
+        lost = producer.push([1], [2]).result(30).position.revision
     leader.stop()
     leader.start(follower.target)
-    found = leader.hosting.following.of(MODEL)
-    wait_until(lambda: "the follower" in found.error, "the leader's own records are named", 60)
+    same(leader, follower)
+    assert (described(leader).events, described(leader).leader) == (0, follower.target)
+    aside = leader.data / "models" / f"{MODEL}.set-aside-1"
+    assert "is kept in" in caplog.text and str(aside) in caplog.text
+    rows = list(show.rows(aside / "log", lost))
+    assert [(row["kind"], row["producer"]) for row in rows] == [("INTERACTIONS", "q")]
+    # It goes on like any follower, also after a restart.
+    with livefactor.Producer(producer_id="q", target=follower.target, model=MODEL) as producer:
+        producer.push([3], [4]).result(30)
+    same(leader, follower)
+    leader.stop()
+    leader.start(follower.target)
+    same(leader, follower)
+
+
+def test_in_one_term_other_records_are_refused_by_name(pair: tuple[Node, Node]) -> None:
+    leader, follower = pair
+    follower.stop()
+    (other := leader.data.with_name("alone")).mkdir()
+    shutil.copytree(follower.data, other, dirs_exist_ok=True)
+    alone = Node(leader.data.parent, "alone").start()
+    for target, item in ((alone.target, 2), (leader.target, 3)):
+        with livefactor.Producer(producer_id="q", target=target, model=MODEL) as producer:
+            producer.push([1], [item]).result(30)
+    alone.stop()
+    alone.start(leader.target)
+    found = alone.hosting.following.of(MODEL)
+    wait_until(lambda: "other records than the leader" in found.error, "the difference is named", 60)
+    assert described(alone).events == 1 and not list(alone.data.glob("models/*.set-aside-*"))
+    alone.stop()
 
 
 def test_an_ack_waits_until_a_follower_has_the_batch_on_disk(node: MakeNode) -> None:

@@ -18,13 +18,13 @@ from livefactor_server.cli.app import app
 from livefactor_server.cli.serve.settings import EntryError, ServerSettings
 from livefactor_server.engine.engine import Engine, EngineSettings
 from livefactor_server.hosting import backup
+from livefactor_server.hosting.acts.rollback import to_moment
 from livefactor_server.hosting.earlier import Moment, state_at
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.hosting.hosted import describe
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
 from livefactor_server.hosting.retention import Policy, PolicyError, Retention
-from livefactor_server.hosting.rollback import to_moment
 from livefactor_server.log.store import Log, LogGap
 from livefactor_server.rpc import encode
 from livefactor_server.snapshots.audit import replay_model

@@ -53,7 +53,14 @@ def frozen_tables(draw: st.DrawFn) -> list[producers.FrozenProducer]:
         last = draw(st.integers(0, 100))
         ring = tuple(
             producers.Outcome(
-                sequence, draw(U64), draw(U32), draw(U32), draw(REJECT_ROWS), draw(SALT), draw(HASH)
+                sequence,
+                draw(U64),
+                draw(U32),
+                draw(U32),
+                draw(REJECT_ROWS),
+                draw(SALT),
+                draw(HASH),
+                draw(st.booleans()),
             ).packed()
             for sequence in range(max(1, last - draw(st.integers(0, 5))), last + 1)
         )
@@ -65,7 +72,9 @@ def frozen_tables(draw: st.DrawFn) -> list[producers.FrozenProducer]:
 def test_producer_tables_survive_their_bytes(table: list) -> None:
     data = producers.encode(table)
     assert producers.encode(list(reversed(table))) == data
-    assert sorted(producers.decode(data).freeze()) == sorted(table)
+    assert sorted(producers.decode(data)[0].freeze()) == sorted(table)
+    again, rest = producers.decode(data + b"\xff\xff" + b"quarantine")
+    assert (len(again), rest) == (len(producers.decode(data)[0]), b"quarantine")
 
 
 @given(frozen_tables().filter(bool), st.data())
@@ -73,7 +82,7 @@ def test_cut_producer_bytes_are_refused(table: list, data: st.DataObject) -> Non
     whole = producers.encode(table)
     cut = whole[: data.draw(st.integers(1, len(whole) - 1))]
     try:
-        assert len(producers.decode(cut)) < len(table)
+        assert len(producers.decode(cut)[0]) < len(table)
     except ValueError as error:
         assert "truncated" in str(error)
 

@@ -252,6 +252,20 @@ class ServerSettings:
         bool,
         _option("Stop updates when the loss or the factors diverge, until an operator releases them."),
     ] = False
+    quarantine: Annotated[
+        float,
+        _option(
+            "Hold batches whose loss, gradient or share of new ids is this many deviations above the usual,"
+            " until an operator decides. 0 holds none.",
+            min=0,
+        ),
+    ] = 0.0
+    quarantine_bytes_max: Annotated[
+        int,
+        _option(
+            "Maximum bytes of held batches, a model; beyond it further outliers are refused.", min=1 << 20
+        ),
+    ] = 64 << 20
     auto_cpu_share: Annotated[
         float,
         _option(
@@ -412,6 +426,7 @@ class ServerSettings:
     def _observer(self) -> ObserverSettings:
         from livefactor_server.judging.judge import JudgeSettings
         from livefactor_server.judging.observer import ObserverSettings
+        from livefactor_server.judging.screening import ScreenSettings
 
         judge = JudgeSettings(
             self.judge_record_share,
@@ -422,7 +437,8 @@ class ServerSettings:
             self.judge_half_life_events,
             self.judge_popularity_half_life_events,
         )
-        return ObserverSettings(judge, self.judge_hold, self.tensorboard)
+        screen = ScreenSettings(self.quarantine, self.quarantine_bytes_max) if self.quarantine else None
+        return ObserverSettings(judge, self.judge_hold, self.tensorboard, screen)
 
     def service(self) -> ServiceSettings:
         """The settings of the RPC handlers."""

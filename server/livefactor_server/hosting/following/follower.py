@@ -57,6 +57,11 @@ class Models(Protocol):
     def followed(self, name: str) -> tuple[Engine, Path]:
         """The engine of a model, and the model's folder."""
 
+    def replace_with_copy(self, name: str, fill: Callable[[Path], None]) -> Path:
+        """Puts a copy of the leader's model in place of a model. Returns the folder that keeps what
+        was there. `fill` writes the files; until it is done the model answers.
+        """
+
     def reopen(self, name: str) -> None:
         """Opens a model again, which computes its state from the log."""
 
@@ -127,6 +132,8 @@ class ModelFollower:
             except grpc.RpcError as error:
                 self._note(f"{error.code().name}: {error.details()}")
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    if self._is_refused and self._set_aside():
+                        continue
                     rest_s = REFUSED_REST_S if self._is_refused else REST_S
                     self._is_refused = True
                     continue
@@ -139,6 +146,30 @@ class ModelFollower:
                 self.is_connected = False
             got_on = self._models.followed(self.name)[0].revision > before
             rest_s = REST_S if got_on else min(2 * rest_s, REST_S_MAX)
+
+    def _set_aside(self) -> bool:
+        """Sets the log aside for a copy of the leader's, if the leader leads in a newer term.
+
+        Such a leader took the place of another one, which had records that it never sent. In one
+        term an operator must find out what is wrong. Returns whether the copy is in place.
+        """
+        engine, _ = self._models.followed(self.name)
+        try:
+            lineage, term = self._leader.term(self.name)
+            if lineage != engine.log.lineage.bytes or term <= self._models.note_term(self.name):
+                return False
+            aside = self._models.replace_with_copy(
+                self.name, lambda folder: copying.receive(self._leader.copy(self.name), folder)
+            )
+        except (grpc.RpcError, copying.CopyFailed, LogError, OSError, Refused) as error:
+            logger.warning("model %s: it cannot be copied from the leader yet: %s", self.name, error)
+            return False
+        logger.warning(
+            "model %s: its log has records that %s, the leader in term %d, never had; it is kept in %s, and the"
+            " model is a copy of the leader's now", self.name, self._leader.target, term, aside,
+        )  # fmt: skip
+        self._is_refused, self.error = False, ""
+        return True
 
     def _note(self, error: str) -> None:
         if not self._stopped.is_set() and error != self.error:

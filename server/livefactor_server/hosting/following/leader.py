@@ -41,6 +41,14 @@ class Leader:
         raw = self._ask(_LIST, b"", DEADLINE_S)
         return [each.model for each in models_pb2.ListModelsResponse.FromString(raw).models]
 
+    def term(self, model: str) -> tuple[bytes, int]:
+        """The lineage of a model, 16 bytes, and its term; b"" and 0 if there is no such model."""
+        raw = self._ask(_LIST, b"", DEADLINE_S)
+        for each in models_pb2.ListModelsResponse.FromString(raw).models:
+            if each.model == model:
+                return each.position.lineage, each.term
+        return b"", 0
+
     def copy(self, model: str) -> Iterator[following_pb2.CopyModelResponse]:
         """The files of a model."""
         yield from self._stream(

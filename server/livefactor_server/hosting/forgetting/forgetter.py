@@ -102,7 +102,12 @@ class Forgetter:
         if log.switches_from:
             raise later("log: the server is still reading its earlier part after the start")
         if log.lacks:
-            raise precondition(f"forget: {log.lacks}, so no state without the subjects can be computed")
+            way = "push the events without them to a new model"
+            if log.note is not None and log.note.archived:
+                way = "put the archived segments back first"
+            raise precondition(
+                f"forget: {log.lacks}, so no state without the subjects can be computed or proven; {way}"
+            )
         if state.backend_name == "cuda":
             raise precondition("forget: backend cuda cannot forget (docs/gpu.md)")
         if self.is_sharing():

@@ -10,6 +10,7 @@ import numpy as np
 from livefactor_server.changes import WireChange, change_of
 from livefactor_server.changes.history import erase
 from livefactor_server.changes.history.erase import Subjects
+from livefactor_server.changes.history.quarantine import LEARNED
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.metrics import REPLAY_RECORD_S
 from livefactor_server.log.columns import KIND, Columns
@@ -81,7 +82,7 @@ def survey(log: Log, subjects: Subjects, until: int, check: Callable[[], None]) 
             found = 0 if change is None else len(erase.named(change, subjects))
             if found:
                 records, rows = records + 1, rows + found
-                events += found if record.kind == Kind.INTERACTIONS else 0
+                events += found if record.kind in LEARNED else 0
                 segments.add(max(each for each in firsts if each <= record.revision))
     return Survey(records, rows, events, tuple(sorted(segments)))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes import InteractionsChange, Rollback
+from livefactor_server.changes.history.quarantine import learned
 from livefactor_server.changes.history.rollback import Ranges
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.errors import LogMissing
@@ -56,8 +57,8 @@ def log_events(folder: Path) -> Logged:
     revision = 0
     for record in _records(folder):
         lineage, revision = lineage or bytes(record.previous[:16]), record.revision
-        if record.kind == Kind.INTERACTIONS:
-            changes.append((revision, InteractionsChange.from_log(bytes(record.body))))
+        if (change := learned(record.kind, record.body)) is not None:
+            changes.append((revision, change))
         elif record.kind in (Kind.SPEC, Kind.SWITCH):
             spec_body = bytes(record.body)
         elif record.kind == Kind.ROLLBACK:

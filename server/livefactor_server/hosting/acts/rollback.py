@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from livefactor_server.changes import Rollback
+from livefactor_server.changes.history.quarantine import DECISIONS, decided
 from livefactor_server.changes.history.rollback import SKIPPABLE, ranges_of
 from livefactor_server.engine import promotion
 from livefactor_server.hosting.earlier import Moment, revision_at
 from livefactor_server.hosting.host import Hosted
-from livefactor_server.log.store import Log, LogGap
+from livefactor_server.log.store import Kind, Log, LogGap
 from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.replay import between, skipped_at
 from livefactor_server.statuses import later, precondition
@@ -62,14 +63,20 @@ def without(log: Log, batches: Sequence[Batches], check: Callable[[], None]) -> 
     wanted = {(each.producer, sequence) for each in batches for sequence in range(each.first, each.last + 1)}
     before = skipped_at(log, last)
     found: list[tuple[int, int]] = []
+    held = set[int]()
     looked = 0
     first = log.first_revision if log.gap is None else log.gap.last
     try:
         for records in between(log, first, last):
             for record in records:
-                if record.kind in SKIPPABLE and (record.producer, record.sequence) in wanted:
+                is_wanted = record.kind in SKIPPABLE and (record.producer, record.sequence) in wanted
+                # What was accepted from quarantine goes with its batch.
+                is_decision = record.kind in DECISIONS and decided(record.body) in held
+                if is_wanted or is_decision:
                     found.append((record.revision, record.revision))
                     wanted.discard((record.producer, record.sequence))
+                if is_wanted and record.kind == Kind.HELD:
+                    held.add(record.revision)
             looked += len(records)
             if looked >= CHECK_RECORDS:
                 looked = 0
