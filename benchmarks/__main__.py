@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import machine, report
+from benchmarks import brokers, machine, report
 from benchmarks.pages import ROOT
 from benchmarks.progressive import suite as progressive
 from benchmarks.speed import (
@@ -92,6 +92,7 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "limits": lambda quick: dict(limits.measure(rounds=3 if quick else 7)),
     "kernels": run_kernels,
     "ingest": run_ingest,
+    "brokers": lambda quick: dict(brokers.measure(100) if quick else brokers.measure()),
     "calls": lambda quick: dict(calls.measure(1, 0.4) if quick else calls.measure()),
     "clients": lambda quick: dict(asynchronous.measure(1, 1.0) if quick else asynchronous.measure()),
     "access": lambda quick: dict(access.measure(1, 300, 1 << 19) if quick else access.measure()),

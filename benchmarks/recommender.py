@@ -64,7 +64,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, made
 
 
-def measure(preset: str, batch: int, rounds: int = ROUNDS) -> dict[str, float]:
+def measure(preset: str, batch: int | None, rounds: int = ROUNDS) -> dict[str, float]:
     """The figures of one preset beside ALS."""
     division = cut(numbered(read_purchases(), once=True), by_user=False, start=HELD_BACK_FROM, stop=1.0)
     events, counts = pairs(division.learned), matrix(division.learned)
@@ -107,7 +107,7 @@ def fitted_als(counts: Any) -> Any:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", nargs="+", default=["auto", "clicks", "purchases", "clicks_sgd"])
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--batch", type=int, help="events of a record; default: that of Recommender")
     arguments = parser.parse_args()
     for name in arguments.preset:
         print(

@@ -127,6 +127,8 @@ INGEST = [
         "at least 0.50",
     ),
     Row("ratio_ingest_to_unsynced", "durable stream ÷ stream without sync"),
+    Row("brokers_nats_events_per_s", "`livefactor ingest`, NATS, 1,000 events a message", "at least 0.1 M"),
+    Row("brokers_redis_events_per_s", "`livefactor ingest`, Redis, 1,000 events a message", "at least 0.1 M"),
 ]
 OPPONENTS = [
     Row("implicit_bpr_events_per_s", "implicit BPR, in process, 1 thread, 1 negative"),

@@ -11,7 +11,9 @@ A vector comes when its item enters the shop: before its first event, or after t
 none there.
 
 Hidden items: 20 % of the items lose all their events. After the stream they are ranked for each
-user who had some of them. NDCG@10 is divided by that of the hidden items' true popularity.
+user who had some of them. NDCG@10 is divided by that of the hidden items' true popularity. A user
+had them at any time, and a mix ranks for the next visit. So it is measured a second time without
+the mix, where all events of a user count equally ("whole taste").
 
 Features: the films are known by genres, the decade and the words of their titles, and the gifts by
 the words of their descriptions, as features in place of vectors. Of films there is also a figure
@@ -28,6 +30,7 @@ import argparse
 import gzip
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +44,7 @@ from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import Embeddings, Features, Mix, ModelSpec
+from livefactor_kernels.spec.model import Embeddings, Features, ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, NO_ROW
 from livefactor_server.cli.demo.shop import load_shop
@@ -259,6 +262,29 @@ def _plain(spec: ModelSpec) -> ModelSpec:
     return check(replace(spec, embeddings=Embeddings(), features=Features()))
 
 
+def hidden_of(name: str, data: Data, spec: ModelSpec, seeds: int) -> Figures:
+    """The figures of hidden items. They are drawn with each of the seeds."""
+    drawn = [hidden(data, spec, seed)["to_oracle"] for seed in range(1, seeds + 1)]
+    key = f"cold_{name}_ndcg10_to_oracle"
+    return {key: float(np.mean(drawn)), f"{key}_spread": max(drawn) - min(drawn)}
+
+
+def whole_taste_of(name: str, data: Data, spec: ModelSpec, seeds: int) -> Figures:
+    """The figures of hidden items with the spec without its mix."""
+    return hidden_of(f"{name}_whole_taste", data, whole_taste(spec), seeds)
+
+
+def whole_taste(spec: ModelSpec) -> ModelSpec:
+    """The spec without its mix: all events of a user count equally, whenever they were."""
+    mix, history = replace(spec.mix, learning_rate=0.0), replace(spec.history, half_life=0.0)
+    return check(replace(spec, mix=mix, history=history))
+
+
+def few_of(name: str, data: Data, spec: ModelSpec, seeds: int) -> Figures:
+    """The figures of items with few events, and of the others."""
+    return {f"{name}_{key}": value for key, value in few(data, spec).items()}
+
+
 def features_of(name: str, data: Data, spec: ModelSpec, seeds: int) -> Figures:
     """The figures of a set whose items have features in place of vectors."""
     spec = check(replace(_plain(spec), features=Features(1 << 16, FEATURES_PER_ITEM)))
@@ -271,18 +297,20 @@ def features_of(name: str, data: Data, spec: ModelSpec, seeds: int) -> Figures:
     return found | {f"{name}_features_{key}": value for key, value in few(data, spec).items()}
 
 
-def figures_of(sets: dict[str, Data], spec: ModelSpec, seeds: int) -> Figures:
-    """All figures of some sets, by flat names. Hidden items are drawn with each of the seeds."""
+PARTS = {"hidden": hidden_of, "whole-taste": whole_taste_of, "few": few_of, "features": features_of}
+"""What is measured of a set, by name."""
+
+
+def figures_of(
+    sets: dict[str, Data], spec: ModelSpec, seeds: int, parts: Iterable[str] = tuple(PARTS)
+) -> Figures:
+    """The figures of some sets, by flat names."""
     figures: Figures = {}
     for name, data in sets.items():
-        embeddings = Embeddings(data.vectors.shape[1])
-        each = check(replace(spec, embeddings=embeddings))
-        drawn = [hidden(data, each, seed)["to_oracle"] for seed in range(1, seeds + 1)]
-        figures[f"cold_{name}_ndcg10_to_oracle"] = float(np.mean(drawn))
-        figures[f"cold_{name}_ndcg10_to_oracle_spread"] = max(drawn) - min(drawn)
-        figures |= {f"{name}_{key}": value for key, value in few(data, each).items()}
-        figures |= features_of(name, data, spec, seeds)
-    return with_least(figures)
+        each = check(replace(spec, embeddings=Embeddings(data.vectors.shape[1])))
+        for part in parts:
+            figures |= PARTS[part](name, data, each, seeds)
+    return figures if "few" not in parts else with_least(figures)
 
 
 def with_least(figures: Figures) -> Figures:
@@ -328,13 +356,14 @@ def table(figures: Figures) -> str:
             if f"{name}_{key}_ratio" in figures:
                 cells = [float(figures[f"{name}_{key}_{part}"] or 0) for part in ("with", "without", "ratio")]
                 lines.append(f"| {label} | {words} | {cells[0]:.4f} | {cells[1]:.4f} | {cells[2]:.3f} |")
-        oracle = f"cold_{name}_ndcg10_to_oracle"
-        if oracle in figures:
-            value, spread = float(figures[oracle] or 0), float(figures[f"{oracle}_spread"] or 0)
-            lines.append(
-                f"| {label} | 20 % of the items hidden: NDCG@10 by that of their true popularity | {value:.3f} "
-                f"(spread {spread:.3f}) | | |"
-            )
+        for infix, words in (("", ""), ("_whole_taste", ", without the mix")):
+            oracle = f"cold_{name}{infix}_ndcg10_to_oracle"
+            if oracle in figures:
+                value, spread = float(figures[oracle] or 0), float(figures[f"{oracle}_spread"] or 0)
+                lines.append(
+                    f"| {label} | 20 % of the items hidden{words}: NDCG@10 by that of their true popularity "
+                    f"| {value:.3f} (spread {spread:.3f}) | | |"
+                )
     return "\n".join(lines)
 
 
@@ -360,21 +389,19 @@ def main() -> None:
         "--output", type=Path, default=RESULTS, help="a JSON file, whose figures of other sets stay"
     )
     parser.add_argument("--pages", action="store_true", help="only write --output to docs/content.md")
-    parser.add_argument("--no-mix", action="store_true", help="leave out the mix of the preset auto")
+    parser.add_argument("--part", choices=tuple(PARTS), help="measure only this part")
     chosen = parser.parse_args()
     if chosen.pages:
         kept = json.loads(chosen.output.read_text())
         write_between(ROOT / "docs/content.md", "benchmarks.quality.content", table(kept))
         write_svg(ROOT / "docs/images/cold-items.svg", lambda: picture(kept))
         return
-    spec = preset(chosen.preset)
-    if chosen.no_mix:
-        spec = replace(spec, mix=Mix(), history=replace(spec.history, half_life=0.0))
+    spec, parts = preset(chosen.preset), [chosen.part] if chosen.part else list(PARTS)
     if chosen.set == "films":
         data = films(chosen.folder / "ml-1m", chosen.vectors, chosen.users, 1)
     else:
         data = gifts(chosen.vectors, chosen.users, 1)
-    found = six_digits(figures_of({chosen.set: data}, spec, chosen.seeds))
+    found = six_digits(figures_of({chosen.set: data}, spec, chosen.seeds, parts))
     kept = json.loads(chosen.output.read_text()) if chosen.output.exists() else {}
     text = json.dumps(with_least(kept | found), indent=1, sort_keys=True)
     print(text)

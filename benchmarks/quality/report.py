@@ -16,6 +16,7 @@ from benchmarks.quality.metrics import NAMES, PRIMARY
 from benchmarks.quality.ranking import MICRO_BATCHES
 from benchmarks.quality.suite import BY_USER, NEXT_GRIDS, NEXT_OURS, ORDERS
 from benchmarks.report import Figure
+from benchmarks.topics import GOALS
 
 PAGE = ROOT / "docs" / "quality.md"
 COMMAND = "make quality"
@@ -210,6 +211,9 @@ def _goals(figures: Figures) -> Sheet:
             figure = f"{name}_time_{key}_clock_events_per_s"
             value = figures.get(figure)
             rows.append([label, f"`{figure}`", shown(figure, value), with_verdict(goal, value)])
+    for name, topic in GOALS.items():
+        value = figures.get(name)
+        rows.append([topic.label, f"`{name}`", shown(name, value), with_verdict(topic.goal, value)])
     return Sheet("Goals", ["figure", "in quality.json", "measured", "goal"], rows)
 
 

@@ -3,8 +3,8 @@
 The sets are ml1m (the timed half) and retail; the orders are time and shuffled. In addition to
 `ranking.py`, there are figures of test-then-learn (retail_next_... and news_next_...), of ratings
 (ml1m_<order>_..._rmse), of learning rates (adaptive_<stream>_...), of embeddings
-(`content.py`), of warm starts (`warm_start.py`), of adversarial training and of an adapted encoder
-(`depth`).
+(`content.py`), of warm starts (`warm_start.py`), of sessions (`auto/sessions.py`), and of
+adversarial training, of an adapted encoder and of forgetting (`depth`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from benchmarks.progressive.data import Stream, read_purchases, read_ratings
 from benchmarks.progressive.recall import model_hits, own_first_hits, popular_hits
 from benchmarks.progressive.suite import TUNED_PART
 from benchmarks.quality import adaptive, content, ratings, warm_start
+from benchmarks.quality.auto import sessions
+from benchmarks.quality.auto.sets import diginetica
 from benchmarks.quality.data import Judgement, in_time, numbered, shuffled
-from benchmarks.quality.depth import adversarial
+from benchmarks.quality.depth import adversarial, forgetting
 from benchmarks.quality.methods import CLICKS_GRID, POPULAR_GRID, PURCHASES_GRID
 from benchmarks.quality.news import news_stream
 from benchmarks.quality.ranking import Extent, Figures, Part, Ranking, chosen
@@ -101,6 +103,8 @@ def all_parts(ratings_file: Path | None, extent: Extent) -> Iterator[Part]:
     purchases = thinned(streams["retail"], extent.part)
     yield Part("adversarial", lambda: adversarial.figures(numbered(purchases, once=True), extent.seeds))
     yield Part("adapter", lambda: _adapter(films, extent))
+    yield Part("forgetting", lambda: forgetting.figures(numbered(purchases, once=True)))
+    yield Part("sessions", lambda: _sessions(films, extent))
     yield from adaptive.parts({name: thinned(each, extent.part) for name, each in streams.items()}, extent)
 
 
@@ -125,6 +129,16 @@ def _adapter(films: Path | None, extent: Extent) -> Figures:
 
     users, steps = (300, 2) if extent.part > 1 else (0, adapt.STEPS)
     return adapt.suite_figures(content.sets_of(films, users), films, steps)
+
+
+def _sessions(films: Path | None, extent: Extent) -> Figures:
+    """The figures of sessions. None without their data, which are expected beside the films."""
+    if films is None or not (films.parent / "ader-diginetica").exists():
+        return {}
+    clicks = diginetica(films.parent)
+    if extent.part > 1:
+        clicks = sessions.head(clicks, len(clicks.items) // 50)
+    return sessions.figures(clicks, extent.of(sessions.GRID))
 
 
 def _rmse_parts(prefix: str, judgement: Judgement, extent: Extent) -> Iterator[Part]:

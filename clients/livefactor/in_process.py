@@ -48,7 +48,8 @@ class Local:
         self.target = target
         self.channel = channel
         self._producers: weakref.WeakSet[Producer] = weakref.WeakSet()
-        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._producers, channel, stop)
+        self._end = os.getpid(), self._producers, channel, stop
+        self._finalizer = weakref.finalize(self, _end_in_a_thread, *self._end)
         _OPEN.add(self)
         _close_before_threads_are_joined()
 
@@ -80,7 +81,8 @@ class Local:
 
         A second call does nothing.
         """
-        self._finalizer()
+        if self._finalizer.detach() is not None:
+            _end(*self._end)
 
     def __enter__(self) -> Local:
         return self
@@ -134,6 +136,27 @@ def _end(
 
 
 _OPEN: weakref.WeakSet[Local] = weakref.WeakSet()
+_ENDING: set[threading.Thread] = set()
+
+
+def _end_in_a_thread(pid: int, *arguments: Any) -> None:
+    """End a server that nobody refers to any more.
+
+    The garbage collector runs in whichever thread allocates memory: perhaps in one of the server's
+    own, which must not wait for itself, or in one that holds a lock.
+    """
+    if os.getpid() != pid:
+        return
+
+    def end() -> None:
+        try:
+            _end(pid, *arguments)
+        finally:
+            _ENDING.discard(thread)
+
+    thread = threading.Thread(target=end, name="livefactor-close")
+    _ENDING.add(thread)
+    thread.start()
 
 
 @cache
@@ -147,3 +170,5 @@ def _close_before_threads_are_joined() -> None:
 def _close_all() -> None:
     for server in list(_OPEN):
         server.close()
+    for thread in list(_ENDING):
+        thread.join()

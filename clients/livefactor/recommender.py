@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -29,6 +30,14 @@ from livefactor.wire.keys import keys_of
 PARTS = 10
 """How often the callbacks are called during `fit` or `partial_fit`."""
 
+BATCH_MIN = 512
+RECORDS = 32
+BATCH_MAX = 8_192
+"""Without a `batch`, events are learned in about RECORDS records of at least BATCH_MIN and
+at most BATCH_MAX events. Larger records are faster, because each record is read, judged and
+acknowledged as a whole.
+"""
+
 SCORED = 10
 """Length of the lists that `score` judges."""
 
@@ -49,7 +58,8 @@ class Recommender:
 
     preset: as in `local`. user, item, value, time: the names of a table's columns. A table may lack
     the columns of values and times. batch: number of events that are learned as one record; smaller
-    ones are judged and learned more like a live stream, and take longer. data: a folder that keeps
+    ones are judged and learned more like a live stream, and take longer. None: a 32nd of the events
+    of the call, but at least 512 and at most 8,192. data: a folder that keeps
     the model; None for a temporary one. callbacks: each is called ten times a fit with a dict of
     figures and the number of events so far, such as `mlflow.log_metrics` and the `log` of a run of
     W&B.
@@ -67,7 +77,7 @@ class Recommender:
         item: str = "item",
         value: str = "value",
         time: str = "time",
-        batch: int = 512,
+        batch: int | None = None,
         data: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -213,13 +223,16 @@ class Recommender:
 
     def _fitted(self) -> Local:
         if not self._is_fitted():
-            raise NotFitted(f"this {type(self).__name__} has learned nothing yet: call fit or partial_fit")
+            raise _not_fitted()(
+                f"this {type(self).__name__} has learned nothing yet: call fit or partial_fit"
+            )
         return self.server_
 
     def _learn(self, columns: dict[str, Any]) -> Self:
         n, began = len(columns["user_ids"]), monotonic()
         ends = [n * part // PARTS for part in range(1, PARTS + 1)] if self.callbacks else [n]
-        settings = BatchSettings(events_max=self.batch, latency_ms_max=None)
+        batch = _batch_of(n) if self.batch is None else self.batch
+        settings = BatchSettings(events_max=batch, latency_ms_max=None)
         start = 0
         with self.server_.producer("recommender", batch=settings) as producer:
             for end in ends:
@@ -258,6 +271,12 @@ class Recommender:
 
     def _columns(self, X: Any, y: Any) -> dict[str, Any]:
         """The columns that `Producer.push` takes."""
+        # Some sparse matrices are dicts too.
+        if hasattr(X, "tocoo"):
+            raise ColumnError(
+                "X: expected events in the order in which they happened, got a sparse matrix, which has no "
+                "order; its pairs are numpy.column_stack(X.nonzero())"
+            )
         found = self._table(X) if hasattr(X, "columns") or isinstance(X, Mapping) else self._pairs(X)
         if y is not None:
             found["values"] = y
@@ -288,6 +307,23 @@ class Recommender:
             if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
                 raise ColumnError.at("X", row, f"expected a user and an item, got {pair!r}")
         return {"user_ids": [user for user, _ in X], "item_ids": [item for _, item in X]}
+
+
+def _batch_of(events: int) -> int:
+    """The events of a record, a multiple of 512, so that it has whole micro-batches of each
+    preset.
+    """
+    return min(max(events // RECORDS // BATCH_MIN, 1) * BATCH_MIN, BATCH_MAX)
+
+
+def _not_fitted() -> type[NotFitted]:
+    """The error, which is also that of scikit-learn where a program has loaded scikit-learn."""
+    theirs = sys.modules.get("sklearn.exceptions")
+    if theirs is None:
+        return NotFitted
+    # A class made here cannot be pickled by its name, and a worker of joblib pickles its error.
+    pickled = {"__doc__": NotFitted.__doc__, "__reduce__": lambda error: (NotFitted, error.args)}
+    return type("NotFitted", (NotFitted, theirs.NotFittedError), pickled)
 
 
 def _rows(column: Any, start: int, end: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -11,9 +12,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -58,41 +60,50 @@ class GrowingFile:
     stop = kill
 
 
-class RedisStream:
-    """A stream in a server that is killed and starts again on its folder."""
+class Broker(ABC):
+    """A broker that is killed and starts again on its folder.
+
+    It has written a message before it acknowledges it.
+    """
+
+    program: ClassVar[str]
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as opened:
             opened.bind(("127.0.0.1", 0))
-            self._port = int(opened.getsockname()[1])
-        self._folder = folder
-        self.source = f'kind = "redis"\nurl = "redis://127.0.0.1:{self._port}"\nstream = "events"'
+            self.port = int(opened.getsockname()[1])
+        self.folder = folder
         self._start()
+        self.made()
 
     def _start(self) -> None:
-        import redis
-
-        self._client = redis.Redis(port=self._port)
         self._process = subprocess.Popen(
-            ["redis-server", "--port", str(self._port), "--appendonly", "yes", "--appendfsync", "always"],
-            cwd=self._folder,
-            stdout=subprocess.DEVNULL,
+            self.command(), cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        wait_until(self._answers, "Redis")
+        wait_until(self._answers, self.program)
 
     def _answers(self) -> bool:
-        import redis
-
         try:
-            return bool(self._client.ping())
-        except redis.RedisError:
+            return self.answers()
+        except OSError:
             return False
 
-    def add(self, numbers: range) -> None:
-        pipe: Any = self._client.pipeline()
-        for n in numbers:
-            pipe.xadd("events", {"u": n, "i": n % 50})
-        pipe.execute()
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """The settings of the source."""
+
+    @abstractmethod
+    def command(self) -> list[str]: ...
+
+    @abstractmethod
+    def answers(self) -> bool: ...
+
+    def made(self) -> None:  # noqa: B027 - a stream of Redis needs no making
+        """Make the stream."""
+
+    @abstractmethod
+    def add(self, numbers: range) -> None: ...
 
     def kill(self) -> None:
         self.stop()
@@ -101,6 +112,76 @@ class RedisStream:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+class RedisStream(Broker):
+    program = "redis-server"
+
+    @property
+    def source(self) -> str:
+        return f'kind = "redis"\nurl = "redis://127.0.0.1:{self.port}"\nstream = "events"'
+
+    def command(self) -> list[str]:
+        return ["redis-server", "--port", str(self.port), "--appendonly", "yes", "--appendfsync", "always"]
+
+    def answers(self) -> bool:
+        import redis
+
+        try:
+            return bool(redis.Redis(port=self.port).ping())
+        except redis.RedisError:
+            return False
+
+    def add(self, numbers: range) -> None:
+        import redis
+
+        with redis.Redis(port=self.port) as client:
+            pipe: Any = client.pipeline()
+            for n in numbers:
+                pipe.xadd("events", {"u": n, "i": n % 50})
+            pipe.execute()
+
+
+class NatsStream(Broker):
+    program = "nats-server"
+
+    @property
+    def source(self) -> str:
+        return f'kind = "nats"\nurl = "nats://127.0.0.1:{self.port}"\nstream = "EVENTS"'
+
+    def command(self) -> list[str]:
+        return ["nats-server", "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.folder)]
+
+    def answers(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self.port), 1.0) as opened:
+            return opened.recv(4) == b"INFO"
+
+    def made(self) -> None:
+        async def make(stream: Any) -> None:
+            await stream.add_stream(name="EVENTS", subjects=["events"])
+
+        self._run(make)
+
+    def add(self, numbers: range) -> None:
+        async def publish(stream: Any) -> None:
+            pending = []
+            for n in numbers:
+                pending.append(
+                    await stream.publish_async("events", json.dumps({"u": n, "i": n % 50}).encode())
+                )
+            await asyncio.gather(*pending)
+
+        self._run(publish)
+
+    def _run(self, work: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+        import nats
+
+        async def connected() -> None:
+            client = await nats.connect(f"nats://127.0.0.1:{self.port}")
+            await work(client.jetstream(publish_async_max_pending=8192))
+            await client.close()
+
+        asyncio.run(connected())
 
 
 def ingester(warm: WarmStart, folder: Path) -> Child:
@@ -114,11 +195,12 @@ def counts(server: Server) -> tuple[int, int]:
     return found.events, found.users
 
 
-@pytest.fixture(params=[GrowingFile, RedisStream], ids=["file", "redis"])
+@pytest.fixture(params=[GrowingFile, RedisStream, NatsStream], ids=["file", "redis", "nats"])
 def events(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    if request.param is RedisStream and shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed: make test-brokers")
-    made = request.param(tmp_path)
+    kind: Any = request.param
+    if kind is not GrowingFile and shutil.which(kind.program) is None:
+        pytest.skip(f"{kind.program} is not installed: make test-brokers")
+    made = kind(tmp_path)
     yield made
     made.stop()
 

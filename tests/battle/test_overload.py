@@ -37,6 +37,11 @@ def p99(times: list[float]) -> float:
     return times[len(times) * 99 // 100]
 
 
+def server_cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
 @pytest.fixture
 def model(serve: Serve) -> Server:
     server = serve("--auto-cpu-share", "0")
@@ -54,11 +59,14 @@ def test_ten_times_the_capacity(model: Server, is_long: bool, record: Callable[.
     load(model, 0, seconds / 4)
     first = load(model, 0, seconds / 4)
     capacity = first["codes"]["OK"] / first["seconds"]
+    cpu_half = server_cpu_s(process)
     half = load(model, capacity / 2, seconds / 2)
+    accepted_cpu_s = (server_cpu_s(process) - cpu_half) / half["codes"]["OK"]
     assert set(half["codes"]) == {"OK"}, (half["codes"], half["texts"])
-    before = process.memory_info().rss
+    before, cpu_before = process.memory_info().rss, server_cpu_s(process)
     over = load(model, capacity * 10, seconds)
     assert set(over["codes"]) == {"OK", "RESOURCE_EXHAUSTED"}, (over["codes"], over["texts"])
+    cpu = server_cpu_s(process) - cpu_before
     # The client ends after the last answer.
     goodput = over["codes"]["OK"] / over["seconds"] / capacity
     whole = p99(over["accepted_s"]) / p99(half["accepted_s"])
@@ -68,6 +76,10 @@ def test_ten_times_the_capacity(model: Server, is_long: bool, record: Callable[.
     print(
         f"goodput {goodput:.2f}, p99 ratio {ratio:.2f} ({whole:.2f} with the start), memory {memory:.2f}, {over['codes']}"
     )
+    refused = over["codes"]["RESOURCE_EXHAUSTED"]
+    refused_ms = 1e3 * (cpu - accepted_cpu_s * over["codes"]["OK"]) / refused
+    client_ms = 1e3 * over["cpu_s"] / sum(over["codes"].values())
+    print(f"CPU of a refused call: server {refused_ms:.2f} ms, client {client_ms:.2f} ms")
     print(f"refused p99 {1e3 * p99(over['refused_s']):.0f} ms")
     # A small process grows by a larger share.
     assert memory < (MEMORY_RATIO_MAX if is_long else 1.5)
@@ -81,6 +93,8 @@ def test_ten_times_the_capacity(model: Server, is_long: bool, record: Callable[.
             overload_score_p99_ratio=round(ratio, 3),
             overload_score_p99_ratio_with_the_start=round(whole, 3),
             overload_capacity_calls_per_s=round(capacity, 1),
+            overload_refused_server_cpu_ms=round(refused_ms, 2),
+            overload_client_cpu_ms=round(client_ms, 2),
             overload_memory_ratio=round(memory, 3),
         )
         assert goodput >= GOODPUT_MIN

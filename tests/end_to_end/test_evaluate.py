@@ -16,7 +16,7 @@ from livefactor_kernels.spec.presets import preset
 from livefactor_server.cli.app import app
 from livefactor_server.engine.ratings import spec_for_ratings
 from livefactor_server.files.specs import write_spec
-from livefactor_server.tuning import evaluation, opponents, progressive
+from livefactor_server.tuning import metrics, opponents, progressive
 from livefactor_server.tuning.evaluation import Evaluation, Protocol
 from livefactor_server.tuning.progressive import TOP, Stream
 
@@ -182,7 +182,7 @@ def test_a_held_out_part_is_judged_by_what_was_learned_before_it() -> None:
     """Other events in the held-out part do not change the figures of an event there."""
     whole, spec = stream(), preset("purchases_sgd", k=8)
     asked = np.arange(600) >= 450
-    steps = list(progressive.judge_then_learn(spec, whole, evaluation._places, asked, 64, 450))
+    steps = list(progressive.judge_then_learn(spec, whole, metrics.list_places, asked, 64, 450))
     assert [step.stop for step in steps][6:9] == [448, 450, 512]
     assert all(step.learn_s == 0.0 for step in steps[8:])
     places = np.concatenate([step.judged for step in steps])
@@ -192,7 +192,7 @@ def test_a_held_out_part_is_judged_by_what_was_learned_before_it() -> None:
         part = Stream(*(column[order] for column in (whole.user_keys, whole.item_keys, whole.values)))
         if at % 10 == 0:
             last = np.arange(451) == 450
-            steps = list(progressive.judge_then_learn(spec, part, evaluation._places, last, 64, 450))
+            steps = list(progressive.judge_then_learn(spec, part, metrics.list_places, last, 64, 450))
             one_by_one.append(steps[-1].judged[0])
     assert places[::10].tolist() == one_by_one
     for half_life in (np.inf, 100.0):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from livefactor import ColumnError, NotFitted, Recommender
 
@@ -84,6 +85,18 @@ def test_a_fit_forgets_and_a_partial_fit_goes_on_in_the_folder(tmp_path: Path) -
     recommender.close()
 
 
+def test_a_record_has_more_events_in_a_larger_fit() -> None:
+    def records(events: int) -> int:
+        recommender = Recommender("clicks_sgd").fit(np.arange(2 * events).reshape(events, 2) % 97)
+        with recommender.server_.models() as models:
+            revision = models.describe("default").position.revision
+        recommender.close()
+        return revision
+
+    # The first record of a log holds the spec.
+    assert [records(events) - 1 for events in (1, 512, 513, 40_000)] == [1, 1, 2, 40]
+
+
 def test_callbacks_get_figures_ten_times() -> None:
     seen: list[tuple[dict[str, float], int]] = []
     recommender = Recommender(
@@ -105,6 +118,7 @@ def test_callbacks_get_figures_ten_times() -> None:
         ([(1, 2), (3,)], r"X\[1\]: expected a user and an item"),
         ([(1, 2), ("a", 3)], "user_ids"),
         (np.zeros((2, 3)), r"got shape \(2, 3\)"),
+        (sparse.dok_array((2, 3)), "got a sparse matrix, which has no order"),
         ({"user": [1, 2], "item": [1]}, "expected 2 rows, got 1"),
     ],
 )
@@ -127,11 +141,14 @@ def test_the_page_shows_code_that_runs(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_it_keeps_the_conventions_of_scikit_learn(fitted: Recommender) -> None:
     base = pytest.importorskip("sklearn.base")
+    exceptions = pytest.importorskip("sklearn.exceptions")
     model_selection = pytest.importorskip("sklearn.model_selection")
     copy = base.clone(fitted.set_params(batch=16))
     assert copy.get_params() == fitted.get_params() and copy is not fitted
-    with pytest.raises(NotFitted, match="call fit or partial_fit"):
+    with pytest.raises(NotFitted, match="call fit or partial_fit") as caught:
         copy.recommend(1)
+    assert isinstance(caught.value, exceptions.NotFittedError)
+    assert type(pickle.loads(pickle.dumps(caught.value))) is NotFitted
     with pytest.raises(ValueError, match="flavour: no parameter of Recommender; it has preset, user"):
         copy.set_params(flavour="mint")
     assert repr(copy) == "Recommender(preset='clicks', batch=16)"

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from repository import ROOT
 
 # No installed package contains the benchmarks.
 sys.path.insert(0, str(ROOT))
+from benchmarks import topics
 from benchmarks.pages import between_marks
 from benchmarks.progressive.data import Stream
 from benchmarks.quality import als, closed_form, data, metrics, pictures, ratings, report, search
 from benchmarks.quality.data import Events
 from benchmarks.quality.methods import METHODS
-from benchmarks.quality.suite import NEXT_GRIDS
+from benchmarks.quality.ranking import QUICK
+from benchmarks.quality.suite import NEXT_GRIDS, all_parts
 from benchmarks.quality.test_then_learn import knn_hits
 
 MODULES = sorted(
@@ -328,6 +331,29 @@ def test_results_are_flat_dated_and_whole() -> None:
         under = [figures[other] for other in ratio.under if figures[other] is not None]
         if figures[name] is not None:
             assert figures[name] == pytest.approx(figures[ratio.over] / max(under), rel=1e-4)
+
+
+@measured
+def test_figures_with_a_goal_come_from_the_files_of_their_topics() -> None:
+    figures = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert {name: figures[name] for name in topics.GOALS} == topics.with_goals({})
+    parts = {part.name for part in all_parts(Path("no folder/ratings.csv.gz"), QUICK)}
+    assert set(topics.FILES) <= parts
+    assert {goal.part for goal in topics.GOALS.values()} == set(topics.FILES)
+
+
+def test_a_topic_keeps_the_other_figures_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics, "RESULTS", tmp_path)
+    topics.store("sessions", {"auto_ml1m_auto": 0.25, "sessions_recall20_auto": 0.1})
+    topics.store("sessions", {"sessions_recall20_auto": 1 / 3, "sessions_recall20_to_sknn": 0.9})
+    assert topics.kept("sessions") == {
+        "auto_ml1m_auto": 0.25,
+        "sessions_recall20_auto": 0.333333,
+        "sessions_recall20_to_sknn": 0.9,
+    }
+    found = topics.with_goals({"other": 1.0})
+    assert (found["other"], found["sessions_recall20_to_sknn"]) == (1.0, 0.9)
+    assert found["warm_start_ratio"] is None
 
 
 @measured

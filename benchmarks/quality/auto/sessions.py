@@ -167,6 +167,10 @@ class Neighbors:
         """See `Method.ranks`."""
         if target not in self._seen:
             return None
+        return _ranks(self.scores(before), before, target)
+
+    def scores(self, before: np.ndarray) -> Counter[int]:
+        """The scores of items after the clicks `before`, where they are above 0."""
         own, scores, near = before[: -1 - OWN_MAX : -1].tolist(), Counter[int](), self._settings["near"]
         similar = self._similar(own)
         best = sorted(similar.items(), key=lambda pair: -pair[1])[: int(self._settings["neighbors"])]
@@ -179,7 +183,7 @@ class Neighbors:
             for item, place in first.items() if shared is not None else ():
                 assert shared is not None
                 scores[item] += similarity * (0.5 ** (abs(place - shared) / near) if near else 1.0)
-        return _ranks(scores, before, target)
+        return scores
 
     def _similar(self, own: list[int]) -> Counter[int]:
         """The sessions that share items with the newest ones `own`."""
@@ -242,27 +246,41 @@ def _records(clicks: Sessions) -> Iterator[slice]:
             start = end
 
 
-def main() -> None:
-    """Tunes session-kNN, measures all methods, and writes the table and the figures."""
-    clicks = diginetica(Path(sys.argv[1]))
-    choice = pick(GRID, lambda each: recalls(Neighbors(clicks, each), clicks, TUNED_PERIODS).all)
-    found = {
+def head(clicks: Sessions, count: int) -> Sessions:
+    """The sessions of about the first `count` clicks, in three periods."""
+    last = clicks.sessions[count - 1]
+    stop = int(np.flatnonzero(clicks.sessions == last)[-1]) + 1
+    return Sessions(clicks.sessions[:stop], clicks.items[:stop], np.arange(stop) * 3 // stop)
+
+
+def figures(clicks: Sessions, settings: list[Settings] = GRID) -> dict[str, float | str | None]:
+    """All figures by name. Tunes session-kNN, and measures all methods."""
+    choice = pick(settings, lambda each: recalls(Neighbors(clicks, each), clicks, TUNED_PERIODS).all)
+    recall = {
         "sknn": recalls(Neighbors(clicks, choice.settings), clicks),
         "cooccurrence": recalls(Counted(clicks), clicks),
     }
     for name in PRESETS:
-        found[name] = recalls(Served(name, clicks), clicks)
-    own = found["auto"]
-    figures = {
-        "recall20_to_sknn": own.all / found["sknn"].all,
-        "new_items_recall20_to_cooccurrence": own.new_items / found["cooccurrence"].new_items,
-        "sknn_settings": choice.words,
+        recall[name] = recalls(Served(name, clicks), clicks)
+    own = recall["auto"]
+    found: dict[str, float | str | None] = {
+        "sessions_recall20_to_sknn": own.all / recall["sknn"].all,
+        "sessions_new_items_recall20_to_cooccurrence": own.new_items / recall["cooccurrence"].new_items,
+        "sessions_sknn_settings": choice.words,
     }
-    for name, recall in found.items():
-        figures |= {f"recall20_{name}": recall.all, f"new_items_recall20_{name}": recall.new_items}
+    for name, each in recall.items():
+        found |= {
+            f"sessions_recall20_{name}": each.all,
+            f"sessions_new_items_recall20_{name}": each.new_items,
+        }
+    return found
+
+
+def main() -> None:
+    """Measures all methods, and writes the table and the figures."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     kept = {key: value for key, value in results.items() if not key.startswith("sessions_")}
-    results = kept | {f"sessions_{key}": value for key, value in figures.items()}
+    results = kept | figures(diginetica(Path(sys.argv[1])))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_between(PAGE, "benchmarks.quality.auto.sessions", table(results))
 

@@ -104,9 +104,14 @@ def suite_figures(sets: dict[str, Data], folder: Path | None, steps: int) -> Fig
     found: Figures = {}
     for name, data in sets.items():
         measured = few_events(data, texts_of(name, folder, data), Training(steps=steps))
-        found |= {f"adapter_{name}_{key}": value for key, value in measured.items()}
-    ratios = [float(found[f"adapter_{name}_few_ratio"] or 0) for name in sets]
-    return found | {"adapter_few_events_ratio": max(ratios)}
+        found |= {f"{name}_{key}": value for key, value in measured.items()}
+    return found | _best(found)
+
+
+def _best(found: Figures) -> Figures:
+    """The largest ratio of all sets for items with few events."""
+    ratios = [float(found[f"{name}_few_ratio"] or 0) for name in LABELS if f"{name}_few_ratio" in found]
+    return {"adapter_few_events_ratio": max(ratios)} if ratios else {}
 
 
 def again(data: Data, texts: list[str], training: Training) -> Figures:
@@ -155,7 +160,8 @@ def table(figures: Figures) -> str:
                 lines.append(
                     f"| {label} | {words} | {shown} | {float(figures[f'{name}_{kind}_ratio'] or 0):.3f} |"
                 )
-    lines += ["", "| | | frozen | one run | two runs | second ÷ first |", "|---|---|---|---|---|---|"]
+    if any(f"{name}_again_new_ratio" in figures for name in LABELS):
+        lines += ["", "| | | frozen | one run | two runs | second ÷ first |", "|---|---|---|---|---|---|"]
     for name, label in LABELS.items():
         for kind, words in (("new", "the events after both runs"), ("old", "events of the first run")):
             if f"{name}_again_{kind}_ratio" in figures:
@@ -195,8 +201,7 @@ def main() -> None:
     for part, measure in (("few", few_events), ("again", again)):
         if chosen.part in (part, "both"):
             kept |= {f"{name}_{key}": value for key, value in measure(data, texts, training).items()}
-            ratios = [kept[f"{each}_few_ratio"] for each in LABELS if f"{each}_few_ratio" in kept]
-            kept |= {"adapter_few_events_ratio": max(ratios)} if ratios else {}
+            kept |= _best(kept)
             chosen.output.write_text(json.dumps(six_digits(kept), indent=1, sort_keys=True) + "\n")
     print(json.dumps(six_digits(kept), indent=1, sort_keys=True))
 

@@ -75,7 +75,7 @@ def figures(events: Events) -> Figures:
         found[f"{key}_retrained"] = after["year"].figures(again.scores)["ndcg10"]
         found[f"{key}_ratio"] = float(found[f"{key}_streamed"] or 0) / float(found[f"{key}_retrained"] or 1)
         print(key, {name: value for name, value in found.items() if name.startswith(key)}, flush=True)
-    return found
+    return found | {"old_task_ratio_after_a_year": found["auto_ratio"]}
 
 
 def table(found: Figures) -> str:
@@ -101,7 +101,6 @@ def main() -> None:
     chosen = parser.parse_args()
     if not chosen.pages:
         found = six_digits(figures(numbered(read_purchases(), once=True)))
-        found["old_task_ratio_after_a_year"] = found["auto_ratio"]
         chosen.output.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     found = json.loads(chosen.output.read_text())
     write_between(ROOT / "docs/quality.md", "benchmarks.quality.depth.forgetting", table(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,10 @@ def read_config(path: Path) -> IngestConfig:
     for name in ("model", "producer"):
         if not isinstance(content.get(name), str) or not content[name]:
             raise ConfigError(f"{name}: expected a name")
+    # As all commands do without `--target`.
+    content.setdefault("target", os.environ.get("LIVEFACTOR_TARGET") or DEFAULT_TARGET)
+    if not isinstance(content["target"], str):
+        raise ConfigError(f"target: expected an address, got {content['target']!r}")
     _bounded(content, "delay_s", 0, 3600, (int, float))
     _bounded(content, "batch_events", 1, BATCH_EVENTS_MAX, int)
     _bounded(content, "dead_letters_mb_max", 1, 1 << 20, int)

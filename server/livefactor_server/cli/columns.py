@@ -36,6 +36,14 @@ Time = Annotated[
         help="Column of times, by which the events are ordered. Default: time or timestamp, if it exists.",
     ),
 ]
+Context = Annotated[
+    list[str] | None,
+    typer.Option(help="Column of context, such as the query. Repeat the option for more."),
+]
+Separator = Annotated[
+    str, typer.Option(help="Divides a field of context into several features, such as ' ' for queries.")
+]
+ContextWeight = Annotated[float, typer.Option(min=0.0, help="Multiplies what the context adds to scores.")]
 StringIds = Annotated[bool, typer.Option(help="Hash all ids as text, also those that are numbers.")]
 Task = Annotated[
     str, typer.Option(help="ratings, clicks, purchases or news. Default: guessed from the values.")

@@ -127,11 +127,7 @@ class Lane:
 
     async def take(self, size: int, model: str = "") -> None:
         """Takes a slot, as `slot` does. The caller then calls `release` with the model."""
-        pressure = self._pressures.get(model)
-        if pressure is None:
-            pressure = self._pressures[model] = Pressure()
-        pressure.arrive()
-        self._check(pressure)
+        pressure = self._arrived(model)
         if self._free:
             self._free -= 1
         else:
@@ -143,17 +139,49 @@ class Lane:
                 raise
         pressure.running += 1
 
-    def _check(self, pressure: Pressure) -> None:
+    def knock(self, size: int, model: str) -> None:
+        """Refuses a call that `take` would refuse now, so that its message need not be decoded.
+
+        A call that is not refused has not arrived yet: it calls `take`.
+
+        Raises:
+            Refused: RESOURCE_EXHAUSTED, as `take`.
+        """
+        pressure = self._pressures.get(model)
+        is_shed = pressure is not None and self._sheds(pressure)
+        if is_shed or (not self._free and self._is_full(size)):
+            self._arrived(model)
+            self._check_waiting(size)
+
+    def _arrived(self, model: str) -> Pressure:
+        """Counts an arrival, and refuses it under overload."""
+        pressure = self._pressures.get(model)
+        if pressure is None:
+            pressure = self._pressures[model] = Pressure()
+        pressure.arrive()
+        self._check(pressure)
+        return pressure
+
+    def _sheds(self, pressure: Pressure) -> bool:
         most = self._overload_slots
-        if most is not None and pressure.running >= most and pressure.is_overload:
+        return most is not None and pressure.running >= most and pressure.is_overload
+
+    def _check(self, pressure: Pressure) -> None:
+        if self._sheds(pressure):
             raise busy(f"{self._name}: more calls arrive than the server can do; try again later")
 
-    async def _turn(self, size: int, model: str) -> None:
-        if self._waiting >= self._waiting_max or self._waiting_bytes + size > self._waiting_bytes_max:
+    def _is_full(self, size: int) -> bool:
+        return self._waiting >= self._waiting_max or self._waiting_bytes + size > self._waiting_bytes_max
+
+    def _check_waiting(self, size: int) -> None:
+        if not self._free and self._is_full(size):
             raise busy(
                 f"{self._name}: {self._slots} calls run and {self._waiting} wait, which is the limit; "
                 "try again later"
             )
+
+    async def _turn(self, size: int, model: str) -> None:
+        self._check_waiting(size)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(model, deque()).append(turn)
         self._waiting += 1

@@ -6,6 +6,7 @@ from livefactor.v1 import scoring_pb2
 from livefactor.wire.limits import EXPLAINED_MAX, MESSAGE_BYTES_MAX, over
 from livefactor.wire.scoring import encode_score_response
 from livefactor_server.engine.answering.answers import Allowance
+from livefactor_server.engine.readers import AT_ONCE_MAX
 from livefactor_server.engine.short_reads import model_of
 from livefactor_server.hosting import explaining
 from livefactor_server.hosting.explaining import Question
@@ -17,6 +18,9 @@ from livefactor_server.telemetry.calls import is_verbose
 
 EVENTS_DEFAULT, UPDATES_DEFAULT = 64, 10
 """Numbers of events and of updates in an explanation whose request names none."""
+
+AT_ONCE_BYTES_MAX = 16 * (AT_ONCE_MAX + 2) + 512
+"""Bytes of the largest message that may need no slot: ids, offsets, and a short text."""
 
 
 async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
@@ -31,6 +35,8 @@ async def _answered(calls: Calls, raw: bytes, call: Call) -> bytes:
     settings = calls.settings
     if (answer := _short_answer(calls, raw, call)) is not None:
         return answer
+    if len(raw) > AT_ONCE_BYTES_MAX:
+        _knock(calls, raw, call)
     query = decode.score_query(raw, settings.score_users_max, settings.score_rows_max)
     hosted = calls.model(call, query.model)
     if query.min_lineage is not None:
@@ -50,6 +56,12 @@ async def _answered(calls: Calls, raw: bytes, call: Call) -> bytes:
         return encode_score_response(found)
 
     return await calls.scores.run(len(raw), read, model=hosted.engine.name)
+
+
+def _knock(calls: Calls, raw: bytes, call: Call) -> None:
+    """Refuses a large message before it is decoded if there is no place for its work."""
+    if (found := model_of(raw)) is not None:
+        calls.scores.knock(len(raw), calls.model(call, found[0]).engine.name)
 
 
 def _short_answer(calls: Calls, raw: bytes, call: Call) -> bytes | None:

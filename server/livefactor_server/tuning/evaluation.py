@@ -16,12 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from livefactor_kernels.reading.context.learning import factors_of
-from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import ModelSpec
-from livefactor_server.judging.places import places, predictions
 from livefactor_server.tuning import opponents
-from livefactor_server.tuning.metrics import gains, hits
+from livefactor_server.tuning.metrics import gains, hits, list_places, squared_errors
 from livefactor_server.tuning.plan import POINTS, sample
 from livefactor_server.tuning.progressive import (
     BATCH_EVENTS,
@@ -123,8 +120,8 @@ class Evaluation:
     def of_spec(self, name: str, spec: ModelSpec, on_events: OnEvents) -> Result:
         """The figures of a spec. `on_events` is called with the number of events so far."""
         begin_s, cpu_s, parts = time.monotonic(), 0.0, []
-        places = partial(_places, context_weight=self.protocol.context_weight)
-        judge = _squared_errors if self.is_rating else places
+        judge = squared_errors if self.is_rating else list_places
+        judge = partial(judge, context_weight=self.protocol.context_weight)
         size = self.protocol.batch_events
         for step in judge_then_learn(spec, self.stream, judge, self.sample, size, self._learned):
             parts.append(step.judged)
@@ -174,18 +171,3 @@ class Evaluation:
 
 def _error(numbers: np.ndarray) -> float:
     return float(numbers.std() / np.sqrt(numbers.size))
-
-
-def _places(
-    model: Any, users: np.ndarray, items: np.ndarray, values: np.ndarray, context: Bags | None = None,
-    context_weight: float = 1.0,
-) -> np.ndarray:  # fmt: skip
-    shift = None
-    if context is not None:
-        shift = np.float32(context_weight) * factors_of(model.context(context.keys), context)
-    return places(model, users, items, TOP, shift)
-
-
-def _squared_errors(model: Any, users: np.ndarray, items: np.ndarray, values: np.ndarray) -> np.ndarray:
-    errors: np.ndarray = np.square(predictions(model, users, items) - values)
-    return errors

@@ -56,6 +56,8 @@ class EventFile:
         stream, sha = self.stream, hashlib.sha256()
         for column in (stream.user_keys, stream.item_keys, stream.values, stream.weights, stream.times):
             sha.update(b"-" if column is None else column.tobytes())
+        for part in stream.context or ():
+            sha.update(part.tobytes())
         return sha.hexdigest()
 
     def check(self, spec: ModelSpec, why: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from livefactor_kernels.backend import Backend
+from livefactor_kernels.reading.context.learning import factors_of
+from livefactor_kernels.solve.features import Bags
 from livefactor_server.judging.metrics import ndcg_at, recall_at
 from livefactor_server.judging.places import places, predictions
 from livefactor_server.tuning.progressive import TOP, Stream, item_means, popular_ranks
@@ -20,7 +22,8 @@ class Metric:
     Attributes:
         label: its name for people.
         larger_is_better: its direction.
-        judge: computes a number for each event (`progressive.Judge`).
+        judge: computes a number for each event (`progressive.Judge`). Its argument `context_weight`
+            multiplies what the context of an event adds to scores.
         naive: computes the same numbers, float64[n], for a baseline that does not know the users.
         naive_label: the name of that baseline.
         of_mean: computes the metric from the mean of the numbers.
@@ -28,7 +31,7 @@ class Metric:
 
     label: str
     larger_is_better: bool
-    judge: Callable[[Backend, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    judge: Callable[..., np.ndarray]
     naive_label: str
     naive: Callable[[Stream, int], np.ndarray]
     of_mean: Callable[[float], float] = float
@@ -51,25 +54,47 @@ def gains(places: np.ndarray) -> np.ndarray:
     return ndcg_at(TOP, places)
 
 
+def list_places(
+    model: Any, users: np.ndarray, items: np.ndarray, values: np.ndarray, context: Bags | None = None,
+    context_weight: float = 1.0,
+) -> np.ndarray:  # fmt: skip
+    """The place of each event's item in its user's list, int64[n] (`judging.places`).
+
+    `context` is that of the events. `values` are not used.
+    """
+    shift = None
+    if context is not None:
+        shift = np.float32(context_weight) * factors_of(model.context(context.keys), context)
+    return places(model, users, items, TOP, shift)
+
+
+def squared_errors(
+    model: Any, users: np.ndarray, items: np.ndarray, values: np.ndarray, context_weight: float = 1.0
+) -> np.ndarray:
+    """The squared error of each event's prediction, float64[n]. Ratings have no context."""
+    errors: np.ndarray = np.square(predictions(model, users, items) - values)
+    return errors
+
+
 METRICS = {
     "recall": Metric(
         f"recall@{TOP}",
         True,
-        lambda model, users, items, values: hits(places(model, users, items, TOP)),
+        lambda *events, **options: hits(list_places(*events, **options)),
         "most-popular, decayed",
         lambda stream, batch: hits(popular_ranks(stream, batch_events=batch)),
     ),
     "ndcg": Metric(
         f"NDCG@{TOP}",
         True,
-        lambda model, users, items, values: gains(places(model, users, items, TOP)),
+        lambda *events, **options: gains(list_places(*events, **options)),
         "most-popular, decayed",
         lambda stream, batch: gains(popular_ranks(stream, batch_events=batch)),
     ),
     "rmse": Metric(
         "RMSE",
         False,
-        lambda model, users, items, values: np.square(predictions(model, users, items) - values),
+        squared_errors,
         "mean of the item's earlier values",
         lambda stream, batch: np.square(item_means(stream, batch) - stream.values),
         lambda mean: float(np.sqrt(mean)),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.checks import check
+from livefactor_kernels.spec.model import Context, Loss, ModelSpec
 from livefactor_server.tuning.metrics import METRICS, Metric
 from livefactor_server.tuning.progressive import BATCH_EVENTS, Stream, judge_then_learn
 
+CONTEXT_SIZE = 1 << 16
+"""`context.size` of specs that are judged with context."""
 POINTS = 10
 """Number of points in the judged part at which a trial's metric is compared with other trials."""
 
@@ -26,6 +30,7 @@ class Settings:
         warm_up: share of the search part that is learned and not judged.
         judged_max: about the maximum number of judged events, in the search part and in the rest.
         seed: the seed of the sample of judged events.
+        context_weight: multiplies what the context of an event adds to scores.
     """
 
     metric: str
@@ -34,6 +39,7 @@ class Settings:
     warm_up: float = 0.2
     judged_max: int = 20_000
     seed: int = 0
+    context_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,13 @@ def sample(stream: Stream, start: int, stop: int, most: int, seed: int, positive
     draws = np.random.Generator(np.random.Philox(key=seed)).random(able.size)
     result: np.ndarray = able & (draws < share)
     return result
+
+
+def with_context(spec: ModelSpec) -> ModelSpec:
+    """The spec, with context if it has none yet. Squared loss has no context."""
+    if spec.loss == Loss.SQUARED or spec.context.size:
+        return spec
+    return check(replace(spec, context=Context(CONTEXT_SIZE)))
 
 
 class Plan:
@@ -119,6 +132,10 @@ class Plan:
         numbers = self.metric.naive(self.stream, self.settings.batch_events)
         return self._value(numbers[self.search_sample]), self._value(numbers[self.rest_sample])
 
+    def with_context(self, spec: ModelSpec) -> ModelSpec:
+        """The spec, with context if the events have it and the spec can."""
+        return spec if self.stream.context is None else with_context(spec)
+
     def _value(self, numbers: np.ndarray) -> float:
         return self.metric.of_mean(float(numbers.mean()))
 
@@ -134,7 +151,9 @@ class Plan:
         numbers: list[np.ndarray] = []
         values: list[float] = []
         seconds = 0.0
-        for step in judge_then_learn(spec, stream, self.metric.judge, judged, self.settings.batch_events):
+        judge = partial(self.metric.judge, context_weight=self.settings.context_weight)
+        spec = self.with_context(spec)
+        for step in judge_then_learn(spec, stream, judge, judged, self.settings.batch_events):
             numbers.append(step.judged)
             seconds += step.learn_s
             on_events(step.stop)

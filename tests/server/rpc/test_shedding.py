@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -120,3 +121,31 @@ def test_a_burst_waits_for_its_turn(loop: Loop, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(lanes, "WINDOW_S", 0.05)
     lane = Lane(loop, "burst", 2, 1000, 1 << 30, 2)
     assert all(loop.run(offer(lane, 60, 0)))
+
+
+def test_a_call_that_would_be_refused_is_refused_when_it_knocks(loop: Loop, clock: Clock) -> None:
+    async def work() -> None:
+        lane = Lane(loop, "door", 1, 2, 100, 1)
+        lane.knock(1000, "m")
+        await lane.take(1, "m")
+        lane.knock(100, "m")
+        with pytest.raises(Refused, match="1 calls run and 0 wait"):
+            lane.knock(101, "m")
+        waiting = [asyncio.create_task(lane.take(1, "m")) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="1 calls run and 2 wait"):
+            lane.knock(1, "m")
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        # Calls that knock count as arrivals, so the overload ends only with the load.
+        for _ in range(lanes.WINDOWS + 1):
+            for _ in range(lanes.WINDOW_CALLS):
+                with contextlib.suppress(Refused):
+                    lane.knock(101, "m")
+            clock.now += lanes.WINDOW_S
+        with pytest.raises(Refused, match="more calls arrive than the server can do"):
+            lane.knock(1, "m")
+        lane.knock(1, "another")
+
+    loop.run(work())

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from livefactor_kernels.backend import Update
 from livefactor_kernels.reference import ReferenceModel
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import AdaptiveRate, Limits, SpecError
 from livefactor_kernels.spec.presets import preset
@@ -172,6 +173,29 @@ def test_every_task_starts_with_its_preset() -> None:
     for task in TASKS:
         starts = [rule.start for rule in RULES.values() if task in rule.tasks]
         assert preset(task) in starts
+
+
+def test_a_search_learns_and_ranks_with_the_context_of_events() -> None:
+    """Users have no taste, and the context of an event names the group of its item."""
+    rng = np.random.default_rng(8)
+    users, items = (rng.integers(0, count, 2400).astype(np.uint64) for count in (200, 160))
+    told = Bags(np.arange(1, 2401), items // np.uint64(10), np.ones(2400, np.float32))
+    plain = Stream(users, items, np.ones(2400, np.float32))
+    spec = preset("clicks_sgd", k=16)
+    found = {}
+    for weight, stream in (
+        (0.0, plain),
+        (0.0, replace(plain, context=told)),
+        (4.0, replace(plain, context=told)),
+    ):
+        made = Plan(stream, Settings("recall", 200, seed=5, context_weight=weight))
+        assert made.with_context(spec).context.size == (0 if stream is plain else plan.CONTEXT_SIZE)
+        outcomes = made.search(spec, NOTHING, NOTHING), made.rest(spec, NOTHING)
+        found[stream is plain, weight] = [outcome.value for outcome in outcomes]
+    assert found[False, 0.0] == found[True, 0.0]
+    for with_it, without in zip(found[False, 4.0], found[True, 0.0], strict=True):
+        assert with_it > 3 * without
+    assert plan.with_context(preset("ratings_sgd")).context.size == 0
 
 
 # ------------------------------------------------------------------------------------------------

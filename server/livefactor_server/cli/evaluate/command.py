@@ -20,16 +20,9 @@ def evaluate(
     weight: columns.Weight = "",
     event_type: columns.EventType = "",
     time_column: columns.Time = "",
-    context: Annotated[
-        list[str] | None,
-        typer.Option(help="Column of context, such as the query. Repeat the option for more."),
-    ] = None,
-    separator: Annotated[
-        str, typer.Option(help="Divides a field of context into several features, such as ' ' for queries.")
-    ] = "",
-    context_weight: Annotated[
-        float, typer.Option(min=0.0, help="Multiplies what the context adds to scores.")
-    ] = 1.0,
+    context: columns.Context = None,
+    separator: columns.Separator = "",
+    context_weight: columns.ContextWeight = 1.0,
     string_ids: columns.StringIds = False,
     secret: Secret = "",
     task: columns.Task = "",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import Context, Loss, ModelSpec
+from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.cli.base import complain, console, emit, rate, table
 from livefactor_server.cli.tune.run import bar_of, read_file, task_of
@@ -19,13 +17,11 @@ from livefactor_server.files import specs as spec_files
 from livefactor_server.rpc.server import limit_libraries
 from livefactor_server.tuning import events, opponents, page, pictures
 from livefactor_server.tuning.evaluation import Evaluation, Protocol, Result
+from livefactor_server.tuning.plan import with_context
 from livefactor_server.tuning.starts import starts
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-CONTEXT_SIZE = 1 << 16
-"""`context.size` of specs that are judged with context."""
 
 
 class Command(NamedTuple):
@@ -102,12 +98,8 @@ def _with_context(specs: dict[str, ModelSpec], read: events.EventFile) -> dict[s
     """The specs, and each one that can have context a second time with it, if events have it."""
     if read.stream.context is None:
         return specs
-    told = {
-        f"{name}, context": replace(spec, context=Context(CONTEXT_SIZE))
-        for name, spec in specs.items()
-        if spec.loss != Loss.SQUARED and not spec.context.size
-    }
-    return specs | {name: check(spec) for name, spec in told.items()}
+    told = {f"{name}, context": with_context(spec) for name, spec in specs.items()}
+    return specs | {name: spec for name, spec in told.items() if spec not in specs.values()}
 
 
 def _results(evaluation: Evaluation, specs: dict[str, ModelSpec]) -> tuple[list[Result], list[Result]]:

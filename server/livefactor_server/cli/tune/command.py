@@ -20,6 +20,9 @@ def tune(
     weight: columns.Weight = "",
     event_type: columns.EventType = "",
     time_column: columns.Time = "",
+    context: columns.Context = None,
+    separator: columns.Separator = "",
+    context_weight: columns.ContextWeight = 1.0,
     string_ids: columns.StringIds = False,
     secret: Secret = "",
     task: columns.Task = "",
@@ -71,11 +74,13 @@ def tune(
     The same command resumes an interrupted search.
     """
     from livefactor_server.cli.tune import run
+    from livefactor_server.files.events import CONTEXT
 
     names = {"user_ids": user, "item_ids": item, "values": value, "weights": weight}
     names |= {"event_types": event_type, "times": time_column}
+    names |= {CONTEXT + column: column for column in context or ()}
     command = run.Command(
         file, names, string_ids, secret, task, metric, rule or [], batch, part, warm_up, judged, trials,
-        minutes, seed, study or out.with_suffix(".study"), out, as_json,
+        minutes, seed, study or out.with_suffix(".study"), out, as_json, separator, context_weight,
     )  # fmt: skip
     run.run(command)

@@ -45,6 +45,8 @@ class Command(NamedTuple):
     study: Path
     out: Path
     as_json: bool
+    separator: str = ""
+    context_weight: float = 1.0
 
 
 def run(asked: Command) -> None:
@@ -55,11 +57,12 @@ def run(asked: Command) -> None:
     limit_libraries()
     until = time.monotonic() + 60.0 * asked.minutes if asked.minutes else float("inf")
     try:
-        read = read_file(asked.file, asked.columns, asked.string_ids, asked.secret)
+        read = read_file(asked.file, asked.columns, asked.string_ids, asked.secret, asked.separator)
         chosen = task_of(asked.task, read)
         settings = plan.Settings(
-            _metric(asked.metric, chosen), asked.batch, asked.part, asked.warm_up, asked.judged, asked.seed
-        )
+            _metric(asked.metric, chosen), asked.batch, asked.part, asked.warm_up, asked.judged, asked.seed,
+            asked.context_weight,
+        )  # fmt: skip
         rules, left_out = read.rules(chosen, asked.rules)
         if left_out:
             console(err=True).print(
@@ -71,7 +74,10 @@ def run(asked: Command) -> None:
         done = _search(folder, read, judge, chosen, first, rules, asked.trials, until)
         report = _finish(judge, done, chosen, sum(start.preset != "" for start in first), until)
         spec_files.write_spec(
-            asked.out, report.spec, RULES[report.rule].preset, report.notes(asked.file.name)
+            asked.out,
+            judge.with_context(report.spec),
+            RULES[report.rule].preset,
+            report.notes(asked.file.name),
         )
         pictures.draw(asked.out.with_suffix(".svg"), done, judge.metric, report.lines())
     except ValueError as error:
@@ -162,6 +168,8 @@ def _search(
         "part": chosen.part, "warm-up": chosen.warm_up, "judged": chosen.judged_max, "seed": chosen.seed,
         "kernel semantics": KERNEL_SEMANTICS,
     }  # fmt: skip
+    if read.stream.context is not None:
+        settings["context weight"] = chosen.context_weight
     metric = judge.metric
     with (
         search.open_study(folder, settings, metric.larger_is_better) as study,
