@@ -66,15 +66,24 @@ class Participants:
         self.rows = np.clip(self.rows + deltas.astype(np.float32), -limit, limit)
         self._take(self.rows)
 
-    def learn_in_one_place(self, chosen: np.ndarray) -> None:
-        """The same events of the same participants, in one model without rounds."""
-        self._apply(np.concatenate([self._events_of(user) for user in chosen.tolist()]))
+    def learn_in_one_place(self, chosen: np.ndarray, mixing: np.random.Generator | None = None) -> None:
+        """The same events of the same participants, in one model without rounds.
+
+        mixing: puts the events in a random order. None: participant by participant.
+        """
+        events = np.concatenate([self._events_of(user) for user in chosen.tolist()])
+        self._apply(events if mixing is None else mixing.permutation(events))
         self.rows = self._own()
 
     def scores(self, users: np.ndarray) -> np.ndarray:
         """Scores float32[n, items], as each participant computes them at home."""
         factors, bias = self._model.gather(USERS, users.astype(np.uint32))
-        return self._model.mean + bias[:, None] + factors @ self.rows[:, :-1].T + self.rows[:, -1]
+        return (
+            self._model.mean
+            + bias[:, None]
+            + factors[:, : self.spec.k] @ self.rows[:, :-1].T
+            + self.rows[:, -1]
+        )
 
     def _events_of(self, user: int) -> np.ndarray:
         return self._order[self._starts[user] : self._starts[user + 1]]
