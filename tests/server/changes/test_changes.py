@@ -49,6 +49,8 @@ from livefactor_server.changes import (
 )
 from livefactor_server.changes import show as log_show
 from livefactor_server.changes.history.erase import Erased, Evidence, Subjects
+from livefactor_server.changes.history.quarantine import AcceptedChange, DroppedChange, HeldChange
+from livefactor_server.changes.interactions import InteractionsChange
 from livefactor_server.log.gaps import Retained
 from livefactor_server.log.store import Entry, Kind, Log
 from livefactor_server.model import spec_codec
@@ -110,12 +112,13 @@ def spec_of(kind: type[Change]) -> ModelSpec:
 
 def received(kind: type[Change]) -> Change:
     """Return the change as a server gets it, from a request or from the server itself."""
-    if kind.field is not None:
+    if kind.field:
         raw = wire.encode_apply("m", wire.Stamp("p", 1, 1), kind.field, BODIES[kind.field])
         change, rejects = decode.change_from_wire(decode.update_request(raw), spec_of(kind), 100)
         assert rejects == NO_REJECTS
         return change
     base: Manifest = Base()  # type: ignore[assignment]
+    batch = InteractionsChange.from_log(BODIES[wire.INTERACTIONS])
     made: dict[type[Change], Change] = {
         SpecChange: SpecChange(SPEC_BODY),
         OpenProducerChange: OpenProducerChange(b"row 7"),
@@ -133,6 +136,9 @@ def received(kind: type[Change]) -> Change:
             3, 1, np.array([10], np.uint64), np.ones((1, 2), np.float32), np.ones(1, np.float32)
         ),
         EvictChange: EvictChange.of(1000),
+        HeldChange: HeldChange.of(batch, b'{"figure": "loss", "value": 9, "bound": 3}'),
+        AcceptedChange: AcceptedChange.of(batch, 5),
+        DroppedChange: DroppedChange.of(5),
     }
     return made[kind]
 
@@ -219,7 +225,9 @@ def test_what_each_change_does_to_a_state() -> None:
     begun = done[Kind.FACTORS].backend
     assert begun.published == (2, 0) and not done[Kind.FACTORS].events
     assert begun.sections(0, 2)["factors"][:, :3].tolist() == [[0.5, 1, 0], [1.5, 2, 0]]
-    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK, Kind.EVICT):
+    assert done[Kind.ACCEPTED].events == 3 and done[Kind.ACCEPTED].backend.published == (2, 3)
+    assert not done[Kind.HELD].events and len(done[Kind.HELD].quarantine) == 1
+    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK, Kind.EVICT, Kind.HELD, Kind.DROPPED):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():
         assert found.revision == found.backend.revision == 1, kind
@@ -231,6 +239,7 @@ def test_admission_counts_what_adds_entries() -> None:
         Kind.LABELS,
         Kind.AVAILABILITY,
         Kind.FEATURES,
+        Kind.HELD,
     }
     assert (rooms[Kind.LABELS].keys, rooms[Kind.AVAILABILITY].keys) == ([10, 11], [10, 12])
     assert rooms[Kind.LABELS].kept_in != rooms[Kind.AVAILABILITY].kept_in
