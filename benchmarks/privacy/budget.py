@@ -26,6 +26,7 @@ from livefactor_server.model.ledger import Ledger
 from livefactor_server.statuses import Refused
 
 SCHEDULES, STEPS, DELTA = 10_000, 60, 1e-6
+SPEC = preset("clicks_sgd", k=2)
 SLACK = 1e-9
 """What rounding may add to delta, as a share of it."""
 
@@ -38,11 +39,10 @@ class Writer:
     """An engine whose log is a list: a record is charged as it is applied."""
 
     def __init__(self, privacy: Privacy, records: list[ReleaseChange], crashes: Any) -> None:
-        self.spec = preset("clicks_sgd", k=2)
         self.ledger, self.records, self.gate, self._crashes = Ledger(privacy), records, Gate(), crashes
         items = SimpleNamespace(keys=np.arange(2, dtype=np.uint64))
         backend = SimpleNamespace(items=items, published=(0, 2))
-        self.state: Any = SimpleNamespace(ledger=self.ledger, spec=self.spec, backend=backend)
+        self.state: Any = SimpleNamespace(ledger=self.ledger, spec=SPEC, backend=backend)
 
     @property
     def revision(self) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from benchmarks.privacy.curve import DELTA, least_noise
 from benchmarks.privacy.participants import Participants, people, rounds
 from benchmarks.quality.data import Events
 
 from livefactor_kernels.spec.presets import preset
+from livefactor_kernels.spec.privacy import Privacy
 
 
 def events() -> Events:
@@ -37,3 +40,10 @@ def test_a_pass_has_everybody_once() -> None:
     parts = list(rounds(np.arange(7), 2, 3, 0))
     assert [len(part) for part in parts] == [3, 3, 1, 3, 3, 1]
     assert sorted(np.concatenate(parts[:3])) == sorted(np.concatenate(parts[3:])) == list(range(7))
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_the_least_noise_fits_into_the_budget_and_less_does_not(epsilon: float) -> None:
+    noise = least_noise(epsilon, 5)
+    assert Privacy(epsilon, DELTA, 0, 1.0, noise).releases_max == 5
+    assert Privacy(epsilon, DELTA, 0, 1.0, noise * 0.99).releases_max < 5
