@@ -17,6 +17,7 @@ from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
 from livefactor.errors import LivefactorError, SnapshotInvalid
 from livefactor.position import Position, position_of
 from livefactor.results.explanation import ScoreExplanation, explanation_of
+from livefactor.results.served import ServedAnswer, served_of
 from livefactor.snapshots.files import Saving, Verification, verify
 from livefactor.snapshots.format import is_snapshot_id
 from livefactor.v1 import scoring_pb2, snapshots_pb2
@@ -26,6 +27,7 @@ from livefactor.wire.limits import EXPLAINED_MAX, check_model, check_most
 
 _SERVICE = "/livefactor.v1.SnapshotService/"
 _EXPLAIN = "/livefactor.v1.ScoringService/Explain"
+_SERVED = "/livefactor.v1.ScoringService/FetchServed"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -224,6 +226,19 @@ class Auditor(AuditorBase, BlockingClient):
             _EXPLAIN, request.SerializeToString(), timeout, self._doing, READ_RETRY_S
         )
         return explanation_of(scoring_pb2.ExplainResponse.FromString(data))
+
+    @blocking
+    def served(self, score_id: int, *, timeout: float = DEADLINE_S) -> Plan[ServedAnswer]:
+        """Return what a Score call with `keep` was answered.
+
+        score_id: `Answers.score_ids` has it. Raises NotFound if the server does not keep the answer
+        any more.
+        """
+        request = scoring_pb2.FetchServedRequest(model=self.model, score_id=score_id)
+        data = yield from self._connection.unary(
+            _SERVED, request.SerializeToString(), timeout, self._doing, READ_RETRY_S
+        )
+        return served_of(data)
 
     @blocking
     def verify(self, path: str | os.PathLike[str]) -> Plan[Verification]:

@@ -113,6 +113,7 @@ class Scorer(ScorerBase, BlockingClient):
         min_position: Position | None = None,
         timeout: float | None = None,
         with_labels: bool = False,
+        keep: bool = False,
     ) -> Plan[Scores]:
         """Score `items` for each of n users.
 
@@ -125,7 +126,9 @@ class Scorer(ScorerBase, BlockingClient):
         ["hour:13"], one bag for all users or n (`Producer.push`); context_weight times what the
         model learned of these features is added to the scores.
         min_position: wait until this position is visible; an Ack's lets you read your own write.
-        timeout: seconds. with_labels: also ask for the items' labels.
+        timeout: seconds. with_labels: also ask for the items' labels. keep: the server keeps the
+        call for a time, and the answer names it (`score_ids`), for `Producer.push` and
+        `Auditor.served`.
 
         Raises ColumnError for ids of a wrong type, DeadlineExceeded (also when min_position is not
         visible in time), NotFound, InvalidArgument (also for events where the model has no
@@ -144,6 +147,7 @@ class Scorer(ScorerBase, BlockingClient):
             context=_context(context, len(keys)),
             options={
                 "with_labels": with_labels,
+                "keep": keep,
                 "query_weight": query_weight,
                 "context_weight": context_weight,
             },
@@ -174,6 +178,7 @@ class Scorer(ScorerBase, BlockingClient):
         min_position: Position | None = None,
         timeout: float | None = None,
         with_labels: bool = True,
+        keep: bool = False,
     ) -> Plan[Recommendations]:
         """Find the k items with the highest scores for each of n users, exactly; fewer where fewer
         are left.
@@ -190,6 +195,7 @@ class Scorer(ScorerBase, BlockingClient):
             "include_unavailable": include_unavailable,
             "exclude_seen": exclude_seen,
             "with_labels": with_labels,
+            "keep": keep,
             "query_weight": query_weight,
             "context_weight": context_weight,
         }
@@ -253,7 +259,7 @@ def _context(context: Any, users: int) -> BagColumns | None:
 def _fields(joined: Joined, user_ids: npt.NDArray[Any], item_ids: npt.NDArray[Any]) -> tuple[Any, ...]:
     answer = joined.columns
     columns = (answer.scores, answer.offsets, answer.user_known, answer.item_known)
-    extra = (answer.item_ids, joined.revisions, answer.seen_truncated, joined.spec_ids)
+    extra = (answer.item_ids, joined.revisions, answer.seen_truncated, joined.spec_ids, joined.score_ids)
     return (joined.position, user_ids, item_ids, *columns, answer.labels, *extra)
 
 

@@ -121,6 +121,7 @@ def valid_messages() -> dict[str, list[Any]]:
             ),
         ],
         "Explain": [scoring_pb2.ExplainRequest(model=MODEL, user_id=1, item_id=4, revision=1, events_max=3)],
+        "FetchServed": [scoring_pb2.FetchServedRequest(model=MODEL, score_id=7)],
         "Snapshot": [snapshots_pb2.SnapshotRequest(model=MODEL, min_position=here)],
         "ListSnapshots": [snapshots_pb2.ListSnapshotsRequest(model=MODEL)],
         "FetchSnapshot": [

@@ -30,6 +30,7 @@ class AsyncAuditor(AuditorBase, AsyncClient):
     fetch = awaited(Auditor.fetch)
     verify = awaited(Auditor.verify)
     explain = awaited(Auditor.explain)
+    served = awaited(Auditor.served)
 
 
 class AsyncModels(ModelsBase, AsyncClient):

@@ -168,14 +168,15 @@ class ScoreRequest:
 class Joined(NamedTuple):
     """The answers of all calls as one.
 
-    position: of the first call. columns: the answers end to end. revisions, spec_ids: uint64[n], of
-    each user.
+    position: of the first call. columns: the answers end to end. revisions, spec_ids, score_ids:
+    uint64[n], of each user.
     """
 
     position: Position
     columns: ScoreColumns
     revisions: npt.NDArray[np.uint64]
     spec_ids: npt.NDArray[np.uint64]
+    score_ids: npt.NDArray[np.uint64]
 
 
 def ask(
@@ -217,11 +218,13 @@ def ask(
 def _joined(answers: Sequence[ScoreColumns]) -> Joined:
     first = answers[0]
     counts = [len(answer.user_known) for answer in answers]
-    revisions = np.repeat(np.array([answer.revision for answer in answers], np.uint64), counts)
-    spec_ids = np.repeat(np.array([answer.spec_id for answer in answers], np.uint64), counts)
+    of_users = [
+        np.repeat(np.array([getattr(answer, name) for answer in answers], np.uint64), counts)
+        for name in ("revision", "spec_id", "score_id")
+    ]
     position = Position(first.lineage, first.revision)
     if len(answers) == 1:
-        return Joined(position, first, revisions, spec_ids)
+        return Joined(position, first, *of_users)
     starts = np.cumsum([0, *(len(answer.item_ids) for answer in answers)])
     offsets = [answer.offsets[1:] + start for answer, start in zip(answers, starts, strict=False)]
     columns = ScoreColumns(
@@ -235,4 +238,4 @@ def _joined(answers: Sequence[ScoreColumns]) -> Joined:
         labels=[label for answer in answers for label in answer.labels],
         seen_truncated=np.concatenate([answer.seen_truncated for answer in answers]),
     )
-    return Joined(position, columns, revisions, spec_ids)
+    return Joined(position, columns, *of_users)

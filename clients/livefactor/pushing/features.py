@@ -11,6 +11,7 @@ from livefactor.pushing.batching import PREFIX_BYTES_MAX, BatchSettings
 from livefactor.pushing.rows import RowColumns
 from livefactor.wire.columns import encode_features, encode_interactions
 from livefactor.wire.content import bag_columns
+from livefactor.wire.ids import Ids, as_keys
 from livefactor.wire.limits import FEATURES_OF_BATCH_MAX
 
 _ROW_BYTES, _FEATURE_BYTES, _INTERACTION_BYTES = 12, 11, 36
@@ -33,14 +34,20 @@ def feature_bodies(
 
 
 def context_bodies(
-    rows: RowColumns, bags: Sequence[Mapping[str, float]], batch: BatchSettings
+    rows: RowColumns,
+    bags: Sequence[Mapping[str, float]] | None,
+    score_ids: npt.NDArray[np.uint64] | None,
+    batch: BatchSettings,
 ) -> list[tuple[int, bytes]]:
-    """The rows and the body of each batch of n interactions with their context, n or 1 bags."""
-    bags = _spread(bags, len(rows.user_ids))
+    """The rows and the body of each batch of n interactions with their context, n or 1 bags, and
+    with the calls that showed their items, uint64[n].
+    """
+    spread = _spread([{}] if bags is None else bags, len(rows.user_ids))
     bodies = []
-    for start, stop in _cuts(bags, batch, rows.row_bytes + _ROW_BYTES):
-        part = rows.slice(start, stop)
-        bodies.append((stop - start, encode_interactions(*part, context=bag_columns(bags[start:stop]))))
+    for start, stop in _cuts(spread, batch, rows.row_bytes + _ROW_BYTES + 8 * (score_ids is not None)):
+        part, own = rows.slice(start, stop), None if score_ids is None else score_ids[start:stop]
+        context = None if bags is None else bag_columns(spread[start:stop])
+        bodies.append((stop - start, encode_interactions(*part, context=context, score_ids=own)))
     return bodies
 
 
@@ -49,10 +56,25 @@ def is_one_batch(bags: Sequence[Mapping[str, float]], batch: BatchSettings) -> b
     return len(list(_cuts(bags, batch, _ROW_BYTES + _INTERACTION_BYTES))) == 1
 
 
-def interactions_body(rows: RowColumns, bags: Sequence[Mapping[str, float]] | None) -> bytes:
+def interactions_body(
+    rows: RowColumns,
+    bags: Sequence[Mapping[str, float]] | None,
+    score_ids: npt.NDArray[np.uint64] | None = None,
+) -> bytes:
     """The body of a batch of n interactions, with n or 1 bags of context or without."""
     context = None if bags is None else bag_columns(_spread(bags, len(rows.user_ids)))
-    return encode_interactions(*rows, context=context)
+    return encode_interactions(*rows, context=context, score_ids=score_ids)
+
+
+def shown_by(score_ids: Ids, n: int) -> npt.NDArray[np.uint64] | None:
+    """The calls that showed n items, uint64[n], of one id for all or n. None without any.
+
+    Raises ColumnError for another type.
+    """
+    if score_ids is None:
+        return None
+    keys = as_keys("score_ids", score_ids)
+    return np.repeat(keys, n) if len(keys) == 1 else keys
 
 
 def _spread(bags: Sequence[Mapping[str, float]], n: int) -> Sequence[Mapping[str, float]]:

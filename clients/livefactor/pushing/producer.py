@@ -22,7 +22,7 @@ from livefactor.pushing.batching import Receipt
 from livefactor.pushing.delivery import WINDOW_BATCHES
 from livefactor.pushing.deltas import delta_body
 from livefactor.pushing.embeddings import as_factors, as_vectors, embedding_bodies, factor_bodies
-from livefactor.pushing.features import context_bodies, feature_bodies, interactions_body
+from livefactor.pushing.features import context_bodies, feature_bodies, interactions_body, shown_by
 from livefactor.pushing.labels import ITEMS, SIDES, USERS, label_cuts, read_ids
 from livefactor.pushing.rows import row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S
@@ -99,6 +99,7 @@ class Producer(ProducerBase):
         times: Any = None,
         *,
         context: Any = None,
+        score_ids: Any = None,
         timeout: float | None = None,
     ) -> Plan[Receipt]:
         """Take n interactions, in the order in which they happened, and return a future of their
@@ -113,6 +114,9 @@ class Producer(ProducerBase):
         event, such as the hour, the device or the words of a query: n bags as in `push_features`,
         or one for all events. The model's spec has context (`Models.create("shop",
         context={"size": 65536})`). Rows with context go out at once, in batches of their own.
+        score_ids: the calls that showed the items (`Answers.score_ids`), one or n, 0 for none. An
+        event gets the context of its call, and each outcome of a call is learned once. Rows with
+        them go out at once, too.
         timeout: overrides the producer's.
 
         Raises ColumnError or BufferFull, and takes no row of the push then. Raises ProducerClosed,
@@ -130,8 +134,10 @@ class Producer(ProducerBase):
             readers.get(ITEMS, self._hash),
         )
         n, sender, deadline = len(rows.user_ids), self._sender, None
-        if context is not None:
-            bodies = context_bodies(rows, as_shared_bags(context, n, "context", "user_ids"), self.batch)
+        if context is not None or score_ids is not None:
+            bags = None if context is None else as_shared_bags(context, n, "context", "user_ids")
+            shown = shown_by(score_ids, n)
+            bodies = context_bodies(rows, bags, shown, self.batch)
             return (
                 yield from self._taken_bodies(
                     INTERACTIONS, bodies, timeout, partial(self._take_labels, readers)
@@ -305,6 +311,7 @@ class Producer(ProducerBase):
         times: Any = None,
         *,
         context: Any = None,
+        score_ids: Any = None,
         timeout: float = DEADLINE_S,
     ) -> Plan[bool]:
         """Whether the batch `sequence` had exactly these rows, which are given as in `push`.
@@ -323,7 +330,8 @@ class Producer(ProducerBase):
         bags = None
         if context is not None:
             bags = as_shared_bags(context, len(rows.user_ids), "context", "user_ids")
-        request = encode_apply(self.model, stamp, INTERACTIONS, interactions_body(rows, bags))
+        shown = shown_by(score_ids, len(rows.user_ids))
+        request = encode_apply(self.model, stamp, INTERACTIONS, interactions_body(rows, bags, shown))
         doing = f"producer {self.producer_id!r}: batch {sequence}"
         try:
             # Sending an applied batch again is a read.

@@ -30,6 +30,7 @@ class UserAnswer(Table):
     every score is of exactly this revision. seen_truncated: True if `exclude_seen` was asked for
     and the user has had more events than the model remembers, so that the items may be among those
     that the user has had. spec_id: the spec that made the scores (`ModelDescription.spec_id`).
+    score_id: names the answer if `keep` was asked for (`Producer.push`), else 0.
     """
 
     user_id: int | str
@@ -41,6 +42,7 @@ class UserAnswer(Table):
     revision: int
     seen_truncated: bool = False
     spec_id: str = ""
+    score_id: int = 0
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -75,6 +77,7 @@ class Answers(Table):
     bool[n], for which users `exclude_seen` may have left items in that they have had, because they
     have had more events than the model remembers; empty without `exclude_seen`. spec_ids:
     uint64[n], the spec that made each user's scores; 0 from a server that does not name it.
+    score_ids: uint64[n], the name of each user's answer, if `keep` was asked for; else 0.
     """
 
     position: Position
@@ -89,6 +92,7 @@ class Answers(Table):
     revisions: npt.NDArray[np.uint64] = field(repr=False)
     seen_truncated: npt.NDArray[np.bool_] = field(repr=False, default_factory=lambda: np.empty(0, np.bool_))
     spec_ids: npt.NDArray[np.uint64] = field(repr=False, default_factory=lambda: np.empty(0, np.uint64))
+    score_ids: npt.NDArray[np.uint64] = field(repr=False, default_factory=lambda: np.empty(0, np.uint64))
 
     def __len__(self) -> int:
         return len(self.user_known)
@@ -123,6 +127,7 @@ class Answers(Table):
             int(self.revisions[user]),
             bool(self.seen_truncated[user : user + 1].any()),
             "".join(spec_name(spec) for spec in self.spec_ids[user : user + 1].tolist()),
+            sum(self.score_ids[user : user + 1].tolist()),
         )
 
     def __iter__(self) -> Iterator[UserAnswer]:

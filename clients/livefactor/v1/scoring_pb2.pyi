@@ -14,6 +14,52 @@ import typing
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
+class FetchServedRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    SCORE_ID_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: "default"."""
+    score_id: builtins.int
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        score_id: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "score_id", b"score_id"]) -> None: ...
+
+global___FetchServedRequest = FetchServedRequest
+
+@typing.final
+class FetchServedResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    RESPONSE_FIELD_NUMBER: builtins.int
+    TIME_US_FIELD_NUMBER: builtins.int
+    time_us: builtins.int
+    """When it was answered, microseconds since 1970."""
+    @property
+    def request(self) -> global___ScoreRequest:
+        """The call as it came, and its answer."""
+
+    @property
+    def response(self) -> global___ScoreResponse: ...
+    def __init__(
+        self,
+        *,
+        request: global___ScoreRequest | None = ...,
+        response: global___ScoreResponse | None = ...,
+        time_us: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request", "response", b"response"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["request", b"request", "response", b"response", "time_us", b"time_us"]) -> None: ...
+
+global___FetchServedResponse = FetchServedResponse
+
+@typing.final
 class ExplainRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -442,12 +488,17 @@ class ScoreRequest(google.protobuf.message.Message):
     QUERY_FIELD_NUMBER: builtins.int
     CONTEXT_FIELD_NUMBER: builtins.int
     CONTEXT_WEIGHT_FIELD_NUMBER: builtins.int
+    KEEP_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     with_labels: builtins.bool
     """True: the answer holds the items' labels."""
     context_weight: builtins.float
     """Above 0 and at most 1e6. Absent: 1."""
+    keep: builtins.bool
+    """True: the server keeps the call and its answer for a time, and names them with a score_id.
+    FAILED_PRECONDITION: this server keeps none, or the messages are larger than what it keeps.
+    """
     @property
     def min_position(self) -> livefactor.v1.updates_pb2.Position:
         """The server waits until this position is visible. Pass the position of an acknowledgement to
@@ -491,9 +542,10 @@ class ScoreRequest(google.protobuf.message.Message):
         query: global___Query | None = ...,
         context: livefactor.v1.updates_pb2.Bags | None = ...,
         context_weight: builtins.float | None = ...,
+        keep: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_context_weight", b"_context_weight", "candidates", b"candidates", "context", b"context", "context_weight", b"context_weight", "events", b"events", "min_position", b"min_position", "query", b"query", "similar", b"similar", "target", b"target", "top_k", b"top_k"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_context_weight", b"_context_weight", "candidates", b"candidates", "context", b"context", "context_weight", b"context_weight", "events", b"events", "min_position", b"min_position", "model", b"model", "query", b"query", "similar", b"similar", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_context_weight", b"_context_weight", "candidates", b"candidates", "context", b"context", "context_weight", b"context_weight", "events", b"events", "keep", b"keep", "min_position", b"min_position", "model", b"model", "query", b"query", "similar", b"similar", "target", b"target", "top_k", b"top_k", "user_ids", b"user_ids", "with_labels", b"with_labels"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_context_weight", b"_context_weight"]) -> typing.Literal["context_weight"] | None: ...
     @typing.overload
@@ -514,8 +566,11 @@ class ScoreResponse(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     SEEN_TRUNCATED_FIELD_NUMBER: builtins.int
     SPEC_ID_FIELD_NUMBER: builtins.int
+    SCORE_ID_FIELD_NUMBER: builtins.int
     spec_id: builtins.int
     """The spec that made the scores (ModelDescription.spec_id)."""
+    score_id: builtins.int
+    """With keep: names this answer, for FetchServed and for Interactions.score_ids. Never 0."""
     @property
     def position(self) -> livefactor.v1.updates_pb2.Position:
         """The one revision at which all scores were computed."""
@@ -568,8 +623,9 @@ class ScoreResponse(google.protobuf.message.Message):
         labels: collections.abc.Iterable[builtins.str] | None = ...,
         seen_truncated: collections.abc.Iterable[builtins.bool] | None = ...,
         spec_id: builtins.int = ...,
+        score_id: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["position", b"position"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "item_known", b"item_known", "labels", b"labels", "offsets", b"offsets", "position", b"position", "scores", b"scores", "seen_truncated", b"seen_truncated", "spec_id", b"spec_id", "user_known", b"user_known"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["item_ids", b"item_ids", "item_known", b"item_known", "labels", b"labels", "offsets", b"offsets", "position", b"position", "score_id", b"score_id", "scores", b"scores", "seen_truncated", b"seen_truncated", "spec_id", b"spec_id", "user_known", b"user_known"]) -> None: ...
 
 global___ScoreResponse = ScoreResponse

@@ -44,6 +44,11 @@ class ScoringServiceStub(object):
                 request_serializer=livefactor_dot_v1_dot_scoring__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=livefactor_dot_v1_dot_scoring__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.FetchServed = channel.unary_unary(
+                '/livefactor.v1.ScoringService/FetchServed',
+                request_serializer=livefactor_dot_v1_dot_scoring__pb2.FetchServedRequest.SerializeToString,
+                response_deserializer=livefactor_dot_v1_dot_scoring__pb2.FetchServedResponse.FromString,
+                _registered_method=True)
 
 
 class ScoringServiceServicer(object):
@@ -96,6 +101,15 @@ class ScoringServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchServed(self, request, context):
+        """Finds what a Score call was answered, by its score id (docs/guides/outcomes.md). Auditors may call it.
+
+        - NOT_FOUND: the model does not exist, or the server does not keep this answer, or not any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +122,11 @@ def add_ScoringServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=livefactor_dot_v1_dot_scoring__pb2.ExplainRequest.FromString,
                     response_serializer=livefactor_dot_v1_dot_scoring__pb2.ExplainResponse.SerializeToString,
+            ),
+            'FetchServed': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchServed,
+                    request_deserializer=livefactor_dot_v1_dot_scoring__pb2.FetchServedRequest.FromString,
+                    response_serializer=livefactor_dot_v1_dot_scoring__pb2.FetchServedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -164,6 +183,33 @@ class ScoringService(object):
             '/livefactor.v1.ScoringService/Explain',
             livefactor_dot_v1_dot_scoring__pb2.ExplainRequest.SerializeToString,
             livefactor_dot_v1_dot_scoring__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchServed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/livefactor.v1.ScoringService/FetchServed',
+            livefactor_dot_v1_dot_scoring__pb2.FetchServedRequest.SerializeToString,
+            livefactor_dot_v1_dot_scoring__pb2.FetchServedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,15 @@ class ScoringServiceStub:
       promotion is in progress.
     """
 
+    FetchServed: grpc.UnaryUnaryMultiCallable[
+        livefactor.v1.scoring_pb2.FetchServedRequest,
+        livefactor.v1.scoring_pb2.FetchServedResponse,
+    ]
+    """Finds what a Score call was answered, by its score id (docs/guides/outcomes.md). Auditors may call it.
+
+    - NOT_FOUND: the model does not exist, or the server does not keep this answer, or not any more.
+    """
+
 class ScoringServiceAsyncStub:
     Score: grpc.aio.UnaryUnaryMultiCallable[
         livefactor.v1.scoring_pb2.ScoreRequest,
@@ -112,6 +121,15 @@ class ScoringServiceAsyncStub:
     - FAILED_PRECONDITION: the revision was not reached yet, or the log lacks its records.
     - RESOURCE_EXHAUSTED: the memory does not suffice for a second state, or another replay or a
       promotion is in progress.
+    """
+
+    FetchServed: grpc.aio.UnaryUnaryMultiCallable[
+        livefactor.v1.scoring_pb2.FetchServedRequest,
+        livefactor.v1.scoring_pb2.FetchServedResponse,
+    ]
+    """Finds what a Score call was answered, by its score id (docs/guides/outcomes.md). Auditors may call it.
+
+    - NOT_FOUND: the model does not exist, or the server does not keep this answer, or not any more.
     """
 
 class ScoringServiceServicer(metaclass=abc.ABCMeta):
@@ -164,6 +182,17 @@ class ScoringServiceServicer(metaclass=abc.ABCMeta):
         - FAILED_PRECONDITION: the revision was not reached yet, or the log lacks its records.
         - RESOURCE_EXHAUSTED: the memory does not suffice for a second state, or another replay or a
           promotion is in progress.
+        """
+
+    @abc.abstractmethod
+    def FetchServed(
+        self,
+        request: livefactor.v1.scoring_pb2.FetchServedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[livefactor.v1.scoring_pb2.FetchServedResponse, collections.abc.Awaitable[livefactor.v1.scoring_pb2.FetchServedResponse]]:
+        """Finds what a Score call was answered, by its score id (docs/guides/outcomes.md). Auditors may call it.
+
+        - NOT_FOUND: the model does not exist, or the server does not keep this answer, or not any more.
         """
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blivefactor/v1/updates.proto\x12\rlivefactor.v1\"-\n\x08Position\x12\x0f\n\x07lineage\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x04\"<\n\rProducerStamp\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"G\n\x13OpenProducerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bproducer_id\x18\x02 \x01(\t\x12\x0c\n\x04note\x18\x03 \x01(\x0c\"u\n\x14OpenProducerResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12)\n\x08position\x18\x03 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x0c\n\x04note\x18\x04 \x01(\x0c\"\xa0\x01\n\x0cInteractions\x12\x10\n\x08user_ids\x18\x01 \x03(\x06\x12\x10\n\x08item_ids\x18\x02 \x03(\x06\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\x0f\n\x07weights\x18\x04 \x03(\x02\x12\x13\n\x0b\x65vent_types\x18\x05 \x03(\x07\x12\x10\n\x08times_us\x18\x06 \x03(\x10\x12$\n\x07\x63ontext\x18\x07 \x01(\x0b\x32\x13.livefactor.v1.Bags\"H\n\x04\x42\x61gs\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\x07\x12\r\n\x05names\x18\x02 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x07\x12\x0f\n\x07weights\x18\x04 \x03(\x02\"H\n\x06Labels\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x0e\n\x06labels\x18\x03 \x03(\t\"3\n\x0c\x41vailability\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x11\n\tavailable\x18\x02 \x01(\x08\"\x8c\x01\n\nEmbeddings\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0f\n\x07vectors\x18\x04 \x03(\x02\x12\x14\n\x0chalf_vectors\x18\x05 \x01(\x0c\x12\x14\n\x0c\x65ncoder_hash\x18\x06 \x01(\x0c\"|\n\x08\x46\x65\x61tures\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x07\x12\r\n\x05names\x18\x04 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\x07\x12\x0f\n\x07weights\x18\x06 \x03(\x02\"m\n\x07\x46\x61\x63tors\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0f\n\x07\x66\x61\x63tors\x18\x04 \x03(\x02\x12\x0e\n\x06\x62iases\x18\x05 \x03(\x02\"\x81\x01\n\x0c\x46\x61\x63torDeltas\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65ltas\x18\x04 \x03(\x02\x12\x0e\n\x06\x62iases\x18\x05 \x03(\x02\x12\x0e\n\x06weight\x18\x06 \x01(\x02\"C\n\x0f\x44roppedFeatures\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\r\n\x05names\x18\x02 \x03(\t\"\xec\x03\n\x13\x41pplyUpdatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08producer\x18\x02 \x01(\x0b\x32\x1c.livefactor.v1.ProducerStamp\x12\x33\n\x0cinteractions\x18\x03 \x01(\x0b\x32\x1b.livefactor.v1.InteractionsH\x00\x12\'\n\x06labels\x18\x04 \x01(\x0b\x32\x15.livefactor.v1.LabelsH\x00\x12\x33\n\x0c\x61vailability\x18\x05 \x01(\x0b\x32\x1b.livefactor.v1.AvailabilityH\x00\x12/\n\nembeddings\x18\x06 \x01(\x0b\x32\x19.livefactor.v1.EmbeddingsH\x00\x12)\n\x07\x66\x61\x63tors\x18\x07 \x01(\x0b\x32\x16.livefactor.v1.FactorsH\x00\x12+\n\x08\x66\x65\x61tures\x18\t \x01(\x0b\x32\x17.livefactor.v1.FeaturesH\x00\x12:\n\x10\x64ropped_features\x18\n \x01(\x0b\x32\x1e.livefactor.v1.DroppedFeaturesH\x00\x12\x34\n\rfactor_deltas\x18\x08 \x01(\x0b\x32\x1b.livefactor.v1.FactorDeltasH\x00\x42\x08\n\x06\x63hange\"P\n\x06Reject\x12\x0b\n\x03row\x18\x01 \x01(\r\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.livefactor.v1.RejectReason\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xb4\x01\n\x14\x41pplyUpdatesResponse\x12)\n\x08position\x18\x01 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12\x16\n\x0erejected_count\x18\x03 \x01(\r\x12&\n\x07rejects\x18\x04 \x03(\x0b\x32\x15.livefactor.v1.Reject\x12\x11\n\tduplicate\x18\x05 \x01(\x08\x12\x0c\n\x04held\x18\x06 \x01(\x08\"\x82\x04\n\x14StreamUpdatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08producer\x18\x02 \x01(\x0b\x32\x1c.livefactor.v1.ProducerStamp\x12\x33\n\x0cinteractions\x18\x03 \x01(\x0b\x32\x1b.livefactor.v1.InteractionsH\x00\x12\'\n\x06labels\x18\x04 \x01(\x0b\x32\x15.livefactor.v1.LabelsH\x00\x12\x33\n\x0c\x61vailability\x18\x05 \x01(\x0b\x32\x1b.livefactor.v1.AvailabilityH\x00\x12/\n\nembeddings\x18\x06 \x01(\x0b\x32\x19.livefactor.v1.EmbeddingsH\x00\x12)\n\x07\x66\x61\x63tors\x18\x07 \x01(\x0b\x32\x16.livefactor.v1.FactorsH\x00\x12+\n\x08\x66\x65\x61tures\x18\t \x01(\x0b\x32\x17.livefactor.v1.FeaturesH\x00\x12:\n\x10\x64ropped_features\x18\n \x01(\x0b\x32\x1e.livefactor.v1.DroppedFeaturesH\x00\x12\x34\n\rfactor_deltas\x18\x08 \x01(\x0b\x32\x1b.livefactor.v1.FactorDeltasH\x00\x12\x13\n\x0btraceparent\x18\x0b \x01(\tB\x08\n\x06\x63hange\",\n\x0b\x42\x61tchStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x9f\x01\n\x0b\x42\x61tchAnswer\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x37\n\x08response\x18\x03 \x01(\x0b\x32#.livefactor.v1.ApplyUpdatesResponseH\x00\x12,\n\x06status\x18\x04 \x01(\x0b\x32\x1a.livefactor.v1.BatchStatusH\x00\x42\x08\n\x06result\"R\n\x15StreamUpdatesResponse\x12+\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1a.livefactor.v1.BatchAnswer\x12\x0c\n\x04term\x18\x02 \x01(\x04*:\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\r\n\tSIDE_USER\x10\x01\x12\r\n\tSIDE_ITEM\x10\x02*\x9f\x03\n\x0cRejectReason\x12\x1d\n\x19REJECT_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18REJECT_REASON_NOT_FINITE\x10\x01\x12\x1e\n\x1aREJECT_REASON_VALUE_DOMAIN\x10\x02\x12\x1f\n\x1bREJECT_REASON_WEIGHT_DOMAIN\x10\x03\x12\x1c\n\x18REJECT_REASON_USERS_FULL\x10\x04\x12\x1c\n\x18REJECT_REASON_ITEMS_FULL\x10\x05\x12 \n\x1cREJECT_REASON_LABEL_TOO_LONG\x10\x06\x12\x1d\n\x19REJECT_REASON_LABELS_FULL\x10\x07\x12\x1d\n\x19REJECT_REASON_MEMORY_FULL\x10\x08\x12\x1c\n\x18REJECT_REASON_MARKS_FULL\x10\t\x12\x19\n\x15REJECT_REASON_NEW_IDS\x10\n\x12\x1f\n\x1bREJECT_REASON_FEATURES_FULL\x10\x0b\x12\x1b\n\x17REJECT_REASON_USER_RATE\x10\x0c\x32\xa1\x02\n\rUpdateService\x12W\n\x0cOpenProducer\x12\".livefactor.v1.OpenProducerRequest\x1a#.livefactor.v1.OpenProducerResponse\x12W\n\x0c\x41pplyUpdates\x12\".livefactor.v1.ApplyUpdatesRequest\x1a#.livefactor.v1.ApplyUpdatesResponse\x12^\n\rStreamUpdates\x12#.livefactor.v1.StreamUpdatesRequest\x1a$.livefactor.v1.StreamUpdatesResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blivefactor/v1/updates.proto\x12\rlivefactor.v1\"-\n\x08Position\x12\x0f\n\x07lineage\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x04\"<\n\rProducerStamp\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"G\n\x13OpenProducerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bproducer_id\x18\x02 \x01(\t\x12\x0c\n\x04note\x18\x03 \x01(\x0c\"u\n\x14OpenProducerResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12)\n\x08position\x18\x03 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x0c\n\x04note\x18\x04 \x01(\x0c\"\xb3\x01\n\x0cInteractions\x12\x10\n\x08user_ids\x18\x01 \x03(\x06\x12\x10\n\x08item_ids\x18\x02 \x03(\x06\x12\x0e\n\x06values\x18\x03 \x03(\x02\x12\x0f\n\x07weights\x18\x04 \x03(\x02\x12\x13\n\x0b\x65vent_types\x18\x05 \x03(\x07\x12\x10\n\x08times_us\x18\x06 \x03(\x10\x12$\n\x07\x63ontext\x18\x07 \x01(\x0b\x32\x13.livefactor.v1.Bags\x12\x11\n\tscore_ids\x18\x08 \x03(\x06\"H\n\x04\x42\x61gs\x12\x0e\n\x06\x63ounts\x18\x01 \x03(\x07\x12\r\n\x05names\x18\x02 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x07\x12\x0f\n\x07weights\x18\x04 \x03(\x02\"H\n\x06Labels\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x0e\n\x06labels\x18\x03 \x03(\t\"3\n\x0c\x41vailability\x12\x10\n\x08item_ids\x18\x01 \x03(\x06\x12\x11\n\tavailable\x18\x02 \x01(\x08\"\x8c\x01\n\nEmbeddings\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0f\n\x07vectors\x18\x04 \x03(\x02\x12\x14\n\x0chalf_vectors\x18\x05 \x01(\x0c\x12\x14\n\x0c\x65ncoder_hash\x18\x06 \x01(\x0c\"|\n\x08\x46\x65\x61tures\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x07\x12\r\n\x05names\x18\x04 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x03(\x07\x12\x0f\n\x07weights\x18\x06 \x03(\x02\"m\n\x07\x46\x61\x63tors\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0f\n\x07\x66\x61\x63tors\x18\x04 \x03(\x02\x12\x0e\n\x06\x62iases\x18\x05 \x03(\x02\"\x81\x01\n\x0c\x46\x61\x63torDeltas\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x11\n\tdimension\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65ltas\x18\x04 \x03(\x02\x12\x0e\n\x06\x62iases\x18\x05 \x03(\x02\x12\x0e\n\x06weight\x18\x06 \x01(\x02\"C\n\x0f\x44roppedFeatures\x12!\n\x04side\x18\x01 \x01(\x0e\x32\x13.livefactor.v1.Side\x12\r\n\x05names\x18\x02 \x03(\t\"\xec\x03\n\x13\x41pplyUpdatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08producer\x18\x02 \x01(\x0b\x32\x1c.livefactor.v1.ProducerStamp\x12\x33\n\x0cinteractions\x18\x03 \x01(\x0b\x32\x1b.livefactor.v1.InteractionsH\x00\x12\'\n\x06labels\x18\x04 \x01(\x0b\x32\x15.livefactor.v1.LabelsH\x00\x12\x33\n\x0c\x61vailability\x18\x05 \x01(\x0b\x32\x1b.livefactor.v1.AvailabilityH\x00\x12/\n\nembeddings\x18\x06 \x01(\x0b\x32\x19.livefactor.v1.EmbeddingsH\x00\x12)\n\x07\x66\x61\x63tors\x18\x07 \x01(\x0b\x32\x16.livefactor.v1.FactorsH\x00\x12+\n\x08\x66\x65\x61tures\x18\t \x01(\x0b\x32\x17.livefactor.v1.FeaturesH\x00\x12:\n\x10\x64ropped_features\x18\n \x01(\x0b\x32\x1e.livefactor.v1.DroppedFeaturesH\x00\x12\x34\n\rfactor_deltas\x18\x08 \x01(\x0b\x32\x1b.livefactor.v1.FactorDeltasH\x00\x42\x08\n\x06\x63hange\"P\n\x06Reject\x12\x0b\n\x03row\x18\x01 \x01(\r\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.livefactor.v1.RejectReason\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xb4\x01\n\x14\x41pplyUpdatesResponse\x12)\n\x08position\x18\x01 \x01(\x0b\x32\x17.livefactor.v1.Position\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\r\x12\x16\n\x0erejected_count\x18\x03 \x01(\r\x12&\n\x07rejects\x18\x04 \x03(\x0b\x32\x15.livefactor.v1.Reject\x12\x11\n\tduplicate\x18\x05 \x01(\x08\x12\x0c\n\x04held\x18\x06 \x01(\x08\"\x82\x04\n\x14StreamUpdatesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\x08producer\x18\x02 \x01(\x0b\x32\x1c.livefactor.v1.ProducerStamp\x12\x33\n\x0cinteractions\x18\x03 \x01(\x0b\x32\x1b.livefactor.v1.InteractionsH\x00\x12\'\n\x06labels\x18\x04 \x01(\x0b\x32\x15.livefactor.v1.LabelsH\x00\x12\x33\n\x0c\x61vailability\x18\x05 \x01(\x0b\x32\x1b.livefactor.v1.AvailabilityH\x00\x12/\n\nembeddings\x18\x06 \x01(\x0b\x32\x19.livefactor.v1.EmbeddingsH\x00\x12)\n\x07\x66\x61\x63tors\x18\x07 \x01(\x0b\x32\x16.livefactor.v1.FactorsH\x00\x12+\n\x08\x66\x65\x61tures\x18\t \x01(\x0b\x32\x17.livefactor.v1.FeaturesH\x00\x12:\n\x10\x64ropped_features\x18\n \x01(\x0b\x32\x1e.livefactor.v1.DroppedFeaturesH\x00\x12\x34\n\rfactor_deltas\x18\x08 \x01(\x0b\x32\x1b.livefactor.v1.FactorDeltasH\x00\x12\x13\n\x0btraceparent\x18\x0b \x01(\tB\x08\n\x06\x63hange\",\n\x0b\x42\x61tchStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x9f\x01\n\x0b\x42\x61tchAnswer\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x37\n\x08response\x18\x03 \x01(\x0b\x32#.livefactor.v1.ApplyUpdatesResponseH\x00\x12,\n\x06status\x18\x04 \x01(\x0b\x32\x1a.livefactor.v1.BatchStatusH\x00\x42\x08\n\x06result\"R\n\x15StreamUpdatesResponse\x12+\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1a.livefactor.v1.BatchAnswer\x12\x0c\n\x04term\x18\x02 \x01(\x04*:\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\r\n\tSIDE_USER\x10\x01\x12\r\n\tSIDE_ITEM\x10\x02*\xc4\x03\n\x0cRejectReason\x12\x1d\n\x19REJECT_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18REJECT_REASON_NOT_FINITE\x10\x01\x12\x1e\n\x1aREJECT_REASON_VALUE_DOMAIN\x10\x02\x12\x1f\n\x1bREJECT_REASON_WEIGHT_DOMAIN\x10\x03\x12\x1c\n\x18REJECT_REASON_USERS_FULL\x10\x04\x12\x1c\n\x18REJECT_REASON_ITEMS_FULL\x10\x05\x12 \n\x1cREJECT_REASON_LABEL_TOO_LONG\x10\x06\x12\x1d\n\x19REJECT_REASON_LABELS_FULL\x10\x07\x12\x1d\n\x19REJECT_REASON_MEMORY_FULL\x10\x08\x12\x1c\n\x18REJECT_REASON_MARKS_FULL\x10\t\x12\x19\n\x15REJECT_REASON_NEW_IDS\x10\n\x12\x1f\n\x1bREJECT_REASON_FEATURES_FULL\x10\x0b\x12\x1b\n\x17REJECT_REASON_USER_RATE\x10\x0c\x12#\n\x1fREJECT_REASON_DUPLICATE_OUTCOME\x10\r2\xa1\x02\n\rUpdateService\x12W\n\x0cOpenProducer\x12\".livefactor.v1.OpenProducerRequest\x1a#.livefactor.v1.OpenProducerResponse\x12W\n\x0c\x41pplyUpdates\x12\".livefactor.v1.ApplyUpdatesRequest\x1a#.livefactor.v1.ApplyUpdatesResponse\x12^\n\rStreamUpdates\x12#.livefactor.v1.StreamUpdatesRequest\x1a$.livefactor.v1.StreamUpdatesResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'livefactor.v1.updates_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SIDE']._serialized_start=2861
-  _globals['_SIDE']._serialized_end=2919
-  _globals['_REJECTREASON']._serialized_start=2922
-  _globals['_REJECTREASON']._serialized_end=3337
+  _globals['_SIDE']._serialized_start=2880
+  _globals['_SIDE']._serialized_end=2938
+  _globals['_REJECTREASON']._serialized_start=2941
+  _globals['_REJECTREASON']._serialized_end=3393
   _globals['_POSITION']._serialized_start=46
   _globals['_POSITION']._serialized_end=91
   _globals['_PRODUCERSTAMP']._serialized_start=93
@@ -44,37 +44,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENPRODUCERRESPONSE']._serialized_start=228
   _globals['_OPENPRODUCERRESPONSE']._serialized_end=345
   _globals['_INTERACTIONS']._serialized_start=348
-  _globals['_INTERACTIONS']._serialized_end=508
-  _globals['_BAGS']._serialized_start=510
-  _globals['_BAGS']._serialized_end=582
-  _globals['_LABELS']._serialized_start=584
-  _globals['_LABELS']._serialized_end=656
-  _globals['_AVAILABILITY']._serialized_start=658
-  _globals['_AVAILABILITY']._serialized_end=709
-  _globals['_EMBEDDINGS']._serialized_start=712
-  _globals['_EMBEDDINGS']._serialized_end=852
-  _globals['_FEATURES']._serialized_start=854
-  _globals['_FEATURES']._serialized_end=978
-  _globals['_FACTORS']._serialized_start=980
-  _globals['_FACTORS']._serialized_end=1089
-  _globals['_FACTORDELTAS']._serialized_start=1092
-  _globals['_FACTORDELTAS']._serialized_end=1221
-  _globals['_DROPPEDFEATURES']._serialized_start=1223
-  _globals['_DROPPEDFEATURES']._serialized_end=1290
-  _globals['_APPLYUPDATESREQUEST']._serialized_start=1293
-  _globals['_APPLYUPDATESREQUEST']._serialized_end=1785
-  _globals['_REJECT']._serialized_start=1787
-  _globals['_REJECT']._serialized_end=1867
-  _globals['_APPLYUPDATESRESPONSE']._serialized_start=1870
-  _globals['_APPLYUPDATESRESPONSE']._serialized_end=2050
-  _globals['_STREAMUPDATESREQUEST']._serialized_start=2053
-  _globals['_STREAMUPDATESREQUEST']._serialized_end=2567
-  _globals['_BATCHSTATUS']._serialized_start=2569
-  _globals['_BATCHSTATUS']._serialized_end=2613
-  _globals['_BATCHANSWER']._serialized_start=2616
-  _globals['_BATCHANSWER']._serialized_end=2775
-  _globals['_STREAMUPDATESRESPONSE']._serialized_start=2777
-  _globals['_STREAMUPDATESRESPONSE']._serialized_end=2859
-  _globals['_UPDATESERVICE']._serialized_start=3340
-  _globals['_UPDATESERVICE']._serialized_end=3629
+  _globals['_INTERACTIONS']._serialized_end=527
+  _globals['_BAGS']._serialized_start=529
+  _globals['_BAGS']._serialized_end=601
+  _globals['_LABELS']._serialized_start=603
+  _globals['_LABELS']._serialized_end=675
+  _globals['_AVAILABILITY']._serialized_start=677
+  _globals['_AVAILABILITY']._serialized_end=728
+  _globals['_EMBEDDINGS']._serialized_start=731
+  _globals['_EMBEDDINGS']._serialized_end=871
+  _globals['_FEATURES']._serialized_start=873
+  _globals['_FEATURES']._serialized_end=997
+  _globals['_FACTORS']._serialized_start=999
+  _globals['_FACTORS']._serialized_end=1108
+  _globals['_FACTORDELTAS']._serialized_start=1111
+  _globals['_FACTORDELTAS']._serialized_end=1240
+  _globals['_DROPPEDFEATURES']._serialized_start=1242
+  _globals['_DROPPEDFEATURES']._serialized_end=1309
+  _globals['_APPLYUPDATESREQUEST']._serialized_start=1312
+  _globals['_APPLYUPDATESREQUEST']._serialized_end=1804
+  _globals['_REJECT']._serialized_start=1806
+  _globals['_REJECT']._serialized_end=1886
+  _globals['_APPLYUPDATESRESPONSE']._serialized_start=1889
+  _globals['_APPLYUPDATESRESPONSE']._serialized_end=2069
+  _globals['_STREAMUPDATESREQUEST']._serialized_start=2072
+  _globals['_STREAMUPDATESREQUEST']._serialized_end=2586
+  _globals['_BATCHSTATUS']._serialized_start=2588
+  _globals['_BATCHSTATUS']._serialized_end=2632
+  _globals['_BATCHANSWER']._serialized_start=2635
+  _globals['_BATCHANSWER']._serialized_end=2794
+  _globals['_STREAMUPDATESRESPONSE']._serialized_start=2796
+  _globals['_STREAMUPDATESRESPONSE']._serialized_end=2878
+  _globals['_UPDATESERVICE']._serialized_start=3396
+  _globals['_UPDATESERVICE']._serialized_end=3685
 # @@protoc_insertion_point(module_scope)

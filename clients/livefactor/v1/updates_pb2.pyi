@@ -122,6 +122,8 @@ class _RejectReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The user has had as many events in this minute as the server lets a user have. The row can be
     sent again later.
     """
+    REJECT_REASON_DUPLICATE_OUTCOME: _RejectReason.ValueType  # 13
+    """The same outcome of the same Score call was learned already (Interactions.score_ids)."""
 
 class RejectReason(_RejectReason, metaclass=_RejectReasonEnumTypeWrapper):
     """The reason why a row was rejected. Rejected rows are not logged. The other rows of the batch are
@@ -165,6 +167,8 @@ REJECT_REASON_USER_RATE: RejectReason.ValueType  # 12
 """The user has had as many events in this minute as the server lets a user have. The row can be
 sent again later.
 """
+REJECT_REASON_DUPLICATE_OUTCOME: RejectReason.ValueType  # 13
+"""The same outcome of the same Score call was learned already (Interactions.score_ids)."""
 global___RejectReason = RejectReason
 
 @typing.final
@@ -284,6 +288,7 @@ class Interactions(google.protobuf.message.Message):
     EVENT_TYPES_FIELD_NUMBER: builtins.int
     TIMES_US_FIELD_NUMBER: builtins.int
     CONTEXT_FIELD_NUMBER: builtins.int
+    SCORE_IDS_FIELD_NUMBER: builtins.int
     @property
     def user_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -318,6 +323,15 @@ class Interactions(google.protobuf.message.Message):
         event has any.
         """
 
+    @property
+    def score_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The Score call that showed each event's item: ScoreResponse.score_id, or 0 for none. Empty: 0 for all.
+        While the server keeps that call and the event's user is in it, the event gets the context of the call
+        in place of its own, and the log has the event with this context. A second event with the same call,
+        user, item and type is rejected with DUPLICATE_OUTCOME. An id that the server does not know changes
+        nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -328,9 +342,10 @@ class Interactions(google.protobuf.message.Message):
         event_types: collections.abc.Iterable[builtins.int] | None = ...,
         times_us: collections.abc.Iterable[builtins.int] | None = ...,
         context: global___Bags | None = ...,
+        score_ids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["context", b"context"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["context", b"context", "event_types", b"event_types", "item_ids", b"item_ids", "times_us", b"times_us", "user_ids", b"user_ids", "values", b"values", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context", b"context", "event_types", b"event_types", "item_ids", b"item_ids", "score_ids", b"score_ids", "times_us", b"times_us", "user_ids", b"user_ids", "values", b"values", "weights", b"weights"]) -> None: ...
 
 global___Interactions = Interactions
 

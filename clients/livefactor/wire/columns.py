@@ -147,7 +147,8 @@ _CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, *_CHANGES)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()
 _CONTEXT = updates_pb2.Interactions.CONTEXT_FIELD_NUMBER
-_COLUMN_TAGS = _tags((*_COLUMN_NUMBERS.values(), _CONTEXT))
+_SCORE_IDS = updates_pb2.Interactions.SCORE_IDS_FIELD_NUMBER
+_COLUMN_TAGS = _tags((*_COLUMN_NUMBERS.values(), _CONTEXT, _SCORE_IDS))
 _REQUEST_TAGS = _tags((_MODEL, _PRODUCER, *_CHANGE_NAMES))
 _LabelsTwin = twin_of(updates_pb2.Labels)
 _AvailabilityTwin = twin_of(updates_pb2.Availability)
@@ -161,9 +162,9 @@ class Columns:
 
     user_ids, item_ids: uint64[n]. values, weights: float32[n]. event_types: uint32[n]. times_us:
     int64[n]. None stands for an empty column, which means its default. context: a bag of features
-    for each row, or None. body: the bytes of the
-    Interactions message, as they were received or in canonical form. Decoded arrays are read-only
-    views of it.
+    for each row, or None. body: the bytes of the Interactions message, as they were received or in
+    canonical form. Decoded arrays are read-only views of it. score_ids: uint64[n], the calls that
+    showed the items, or None.
     """
 
     user_ids: npt.NDArray[np.uint64]
@@ -174,6 +175,7 @@ class Columns:
     times_us: npt.NDArray[np.int64] | None
     body: bytes
     context: BagColumns | None = None
+    score_ids: npt.NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -251,13 +253,14 @@ def interaction_parts(
     event_types: Any = None,
     times_us: Any = None,
     context: BagColumns | None = None,
+    score_ids: Any = None,
 ) -> list[Part]:
     """The Interactions message of n rows as parts for `join`.
 
     Arrays of the contract's dtypes are not copied. user_ids, item_ids: anything that
     `ids.as_keys` takes. values, weights: numbers. event_types: 0..2**32-1. times_us: int64
-    microseconds. context: a bag for each row. None leaves a column empty. Raises ColumnError for
-    unequal lengths or wrong types.
+    microseconds. context: a bag for each row. score_ids: uint64[n]. None leaves a column empty.
+    Raises ColumnError for unequal lengths or wrong types.
     """
     users = as_keys("user_ids", user_ids)
     n = len(users)
@@ -279,6 +282,10 @@ def interaction_parts(
         require_rows("context", context.counts, n)
         bags = encode_bags(context)
         parts += (field_prefix(_CONTEXT, len(bags)), bags)
+    if score_ids is not None and n:
+        shown = as_keys("score_ids", score_ids)
+        require_rows("score_ids", shown, n)
+        parts += (field_prefix(_SCORE_IDS, shown.nbytes), shown)
     return parts
 
 
@@ -290,12 +297,14 @@ def encode_interactions(
     event_types: Any = None,
     times_us: Any = None,
     context: BagColumns | None = None,
+    score_ids: Any = None,
 ) -> bytes:
     """The bytes of an Interactions message of n rows.
 
     `interaction_parts` explains arguments and errors.
     """
-    return join(interaction_parts(user_ids, item_ids, values, weights, event_types, times_us, context))
+    columns = user_ids, item_ids, values, weights, event_types, times_us, context, score_ids
+    return join(interaction_parts(*columns))
 
 
 def decode_interactions(body: bytes) -> Columns:
@@ -326,7 +335,11 @@ def decode_interactions(body: bytes) -> Columns:
     if _CONTEXT in spans:
         context = decode_bags(body[slice(*spans[_CONTEXT])])
         require_rows("context", context.counts, len(users))
-    return Columns(users, items, values, weights, types, times, body, context)
+    score_ids = None
+    if _SCORE_IDS in spans and (shown := column_view("score_ids", KEYS, body, *spans[_SCORE_IDS])).size:
+        require_rows("score_ids", shown, len(users))
+        score_ids = shown
+    return Columns(users, items, values, weights, types, times, body, context, score_ids)
 
 
 def select(columns: Columns, mask: npt.NDArray[np.bool_]) -> bytes:
@@ -336,7 +349,8 @@ def select(columns: Columns, mask: npt.NDArray[np.bool_]) -> bytes:
     )
     context = None if columns.context is None else columns.context.select(mask)
     users, items = columns.user_ids[mask], columns.item_ids[mask]
-    return encode_interactions(users, items, values, weights, types, times, context)
+    score_ids = None if columns.score_ids is None else columns.score_ids[mask]
+    return encode_interactions(users, items, values, weights, types, times, context, score_ids)
 
 
 def encode_labels(side: int, ids: Ids, labels: Sequence[str]) -> bytes:

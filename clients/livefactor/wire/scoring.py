@@ -40,7 +40,7 @@ class ScoreQuery:
     share one list. query: float32[m], a vector for all users or one a user end to end, or None.
     query_weight: its weight. context: a bag of features for all users or one a user, or None.
     context_weight: its weight. has_users: a request for similar items names users, which it must
-    not.
+    not. keep: the server keeps the call under a score id.
     """
 
     model: str
@@ -61,6 +61,7 @@ class ScoreQuery:
     has_users: bool = False
     context: BagColumns | None = None
     context_weight: float = 1.0
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class ScoreColumns:
     offsets[u + 1]). user_known: bool[n]. item_known: bool[m]. labels: m str, or an empty sequence.
     seen_truncated: for which users `exclude_seen` could not know all items, bool[n]; empty without
     `exclude_seen`. spec_id: the spec that made the scores; 0 from servers that do not name it.
+    score_id: names the answer, if the server keeps it; else 0.
     """
 
     lineage: bytes
@@ -84,6 +86,7 @@ class ScoreColumns:
     labels: Sequence[str]
     seen_truncated: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
     spec_id: int = 0
+    score_id: int = 0
 
 
 def encode_score(
@@ -104,6 +107,7 @@ def encode_score(
     context: BagColumns | None = None,
     context_weight: float = 1.0,
     with_labels: bool = False,
+    keep: bool = False,
     min_position: tuple[bytes, int] | None = None,
 ) -> bytes:
     """The bytes of a ScoreRequest.
@@ -115,10 +119,11 @@ def encode_score(
     the oldest first. event_offsets: n + 1 numbers into events; None if all users share one list.
     query: the numbers of a vector for all users, or of one a user. query_weight: its weight.
     context: one bag for all users, or one a user. context_weight: its weight.
-    min_position: (lineage, revision). Raises ColumnError for ids or offsets of a wrong type.
+    keep: the server keeps the call. min_position: (lineage, revision). Raises ColumnError for ids
+    or offsets of a wrong type.
     """
     ids = as_keys("user_ids", user_ids).tobytes()
-    request = _RequestTwin(model=model, user_ids=b"" if similar else ids, with_labels=with_labels)
+    request = _RequestTwin(model=model, user_ids=b"" if similar else ids, with_labels=with_labels, keep=keep)
     if min_position is not None:
         request.min_position.lineage, request.min_position.revision = min_position
     if similar:
@@ -188,6 +193,7 @@ def decode_score(data: bytes) -> ScoreQuery:
         has_users=target == "similar" and len(users) > 0,
         context=decode_bags(twin.context.SerializeToString()) if twin.HasField("context") else None,
         context_weight=twin.context_weight if twin.HasField("context_weight") else 1.0,
+        keep=twin.keep,
     )
 
 
@@ -224,6 +230,7 @@ def decode_score_response(data: bytes) -> ScoreColumns:
         labels=list(twin.labels),
         seen_truncated=_flags(twin, "seen_truncated"),
         spec_id=twin.spec_id,
+        score_id=twin.score_id,
     )
     _check_answer(answer)
     return answer

@@ -51,6 +51,7 @@ class InteractionsChange(KeyedChange):
         updates_pb2.REJECT_REASON_ITEMS_FULL: "the model holds items_max items",
         updates_pb2.REJECT_REASON_MEMORY_FULL: "the server has no memory for a further user or item",
         updates_pb2.REJECT_REASON_USER_RATE: "the user has had too many events in a minute",
+        updates_pb2.REJECT_REASON_DUPLICATE_OUTCOME: "this outcome of this Score call was learned already",
         updates_pb2.REJECT_REASON_NEW_IDS: "the producer has added too many new users and items in a minute",
     }
 

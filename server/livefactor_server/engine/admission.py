@@ -173,11 +173,13 @@ class Admission:
             refusal = self.hold_refusal() if item.change.has_events else None
             if refusal is not None:
                 raise refusal
+            if item.claim is not None:
+                item.claim(item)
             if item.spec is not None and item.spec is not self.state.spec:
                 self._check_again(item)
             if item.guard is not None:
                 item.guard()
-            if self.screen is not None and type(item.change) is InteractionsChange:
+            elif self.screen is not None and isinstance(item.change, InteractionsChange):
                 self._judge(item, item.change, self.screen)
             self._make_fit(item)
         except Refused:

@@ -169,6 +169,7 @@ class Submission:
         payer: whose quotas the batch takes from.
         guard: raises a refusal if the batch may not enter the log now. An operator decided on such
             a batch, so it takes from no quota.
+        claim: rejects rows that others made superfluous, when the batch is admitted.
         confirmations: what an acknowledgement waits for, or None.
         trace: the span of its call, or None.
         ends_trace: whether the span ends with the batch.
@@ -196,6 +197,7 @@ class Submission:
     is_late: Callable[[], bool] | None = None
     payer: bytes = b""
     guard: Callable[[], None] | None = None
+    claim: Callable[[Submission], None] | None = None
     confirmations: Confirmations | None = None
     trace: Trace | None = None
     ends_trace: bool = False

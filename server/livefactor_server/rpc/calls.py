@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from livefactor.wire import limits
 from livefactor_kernels.spec.presets import DEFAULT_PRESET
+from livefactor_server.engine.answering.served import Served
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Submission
 from livefactor_server.hosting.host import DEFAULT_MODEL, Hosted, Hosting
@@ -63,6 +64,8 @@ class ServiceSettings:
         stream_idle_s: an update stream without a batch for so many seconds may be ended to make
             room for another one.
         default_preset: preset of new models without a spec.
+        served_bytes_max: maximum bytes of kept answers to Score calls; 0 keeps none.
+        served_s: seconds for which they are kept.
     """
 
     batch_events_max: int = limits.BATCH_ROWS_MAX
@@ -80,6 +83,8 @@ class ServiceSettings:
     write_wait_s: float = 30.0
     stream_idle_s: float = 10.0
     default_preset: str = DEFAULT_PRESET
+    served_bytes_max: int = 64 << 20
+    served_s: float = 3600.0
 
 
 class Gathering:
@@ -114,6 +119,7 @@ class Calls:
         self.settings = settings
         self.loop = loop
         self.gathering = Gathering(loop)
+        self.served = Served(settings.served_bytes_max, settings.served_s)
         self.updates = self._lane("updates", settings.update_slots)
         self.scores = self._lane("scores", settings.score_slots, OVERLOAD_SCORES_A_CORE * _cores())
         self.snapshots = self._lane("snapshots", settings.snapshot_slots)

@@ -188,6 +188,7 @@ async def forget(calls: Calls, requests: Requests, send: Send, call: Call) -> No
     if request.dry_run:
         return
     running = await calls.promotions.run(0, hosted.forgetter.begin, subjects)
+    calls.served.forget(hosted.name)
     outcome, told = asyncio.wrap_future(running.outcome), None
     while not (await asyncio.wait({outcome}, timeout=INTERVAL_S))[0]:
         call.check()

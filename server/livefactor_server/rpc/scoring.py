@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from livefactor.v1 import scoring_pb2
 from livefactor.wire.limits import EXPLAINED_MAX, MESSAGE_BYTES_MAX, over
-from livefactor.wire.scoring import encode_score_response
+from livefactor.wire.scoring import ScoreQuery, encode_score_response
 from livefactor_server.engine.answering.answers import Allowance
 from livefactor_server.engine.readers import AT_ONCE_MAX
 from livefactor_server.engine.short_reads import model_of
@@ -13,7 +13,7 @@ from livefactor_server.hosting.explaining import Question
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call
-from livefactor_server.statuses import Refused, invalid
+from livefactor_server.statuses import Refused, invalid, not_found, precondition
 from livefactor_server.telemetry.calls import is_verbose
 
 EVENTS_DEFAULT, UPDATES_DEFAULT = 64, 10
@@ -46,16 +46,43 @@ async def _answered(calls: Calls, raw: bytes, call: Call) -> bytes:
     reader = shared or hosted.reader
     quick = reader.score_at_once(query)
     if quick is not None:
-        return encode_score_response(quick)
+        return _kept(calls, hosted.name, query, raw, encode_score_response(quick))
     allowance = Allowance(settings.score_pairs_max, MESSAGE_BYTES_MAX, call.check)
 
     def read() -> bytes:
         found = reader.score(query, allowance)
         if sharing is not None:
             sharing.answered(query, found, shared is not None)
-        return encode_score_response(found)
+        return _kept(calls, hosted.name, query, raw, encode_score_response(found))
 
     return await calls.scores.run(len(raw), read, model=hosted.engine.name)
+
+
+def _kept(calls: Calls, model: str, query: ScoreQuery, raw: bytes, answer: bytes) -> bytes:
+    """The answer, with a score id if the server is asked to keep it.
+
+    Raises:
+        Refused: the server keeps none, or none that is so large.
+    """
+    if not query.keep:
+        return answer
+    if calls.served.is_too_large(len(raw) + len(answer)):
+        raise precondition("keep: the server keeps no answers of this size (served_bytes_max)")
+    return calls.served.keep(model, raw, answer)
+
+
+def fetch_served(calls: Calls, raw: bytes, call: Call) -> bytes:
+    """Handles FetchServed."""
+    request = guards.parse(scoring_pb2.FetchServedRequest, raw)
+    hosted = calls.model(call, request.model)
+    found = calls.served.get(request.score_id)
+    if found is None or found.model != hosted.name:
+        raise not_found("score_id: the server does not keep this answer, or not any more")
+    return scoring_pb2.FetchServedResponse(
+        request=scoring_pb2.ScoreRequest.FromString(found.request),
+        response=scoring_pb2.ScoreResponse.FromString(found.answer),
+        time_us=int(found.time_s * 1e6),
+    ).SerializeToString()
 
 
 def _knock(calls: Calls, raw: bytes, call: Call) -> None:

@@ -76,6 +76,7 @@ RPCS = (
     Rpc("UpdateService.StreamUpdates", Form.STREAM, updates.stream_updates, _PRODUCER),
     Rpc("ScoringService.Score", Form.LOOP, scoring.score, _CONSUMER),
     Rpc("ScoringService.Explain", Form.MODELS, scoring.explain, _AUDITOR),
+    Rpc("ScoringService.FetchServed", Form.CONTROL, scoring.fetch_served, _AUDITOR),
     Rpc("SnapshotService.Snapshot", Form.STREAM, snapshots.snapshot, _AUDITOR),
     Rpc("SnapshotService.ListSnapshots", Form.CONTROL, snapshots.list_snapshots, _AUDITOR),
     Rpc("SnapshotService.FetchSnapshot", Form.STREAM, snapshots.fetch_snapshot, _AUDITOR),

@@ -12,7 +12,8 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.columns import ColumnError
 from livefactor.wire.limits import NOTE_BYTES_MAX, over
-from livefactor_server.changes import NO_REJECTS, OpenProducerChange
+from livefactor_server.changes import NO_REJECTS, InteractionsChange, OpenProducerChange
+from livefactor_server.engine.answering import outcomes
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Ack, Submission, Wake
 from livefactor_server.rpc import decode, encode, guards
@@ -126,6 +127,10 @@ def _batch(
         spec = engine.state.spec
     change, rejects = decode.change_from_wire(update, spec, rows_max)
     engine.quotas.take(payer, change.rows + rejects.count)
+    claim = None
+    if isinstance(change, InteractionsChange) and change.columns.score_ids is not None:
+        lineage = engine.state.lineage.bytes
+        change, claim = outcomes.join(change, calls.served, engine.name, lineage, spec, update.body)
     return Submission(
         change=change,
         received_body=update.body,
@@ -138,6 +143,7 @@ def _batch(
         spec=spec,
         is_late=is_late,
         payer=payer,
+        claim=claim,
         confirmations=engine.confirmations,
         trace=trace,
         ends_trace=is_late is None,

@@ -96,7 +96,7 @@ class SharedReader:
             MemoryError: this process has too little memory for the read.
         """
         self._answers.check(query)
-        if query.context is not None:
+        if query.context is not None or query.keep:
             # Nothing of it is shared.
             return None
         end = time.monotonic() + TRYING_S

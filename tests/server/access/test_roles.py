@@ -43,6 +43,7 @@ ALLOWED = {
         "ListSnapshots",
         "FetchSnapshot",
         "Explain",
+        "FetchServed",
         "ListProducers",
         "ListQuarantine",
         "CopyModel",

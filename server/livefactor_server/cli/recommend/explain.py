@@ -16,6 +16,7 @@ from livefactor_server.cli.base import (
     StringIds,
     Target,
     app,
+    complain,
     console,
     emit,
     table,
@@ -23,6 +24,7 @@ from livefactor_server.cli.base import (
 
 if TYPE_CHECKING:
     from livefactor.results.explanation import ScoreExplanation
+    from livefactor.results.served import ServedAnswer
 
 _TERMS = {
     "mean": "global mean",
@@ -35,8 +37,11 @@ _TERMS = {
 
 @app.command()
 def explain(
-    user: Annotated[str, typer.Option(help="The user's id: an integer or a string.")],
-    item: Annotated[str, typer.Option(help="The item's id.")],
+    user: Annotated[str, typer.Option(help="The user's id: an integer or a string.")] = "",
+    item: Annotated[str, typer.Option(help="The item's id.")] = "",
+    score_id: Annotated[
+        int, typer.Option(min=0, help="Show what the Score call with this score id was answered.")
+    ] = 0,
     revision: Annotated[
         int | None, typer.Option(min=0, help="Explain the score at this earlier revision. Default: now.")
     ] = None,
@@ -48,10 +53,24 @@ def explain(
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a score: its parts, the events that carry it, and the updates that made it."""
+    """Explain a score: its parts, the events that carry it, and the updates that made it.
+
+    With --score-id and without a user it shows what was served. With both it explains the score at
+    the revision of that answer.
+    """
     from livefactor.auditor import Auditor
     from livefactor.wire.ids import ids_of_texts
 
+    if bool(user) != bool(item) or not (user or score_id):
+        complain("name --user and --item, or --score-id")
+        raise typer.Exit(2)
+    if score_id:
+        with Auditor(target, model=model) as auditor:
+            answer = auditor.served(score_id)
+        if not user:
+            _show_served(answer, as_json)
+            return
+        revision = answer.position.revision
     of_user, of_item = ([each] if string_ids else ids_of_texts([each]) for each in (user, item))
     with Auditor(target, model=model) as auditor:
         found = auditor.explain(
@@ -62,6 +81,35 @@ def explain(
         emit(_fields(found))
     else:
         _show(found, user, item)
+
+
+def _show_served(answer: ServedAnswer, as_json: bool) -> None:
+    ends = answer.offsets.tolist()
+    lists = [
+        {
+            "user": user,
+            "items": answer.item_keys[start:end].tolist(),
+            "scores": [float(str(each)) for each in answer.scores[start:end]],
+        }
+        for user, start, end in zip(answer.user_keys.tolist(), ends, ends[1:], strict=False)
+    ]
+    if as_json:
+        emit(
+            {
+                "revision": answer.position.revision, "lineage": answer.position.lineage.hex(),
+                "spec_id": answer.spec_id, "time_us": answer.time_us, "context": answer.context, "lists": lists,
+            }
+        )  # fmt: skip
+        return
+    time = datetime.fromtimestamp(answer.time_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
+    console().print(f"served at {time}Z, at revision {answer.position.revision} by spec {answer.spec_id}")
+    if answer.context:
+        console().print(f"context: {', '.join(answer.context)}", soft_wrap=True)
+    grid = table("user", "place", "item", "score")
+    for each in lists:
+        for place, (item, score) in enumerate(zip(each["items"], each["scores"], strict=True), 1):
+            grid.add_row(str(each["user"]), str(place), str(item), f"{score:.6g}")
+    console().print(grid)
 
 
 def _fields(found: ScoreExplanation) -> dict[str, Any]:

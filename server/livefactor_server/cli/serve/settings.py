@@ -261,11 +261,12 @@ class ServerSettings:
         ),
     ] = 0.0
     quarantine_bytes_max: Annotated[
-        int,
-        _option(
-            "Maximum bytes of held batches, a model; beyond it further outliers are refused.", min=1 << 20
-        ),
+        int, _option("Maximum bytes of held batches, a model. Beyond it, outliers are refused.", min=1 << 20)
     ] = 64 << 20
+    served_bytes_max: Annotated[
+        int, _option("Maximum bytes of Score answers that are kept under a score id. 0 keeps none.", min=0)
+    ] = 64 << 20
+    served_s: Annotated[float, _option("Seconds for which such answers are kept.", min=1)] = 3600.0
     auto_cpu_share: Annotated[
         float,
         _option(
@@ -450,6 +451,8 @@ class ServerSettings:
             update_slots=self.update_slots,
             score_slots=self.score_slots,
             default_preset=self.preset,
+            served_bytes_max=self.served_bytes_max,
+            served_s=self.served_s,
         )
 
 
