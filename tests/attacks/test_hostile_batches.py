@@ -76,20 +76,27 @@ def _changes(stamp: updates_pb2.ProducerStamp, rows: Rows) -> list[dict[str, obj
 
 def changing_messages(spec: models_pb2.ModelSpec) -> dict[str, list[Any]]:
     """Return messages that would change the model if it existed."""
+    batches = models_pb2.ProducerBatches(producer_id="p", first_sequence=1, last_sequence=9)
     return {
         "PromoteSpec": [models_pb2.PromoteSpecRequest(model="nosuchmodel", preset="news", spec=spec)],
-        "RollBack": [
-            models_pb2.RollBackRequest(
-                model="nosuchmodel",
-                to_revision=3,
-                without=[models_pb2.ProducerBatches(producer_id="p", first_sequence=1, last_sequence=9)],
-            )
-        ],
+        "RollBack": [models_pb2.RollBackRequest(model="nosuchmodel", to_revision=3, without=[batches])],
         "Forget": [models_pb2.ForgetRequest(model="nosuchmodel", user_ids=[1, 2], item_ids=[4])],
         "AddChallenger": [
             challenging_pb2.AddChallengerRequest(model="nosuchmodel", name="x", preset="news", spec=spec)
         ],
     }
+
+
+def _score_messages(here: updates_pb2.Position) -> list[Any]:
+    few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
+    best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)
+    fields: list[dict[str, Any]] = [
+        {"user_ids": [1, 2], "candidates": few, "with_labels": True},
+        {"user_ids": [1, 2], "top_k": best, "min_position": here},
+        {"similar": scoring_pb2.Similar(item_ids=[4], k=3, include_unavailable=True)},
+        {"user_ids": [1], "top_k": best, "query": scoring_pb2.Query(vectors=[1, 2], weight=1), "keep": True},
+    ]
+    return [scoring_pb2.ScoreRequest(model=MODEL, **each) for each in fields]
 
 
 def valid_messages() -> dict[str, list[Any]]:
@@ -101,8 +108,6 @@ def valid_messages() -> dict[str, list[Any]]:
         event_types=[1, 2, 3], times_us=[7, 8, 9],
     )  # fmt: skip
     update = _changes(stamp, rows)
-    few = scoring_pb2.Candidates(item_ids=[4, 5, 6, 7], offsets=[0, 2, 4])
-    best = scoring_pb2.TopK(k=3, exclude_ids=[4, 5], offsets=[0, 1, 2], include_unavailable=True)
     spec = models_pb2.ModelSpec(
         k=8, l2=0.1, optimizer=models_pb2.Optimizer(learning_rate=0.1), limits=models_pb2.Limits(users_max=9)
     )
@@ -110,16 +115,7 @@ def valid_messages() -> dict[str, list[Any]]:
         "OpenProducer": [updates_pb2.OpenProducerRequest(model=MODEL, producer_id="p")],
         "ApplyUpdates": [updates_pb2.ApplyUpdatesRequest(**fields) for fields in update],
         "StreamUpdates": [updates_pb2.StreamUpdatesRequest(**fields) for fields in update],
-        "Score": [
-            scoring_pb2.ScoreRequest(model=MODEL, user_ids=[1, 2], candidates=few, with_labels=True),
-            scoring_pb2.ScoreRequest(model=MODEL, user_ids=[1, 2], top_k=best, min_position=here),
-            scoring_pb2.ScoreRequest(
-                model=MODEL, similar=scoring_pb2.Similar(item_ids=[4], k=3, include_unavailable=True)
-            ),
-            scoring_pb2.ScoreRequest(
-                model=MODEL, user_ids=[1], top_k=best, query=scoring_pb2.Query(vectors=[1, 2], weight=1)
-            ),
-        ],
+        "Score": _score_messages(here),
         "Explain": [scoring_pb2.ExplainRequest(model=MODEL, user_id=1, item_id=4, revision=1, events_max=3)],
         "FetchServed": [scoring_pb2.FetchServedRequest(model=MODEL, score_id=7)],
         "Snapshot": [snapshots_pb2.SnapshotRequest(model=MODEL, min_position=here)],

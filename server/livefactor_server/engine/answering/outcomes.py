@@ -74,7 +74,10 @@ def join(
                 bags[row] = _bag_of(call, user)
         context = bag_columns(bags)
         check_context(context, spec)
-    logged = wire.encode_interactions(*columns.arrays, context if spec.context.size else columns.context)  # type: ignore[arg-type]
+    logged = wire.encode_interactions(
+        columns.user_ids, columns.item_ids, columns.values, columns.weights, columns.event_types,
+        columns.times_us, context if spec.context.size else columns.context,
+    )  # fmt: skip
     types = [0] * len(users) if columns.event_types is None else columns.event_types.tolist()
     outcomes = list(zip(users, columns.item_ids.tolist(), types, strict=True))
     digest = hashlib.sha256(body).digest()
