@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import log_ndtr, ndtr
 
 from benchmarks.privacy.results import keep
 from livefactor_kernels.spec.presets import preset
@@ -26,6 +26,12 @@ from livefactor_server.model.ledger import Ledger
 from livefactor_server.statuses import Refused
 
 SCHEDULES, STEPS, DELTA = 10_000, 60, 1e-6
+JUMPS = (0, 1, 30, 3600, -30, -7200)
+"""What the clock does before a call, seconds."""
+
+NUMBERS = (1, 1, 1, 1, 0, 2)
+"""The number of a call, from that of the last release on."""
+
 SPEC = preset("clicks_sgd", k=2)
 SLACK = 1e-9
 """What rounding may add to delta, as a share of it."""
@@ -39,7 +45,7 @@ class Writer:
     """An engine whose log is a list: a record is charged as it is applied."""
 
     def __init__(self, privacy: Privacy, records: list[ReleaseChange], crashes: Any) -> None:
-        self.ledger, self.records, self.gate, self._crashes = Ledger(privacy), records, Gate(), crashes
+        self.ledger, self.records, self.gate, self.crashes = Ledger(privacy), records, Gate(), crashes
         items = SimpleNamespace(keys=np.arange(2, dtype=np.uint64))
         backend = SimpleNamespace(items=items, published=(0, 2))
         self.state: Any = SimpleNamespace(ledger=self.ledger, spec=SPEC, backend=backend)
@@ -52,7 +58,7 @@ class Writer:
         # As `ReleaseChange.apply` does. A charge that is refused there ends the server.
         self.ledger.charge(change.window, change.number)
         self.records.append(change)
-        if self._crashes():
+        if self.crashes():
             raise Crash
         return self.revision
 
@@ -70,32 +76,37 @@ def schedule(rng: np.random.Generator) -> tuple[int, int, float]:
         return 0, 0, 0.0
     writer = Writer(privacy, records, lambda: rng.random() < 0.1)
     releaser = Releaser(writer)
-    for _ in range(STEPS):
-        clock = max(0.0, clock + float(rng.choice([0, 1, 30, 3600, -30, -7200])))
-        number = writer.ledger.all_releases + int(rng.choice([1, 1, 1, 1, 0, 2]))
-        with mock.patch("livefactor_server.changes.content.releasing.time.time", lambda at=clock: at):
+    now = SimpleNamespace(time=lambda: clock)
+    with mock.patch("livefactor_server.changes.content.releasing.time", now):
+        for _ in range(STEPS):
+            clock = max(0.0, clock + float(rng.choice(JUMPS)))
             try:
-                releaser.make(number)
+                releaser.make(writer.ledger.all_releases + int(rng.choice(NUMBERS)))
             except Refused:
                 refused += 1
             except Crash:
-                # A server that starts again replays its log, or takes a snapshot.
-                again = Writer(privacy, records, writer._crashes)
-                if rng.random() < 0.5:
-                    again.ledger.load(writer.ledger.arrays()["privacy"])
-                else:
-                    for change in records:
-                        again.ledger.charge(change.window, change.number)
-                writer, releaser = again, Releaser(again)
+                writer = _restarted(writer, from_snapshot=rng.random() < 0.5)
+                releaser = Releaser(writer)
     counts = np.unique([change.window for change in records], return_counts=True)[1]
     worst = max((delta_of(int(n), noise, epsilon) for n in counts), default=0.0)
     return len(records), refused, worst / DELTA
 
 
+def _restarted(writer: Writer, from_snapshot: bool) -> Writer:
+    """A server that starts again takes a snapshot, or replays its log."""
+    again = Writer(writer.ledger.privacy, writer.records, writer.crashes)
+    if from_snapshot:
+        again.ledger.load(writer.ledger.arrays()["privacy"])
+    else:
+        for change in writer.records:
+            again.ledger.charge(change.window, change.number)
+    return again
+
+
 def delta_of(releases: int, noise: float, epsilon: float) -> float:
     """The delta of Gaussian noise at an epsilon."""
     m = np.sqrt(releases) / noise
-    return float(norm.cdf(m / 2 - epsilon / m) - np.exp(epsilon + norm.logcdf(-m / 2 - epsilon / m)))
+    return float(ndtr(m / 2 - epsilon / m) - np.exp(epsilon + log_ndtr(-m / 2 - epsilon / m)))
 
 
 def main() -> None:
