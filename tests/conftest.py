@@ -17,8 +17,11 @@ from tally import Tally
 os.environ["COLUMNS"] = "200"
 
 # Compilation makes the first examples slow, so the deadline of Hypothesis is off.
-# A failure prints how to repeat it.
-hypothesis.settings.register_profile("livefactor", deadline=None, print_blob=True)
+# A failure prints how to repeat it. CI tries the same examples for the same code, so that a change
+# is judged by what it changes. Elsewhere the examples are new in each run.
+hypothesis.settings.register_profile(
+    "livefactor", deadline=None, print_blob=True, derandomize="CI" in os.environ
+)
 hypothesis.settings.load_profile("livefactor")
 
 

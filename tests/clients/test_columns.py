@@ -163,16 +163,35 @@ PIECES = st.one_of(
 )
 
 
+def well_formed(message: Any) -> bool:
+    """Say whether the columns of an Interactions message have equal lengths and its bags are
+    whole.
+    """
+    n = len(message.user_ids)
+    optional = [len(getattr(message, name)) for name in [*list(DTYPES)[2:], "score_ids"]]
+    bags = message.context
+    return (
+        len(message.item_ids) == n
+        and set(optional) <= {0, n}
+        and (not message.HasField("context") or len(bags.counts) == n)
+        and sum(bags.counts) == len(bags.features)
+        and len(bags.weights) in (0, len(bags.features))
+        and all(feature < len(bags.names) for feature in bags.features)
+    )
+
+
 @settings(max_examples=250)
 @given(st.lists(PIECES, max_size=8).map(b"".join))
+@example(field(8, 2, u64(5)))
+@example(field(1, 2, u64(1)) + field(2, 2, u64(2)) + field(7, 2, b""))
+@example(field(1, 2, u64(1)) + field(2, 2, u64(2)) + field(8, 2, u64(5)))
 def test_any_bytes_are_read_or_refused_like_in_the_public_class(data: bytes) -> None:
     """The fast path must read every message like the contract's own class, also hostile and odd
     ones.
     """
     try:
         expected = updates_pb2.Interactions.FromString(data)
-        lengths = {len(getattr(expected, name)) for name in list(DTYPES)[2:]} - {0}
-        fits = len(expected.user_ids) == len(expected.item_ids) and lengths <= {len(expected.user_ids)}
+        fits = well_formed(expected)
     except Exception:
         fits = False
     try:
@@ -182,6 +201,8 @@ def test_any_bytes_are_read_or_refused_like_in_the_public_class(data: bytes) -> 
         return
     assert fits
     same(decoded, expected)
+    shown = [] if decoded.score_ids is None else decoded.score_ids.tolist()
+    assert shown == list(expected.score_ids)
 
 
 @settings(max_examples=250)
