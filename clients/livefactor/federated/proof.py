@@ -20,13 +20,16 @@ def unexplained_rows(
 
     weight: of the record. No id is the proof that the record was applied, and that nothing else
     changed an item row: the rows agree to the bit. Raises ValueError if `after` is not the next
-    revision of the same model, and for a spec with narrow factors or `regularization.row_norm_max`.
+    revision of the same model, and for a spec with narrow factors, `regularization.row_norm_max`
+    or `merge.optimizer_step`. A replay (`livefactor verify`) proves these.
     """
     spec = after.spec
     if before.lineage != after.lineage or after.revision != before.revision + 1:
         raise ValueError(f"after: expected revision {before.revision + 1}, got {after.revision}")
     if spec.regularization.row_norm_max > 0:
         raise ValueError("regularization.row_norm_max: rows with a limit of their norm have no proof")
+    if spec.merge.optimizer_step:
+        raise ValueError("merge.optimizer_step: steps of an optimizer have no proof from snapshots")
     old, new = rows_of(before), rows_of(after)
     if not np.array_equal(old.keys, new.keys) or not np.isin(merged.keys, old.keys).all():
         raise ValueError("merged: expected items that have a row before the record")

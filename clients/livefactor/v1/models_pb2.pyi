@@ -873,22 +873,30 @@ class Merge(google.protobuf.message.Message):
 
     LEARNING_RATE_FIELD_NUMBER: builtins.int
     NORM_MAX_FIELD_NUMBER: builtins.int
+    OPTIMIZER_STEP_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
     """Multiplies the deltas, up to 100. 0: the model takes no deltas."""
     norm_max: builtins.float
     """A contribution with a larger Euclidean norm is scaled down to it. Above 0 with learning_rate."""
+    optimizer_step: builtins.bool
+    """A contribution is a step of the model's optimizer, as in FedAdam and FedAdagrad, with learning_rate. Without it, a
+    contribution is added. Needs adagrad, rowwise_adagrad or lazy_adam.
+    """
     def __init__(
         self,
         *,
         learning_rate: builtins.float | None = ...,
         norm_max: builtins.float | None = ...,
+        optimizer_step: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_norm_max", b"_norm_max", "learning_rate", b"learning_rate", "norm_max", b"norm_max"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_norm_max", b"_norm_max", "learning_rate", b"learning_rate", "norm_max", b"norm_max"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_norm_max", b"_norm_max", "_optimizer_step", b"_optimizer_step", "learning_rate", b"learning_rate", "norm_max", b"norm_max", "optimizer_step", b"optimizer_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_norm_max", b"_norm_max", "_optimizer_step", b"_optimizer_step", "learning_rate", b"learning_rate", "norm_max", b"norm_max", "optimizer_step", b"optimizer_step"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_norm_max", b"_norm_max"]) -> typing.Literal["norm_max"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_optimizer_step", b"_optimizer_step"]) -> typing.Literal["optimizer_step"] | None: ...
 
 global___Merge = Merge
 

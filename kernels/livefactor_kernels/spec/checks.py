@@ -241,6 +241,8 @@ def _check_merge(spec: ModelSpec) -> None:
     require(_finite32(rate) and 0.0 <= rate <= 100.0, "merge.learning_rate", "0..100", rate)
     if not rate:
         require(most == 0.0, "merge.norm_max", "0 without merge.learning_rate", most)
+        steps = spec.merge.optimizer_step
+        require(not steps, "merge.optimizer_step", "false without merge.learning_rate", steps)
         return
     is_norm = _finite32(most) and 1e-6 <= most <= 1e30
     require(is_norm, "merge.norm_max", "1e-6..1e30 with merge.learning_rate", most)
@@ -250,6 +252,9 @@ def _check_merge(spec: ModelSpec) -> None:
     # With FTRL the factors follow from sums of gradients, so the next step would undo a delta.
     is_other = spec.optimizer.kind != OptimizerKind.FTRL
     require(is_other, "optimizer.kind", "another one than ftrl with merge.learning_rate", "ftrl")
+    keeps_state = spec.optimizer.kind != OptimizerKind.SGD or not spec.merge.optimizer_step
+    kinds = "adagrad, rowwise_adagrad or lazy_adam with merge.optimizer_step, because sgd only adds"
+    require(keeps_state, "optimizer.kind", kinds, "sgd")
 
 
 def _is_half_life(value: float, least: float) -> bool:

@@ -305,10 +305,12 @@ class Merge:
         learning_rate: factor on the deltas of a contribution, up to 100. With 0 the model takes no
             deltas.
         norm_max: maximum Euclidean norm of a contribution. A longer one is scaled down.
+        optimizer_step: whether a contribution is a step of the model's optimizer. Else it is added.
     """
 
     learning_rate: float = 0.0
     norm_max: float = 0.0
+    optimizer_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)

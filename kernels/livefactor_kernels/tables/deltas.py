@@ -16,6 +16,16 @@ Narrow factors are rounded like those of a step of micro-batch 0 of the record (
 state of the optimiser, histories and counts do not change, because nobody here has seen the events.
 So a contribution moves the rows of a side by at most lr * w * norm_max, whatever is in it
 (McMahan, Ramage, Talwar, Zhang, ICLR 2018, clip a user's update alike).
+
+With `merge.optimizer_step` a contribution is a pseudo-gradient (Reddi, Charles, Zaheer, Garrett,
+Rush, Konecny, Kumar, McMahan, Adaptive Federated Optimization, ICLR 2021, algorithm 2: FedAdagrad
+and FedAdam). Each row steps by the model's optimiser, with lr for factors and biases and with the
+gradient
+
+    g = -(a d),  a = w * scale, rounded to float32
+
+and its state changes as after an event. The bound above does not hold then, because the optimiser
+divides a gradient by the size of the former ones. A contribution without biases steps no bias.
 """
 
 from __future__ import annotations
@@ -27,6 +37,8 @@ import numpy as np
 
 from livefactor_kernels.numbers.narrow import widened
 from livefactor_kernels.numbers.sums import dot
+from livefactor_kernels.optimizers import StepRates
+from livefactor_kernels.optimizers.reference import step_row
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables.start import rounded_rows
 
@@ -56,8 +68,11 @@ class Deltas(NamedTuple):
 
 def add(spec: ModelSpec, array_of: Callable[[str], np.ndarray], deltas: Deltas) -> None:
     """Adds a record to the arrays of its side, which `array_of` gives by name."""
+    if spec.merge.optimizer_step:
+        _step_rows(spec, array_of, deltas)
+        return
     rows, limit, stored = deltas.rows, np.float32(spec.limits.factor_max), array_of("factors")
-    rate = step(spec, deltas)
+    rate = _factor(spec, deltas, float(np.float32(spec.merge.learning_rate)))
     x = widened(stored[rows])
     x[:, : spec.k] = np.clip(x[:, : spec.k] + rate * deltas.factors, -limit, limit)
     most = np.float32(spec.regularization.row_norm_max)
@@ -71,14 +86,43 @@ def add(spec: ModelSpec, array_of: Callable[[str], np.ndarray], deltas: Deltas) 
         bias[rows] = np.clip(bias[rows] + rate * deltas.bias, -limit, limit)
 
 
-def step(spec: ModelSpec, deltas: Deltas) -> np.float32:
-    """The number a of a record: what its deltas are multiplied by."""
+def _step_rows(spec: ModelSpec, array_of: Callable[[str], np.ndarray], deltas: Deltas) -> None:
+    """Steps the rows of a record by the optimiser."""
+    rate, stored = np.float32(spec.merge.learning_rate), array_of("factors")
+    rates = StepRates.of(spec)._replace(rate=rate, bias_rate=rate)
+    table, a = _Rows(array_of), _factor(spec, deltas, 1.0)
+    gradients = np.zeros((len(deltas.rows), stored.shape[1]), np.float32)
+    gradients[:, : spec.k] = -(a * deltas.factors)
+    biases = [None] * len(deltas.rows) if deltas.bias is None else -(a * deltas.bias)
+    x = np.empty_like(gradients)
+    for place, (row, gradient, bias) in enumerate(zip(deltas.rows.tolist(), gradients, biases, strict=True)):
+        x[place] = step_row(spec, rates, table, row, gradient, bias)
+    stored[deltas.rows] = rounded_rows(spec, deltas.side, deltas.rows, deltas.revision, x)
+
+
+class _Rows:
+    """The arrays of a side as a step needs them (`optimizers.reference.RowsOfReference`)."""
+
+    bias: np.ndarray
+
+    def __init__(self, array_of: Callable[[str], np.ndarray]) -> None:
+        self._array_of = array_of
+
+    def read(self, row: int) -> np.ndarray:
+        """A row's factors as float32[k_padded]."""
+        return widened(self._array_of("factors")[row])
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        return self._array_of(name)
+
+
+def _factor(spec: ModelSpec, deltas: Deltas, rate: float) -> np.float32:
+    """rate * w * scale of a record."""
     numbers = deltas.factors.ravel()
     if deltas.bias is not None:
         numbers = np.append(numbers, deltas.bias)
     squares = numbers.astype(np.float64) ** 2
     # NumPy's sum has an order of its own, and a running sum goes from left to right.
     norm = float(np.sqrt(np.add.accumulate(squares)[-1]))
-    rate, most = (float(np.float32(each)) for each in (spec.merge.learning_rate, spec.merge.norm_max))
-    scale = most / norm if norm > most else 1.0
-    return np.float32(rate * float(np.float32(deltas.weight)) * scale)
+    most = float(np.float32(spec.merge.norm_max))
+    return np.float32(rate * float(np.float32(deltas.weight)) * (most / norm if norm > most else 1.0))

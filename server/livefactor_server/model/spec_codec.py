@@ -71,6 +71,7 @@ _LATER = {
     "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
     "regularization": ("adversarial_weight", "adversarial_share"),
+    "merge": ("optimizer_step",),
 }
 """Fields that parts got after specs with these parts had been logged.
 

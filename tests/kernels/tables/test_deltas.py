@@ -115,12 +115,52 @@ def test_the_cpu_has_the_bits_of_the_reference_and_a_pin_stays(dtype: FactorDtyp
         pin.release()
 
 
+KINDS = [OptimizerKind.ADAGRAD, OptimizerKind.ROWWISE_ADAGRAD, OptimizerKind.LAZY_ADAM]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_contribution_can_be_a_step_of_the_optimizer(kind: OptimizerKind) -> None:
+    """Both backends step alike. The first steps of each row have the size that the paper gives."""
+    optimizer = Optimizer(kind, initial_g=0.0, eps=1e-8)
+    spec = check(replace(SPEC, merge=Merge(0.1, 3.0, True), optimizer=optimizer))
+    models = [create_backend(name, spec) for name in ("reference", "cpu")]
+    for model in models:
+        model.users.allocate(KEYS)
+        model.items.allocate(KEYS)
+        model.apply(Update(1, np.empty(0, np.uint32), np.empty(0, np.uint32), None, None, ROWS, ROWS))
+    deltas = contribution(norm=1.0)
+    before = {part: array.copy() for part, array in models[0].sections(ITEMS, ROWS).items()}
+    for model in models:
+        model.add(deltas)
+    after = models[0].sections(ITEMS, ROWS)
+    moved = (after["factors"].astype(np.float64) - before["factors"])[deltas.rows]
+    if kind == OptimizerKind.ROWWISE_ADAGRAD:
+        # One sum of squares a row is their mean, so the mean square of its steps is that of a rate.
+        np.testing.assert_allclose((moved**2).mean(axis=1), 0.01, rtol=1e-3)
+    else:
+        np.testing.assert_allclose(moved, 0.1 * np.sign(deltas.factors), rtol=1e-3)
+    assert deltas.bias is not None
+    shift = (after["bias"].astype(np.float64) - before["bias"])[deltas.rows]
+    np.testing.assert_allclose(shift, 0.1 * np.sign(deltas.bias), rtol=1e-3)
+    for revision, side in enumerate((ITEMS, USERS, ITEMS), start=3):
+        for model in models:
+            model.add(contribution(side, 5.0, 2.0, revision)._replace(bias=None))
+    reference, cpu = (state_sections(model) for model in models)
+    for section, array in reference.items():
+        assert array.tobytes() == cpu[section].tobytes(), section
+    others = np.setdiff1d(np.arange(ROWS), deltas.rows)
+    unmoved = models[0].sections(ITEMS, ROWS)["factors"][others]
+    assert unmoved.tobytes() == before["factors"][others].tobytes()
+
+
 def test_specs_that_cannot_merge_are_refused_with_the_reason() -> None:
     ftrl = Optimizer(OptimizerKind.FTRL)
     for spec, text in (
         (replace(SPEC, merge=Merge(0.5)), "merge.norm_max: expected 1e-6..1e30"),
         (replace(SPEC, merge=Merge(0.0, 1.0)), "merge.norm_max: expected 0 without"),
         (replace(SPEC, merge=Merge(-1.0, 1.0)), "merge.learning_rate: expected 0..100"),
+        (replace(SPEC, merge=Merge(0.0, 0.0, True)), "merge.optimizer_step: expected false without"),
+        (replace(SPEC, merge=Merge(0.5, 3.0, True)), "optimizer.kind: expected adagrad, rowwise_adagrad or"),
         (replace(SPEC, optimizer=ftrl), "optimizer.kind: expected another one than ftrl"),
         (replace(solve_spec(Loss.IMPLICIT), merge=Merge(1.0, 1.0)), "rule: expected sgd or softmax"),
     ):

@@ -35,6 +35,8 @@ def server(folder: Path) -> Iterator[livefactor.Local]:
     with livefactor.local("clicks_sgd", data=folder) as server:
         with server.models() as models:
             models.create("shop", "clicks_sgd", **SPEC)
+            adaptive = {**SPEC["merge"], "optimizer_step": True}
+            models.create("adaptive", "clicks_sgd", k=K, optimizer={"kind": "lazy_adam"}, merge=adaptive)
             models.create("solved", "clicks", k=K)
             models.create("closed", "clicks_sgd", k=K)
         with server.producer("events", model="shop") as producer:
@@ -160,11 +162,18 @@ def test_rows_above_the_limit_of_items_are_rejected_one_by_one(server: livefacto
 
 def test_a_restart_and_a_replay_give_the_same_state(folder: Path, server: livefactor.Local) -> None:
     """The last test of the module: it ends the server."""
+    names = ("shop", "adaptive")
+    with server.producer("rounds", model="adaptive") as producer:
+        for _ in range(3):
+            producer.push_deltas("item", NAMES, np.full((3, K), 0.25), biases=np.ones(3)).result()
+        producer.push(["ann", "bob"], ["mug", "lamp"])
     with server.models() as models:
-        live = models.describe("shop", with_root_hash=True)
+        live = {name: models.describe(name, with_root_hash=True) for name in names}
     server.close()
-    report = replay_model(folder / "models" / "shop", "reference", None)
-    assert report.root_hash == live.root_hash
+    for name in names:
+        report = replay_model(folder / "models" / name, "reference", None)
+        assert report.root_hash == live[name].root_hash
     with livefactor.local("clicks_sgd", data=folder) as again, again.models() as models:
-        found = models.describe("shop", with_root_hash=True)
-        assert (found.root_hash, found.position) == (live.root_hash, live.position)
+        for name in names:
+            found = models.describe(name, with_root_hash=True)
+            assert (found.root_hash, found.position) == (live[name].root_hash, live[name].position)
