@@ -1,6 +1,6 @@
 """What embeddings of items are worth: hidden items, and items with few events.
 
-    python -m benchmarks.quality.content FOLDER [--set retail] [--minilm] [--share S] [--output FILE]
+    python -m benchmarks.quality.content FOLDER [--set retail] [--minilm] [--share S] [--output F]
 
 FOLDER has MovieLens-1M as `ml-1m`. Of it the half with times is used, and the texts of a film are
 its title, genres and plot. Online Retail is the one of the package, with short descriptions. The
@@ -412,10 +412,8 @@ def main() -> None:
         return
     spec, parts = preset(chosen.preset), [chosen.part] if chosen.part else list(PARTS)
     name, vectors = (f"{chosen.set}_{MINILM}", MINILM) if chosen.minilm else (chosen.set, chosen.vectors)
-    if chosen.set == "films":
-        data = films(chosen.folder / "ml-1m", vectors, chosen.users, 1)
-    else:
-        data = gifts(vectors, chosen.users, 1)
+    is_films, sizes = chosen.set == "films", (chosen.users, 1)
+    data = films(chosen.folder / "ml-1m", vectors, *sizes) if is_films else gifts(vectors, *sizes)
     data = data._replace(events=data.events[: int(len(data.events) * chosen.share)])
     found = six_digits(figures_of({name: data}, spec, chosen.seeds, parts))
     kept = json.loads(chosen.output.read_text()) if chosen.output.exists() else {}

@@ -205,7 +205,7 @@ def _check_feature_rows(spec: ModelSpec) -> None:
     require(spec.history.users > 0, "history.users", "above 0 with features", spec.history.users)
     is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
     require(is_float32, "factor_dtype", "float32 with features", spec.factor_dtype)
-    # With FTRL the factors follow from sums of gradients, so the next step would undo what a bag says.
+    # With FTRL the factors follow from sums of gradients, which would undo what a bag says.
     is_other = spec.optimizer.kind != OptimizerKind.FTRL
     require(is_other, "optimizer.kind", "another one than ftrl with features", "ftrl")
     for name, value in (

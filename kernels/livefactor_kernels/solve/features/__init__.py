@@ -68,8 +68,8 @@ events is pulled: `features.prior_events` above 0 is s and nothing else, and a b
 moves rows without events alone. Items are fitted and computed before a record as users are.
 
 State. The sections of a side, `features.user.*` or `features.item.*`, are keys uint64[F], rows
-float32[(F + 1) k] or [(F + 1) (k + 1)], and progress int64[3]: changes since the last fit, the next row to visit, and
-the number of fitted rows.
+float32[(F + 1) k] or [(F + 1) (k + 1)], and progress int64[3]: changes since the last fit, the
+next row to visit, and the number of fitted rows.
 """
 
 from __future__ import annotations
