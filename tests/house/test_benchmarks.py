@@ -145,7 +145,7 @@ def test_the_readme_shows_the_pictures_that_make_pictures_draws() -> None:
     assert len(change["before"]) == len(change["after"])
     assert set(change["before"]) != set(change["after"])
     shown = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("demo-list.svg", "quality-retrains.svg", "demo-terminal.svg"):
+    for name in ("demo-list.svg", "quality-retrains.svg", "demo-terminal.svg", "top.svg"):
         assert (pictures.IMAGES / name).is_file()
         assert f"(docs/images/{name})" in shown
 

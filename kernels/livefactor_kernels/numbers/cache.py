@@ -14,10 +14,12 @@ other. The cache here has neither fault:
   name and then renamed, so a reader sees all of it or none. Processes that compile one variant at
   the same time write the same file.
 
-The folder is the one that Numba would take: `NUMBA_CACHE_DIR`, else `__pycache__` beside the
-source, else the user's cache folder. If none can be written, the cache uses a folder below the
-system's temporary folder and warns once. If there is no such folder either, every process compiles
-anew. Code that is in none of these folders may have come with the package (`shipped.py`).
+The folder is `NUMBA_CACHE_DIR` if this variable is set. Names there do not depend on where the
+sources lie, so several copies of the project share the code. Else it is the folder that Numba would
+take: `__pycache__` beside the source, or the user's cache folder. If none can be written, the cache
+uses a folder below the system's temporary folder and warns once. If there is no such folder either,
+every process compiles anew. Code that is in none of these folders may have come with the package
+(`shipped.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import pickle
 import re
 import tempfile
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -37,13 +40,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numba
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    InTreeCacheLocator,
+    UserProvidedCacheLocator,
+)
 from numba.core.serialize import dumps
 
 from livefactor_kernels.numbers import shipped
 
 _IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+)?import[ \t]+(\([^)]*\)|[^\n]*)", re.M)
 _NAME = re.compile(r"[\w.]+")
+_SHARED_DAYS = 7
+"""Days for which a shared folder keeps code of other sources."""
 
 
 class NotCompiled(Exception):
@@ -167,8 +177,20 @@ class _TemporaryLocator(InTreeCacheLocator):  # type: ignore[misc]
         self._cache_path = os.path.join(folder, self.get_suitable_cache_subpath(py_file))
 
 
+class _SharedLocator(UserProvidedCacheLocator):  # type: ignore[misc]
+    """Finds the folder of a kernel below `NUMBA_CACHE_DIR`."""
+
+    def __init__(self, py_func: Any, py_file: str) -> None:
+        super().__init__(py_func, py_file)
+        self._cache_path = os.path.join(numba.config.CACHE_DIR, py_func.__module__)
+
+
 class _Impl(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes: ClassVar = [*CompileResultCacheImpl._locator_classes, _TemporaryLocator]
+    _locator_classes: ClassVar = [
+        _SharedLocator,
+        *CompileResultCacheImpl._locator_classes,
+        _TemporaryLocator,
+    ]
 
 
 class _Files:
@@ -198,15 +220,18 @@ class _Files:
     def save(self, key: Any, data: Any) -> None:
         """Stores code under a key and removes what was compiled from other sources.
 
-        An error of the disk is ignored.
+        In a shared folder the latter is removed when it is a week old. An error of the disk is
+        ignored.
         """
         path = self._folder / self._file_name(key)
         draft = path.with_suffix(f".{uuid.uuid4().hex[:16]}")
         try:
             draft.write_bytes(dumps((key, data)))
             draft.replace(path)
+            newest = time.time() - (_SHARED_DAYS * 86400 if numba.config.CACHE_DIR else 0)
             for other in self._folder.glob(f"{self._name}.*.livefactor"):
-                if not other.name.startswith(f"{self._name}.{self._stamp}."):
+                is_own = other.name.startswith(f"{self._name}.{self._stamp}.")
+                if not is_own and other.stat().st_mtime <= newest:
                     other.unlink(missing_ok=True)
         except OSError:
             draft.unlink(missing_ok=True)

@@ -90,17 +90,6 @@ def rows(answers: Sequence[UserAnswer]) -> list[list[dict[str, Any]]]:
     ]
 
 
-def settings(spec: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    """The fields of a spec with their values, without those that are off."""
-    found: list[tuple[str, Any]] = []
-    for name, value in spec.items():
-        if isinstance(value, Mapping):
-            found += settings(value, f"{above}{name}.")
-        elif value not in (None, False, 0, "", []):
-            found.append((above + name, f"{value:g}" if isinstance(value, float) else value))
-    return found
-
-
 def groups(judgement: Judgement | None, metric: str) -> list[dict[str, Any]]:
     """The figures of a metric for each event type, if there are at least two types."""
     by_type: dict[int, dict[str, JudgeFigure]] = {}

@@ -31,6 +31,7 @@ from livefactor_server.console import forms
 from livefactor_server.console.actions import Actions, work_of
 from livefactor_server.console.curves import Curves
 from livefactor_server.console.sessions import COOKIE, Session, Sessions
+from livefactor_server.files.settings import settings
 
 HERE = Path(__file__).parent
 BODY_BYTES_MAX = 8192
@@ -213,7 +214,7 @@ class Pages:
             "producers": producers,
             "action": self.actions.of(model.position.lineage.hex()),
             "groups": forms.groups(model.judgement, curve.metric),
-            "settings": forms.settings(model.spec or {}),
+            "settings": settings(model.spec or {}),
             "now": time.time(),
         }
 

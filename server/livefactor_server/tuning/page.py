@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from livefactor_kernels.spec.model import ModelSpec, spec_fields
+from livefactor_server.files.settings import settings
 from livefactor_server.tuning.evaluation import Evaluation, Result
 from livefactor_server.tuning.pictures import tenths_svg
 
@@ -24,7 +25,7 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse }
 th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } svg { max-width: 100%; height: auto }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto } .verdict { font-weight: 600 }
+pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; columns: 18rem } .verdict { font-weight: 600 }
 """
 
 
@@ -91,7 +92,7 @@ def write_page(
         f"<h1>{escape(name)}: is it good?</h1>",
         f'<p class="verdict">{escape(verdict)}</p>',
         f"<p>{int(evaluation.sample.sum()):,} of {len(evaluation.stream):,} events are judged: {mode}.</p>",
-        _table(heads, rows),
+        _table("Figures", heads, rows),
         "<h2>Over time</h2>",
         tenths_svg(everybody, metric),
     ]
@@ -101,17 +102,19 @@ def write_page(
             [group, f"{int(chosen.sum()):,}", *(f"{one.of_events(chosen):.4f}" for one in everybody)]
             for group, chosen in each.items()
         ]
-        parts += [f"<h2>By {kind}</h2>", _table(heads, rows)]
+        parts += [f"<h2>By {kind}</h2>", _table(f"By {kind}", heads, rows)]
     best = models[0].name
-    settings = "\n".join(f"{field} = {value}" for field, value in spec_fields(specs[best]).items())
-    parts += [f"<h2>Settings of {escape(best)}</h2>", f"<pre>{escape(settings)}</pre>"]
+    lines = "\n".join(f"{name} = {value}" for name, value in settings(spec_fields(specs[best])))
+    parts += [f"<h2>Settings of {escape(best)}</h2>", f"<pre>{escape(lines)}</pre>"]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
     title = f"<title>{escape(name)}: is it good?</title>"
     page = f'<!doctype html><html lang="en"><head>{head}{title}</head><body>{"".join(parts)}</body></html>\n'
     path.write_text(page, encoding="utf-8")
 
 
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
+def _table(name: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in a part that scrolls, which the keyboard can do, too."""
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{top}</tr>{lines}</table></div>'
+    region = f'class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"'
+    return f"<div {region}><table><tr>{top}</tr>{lines}</table></div>"

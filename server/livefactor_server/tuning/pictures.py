@@ -15,6 +15,9 @@ from livefactor_server.tuning.metrics import Metric
 from livefactor_server.tuning.search import FinishedTrial
 
 PALETTE = ("#3b6fb6", "#7da7d9", "#2a7f62", "#8c6d1f", "#e07b39", "#c0392b")
+APART = ("#3b6fb6", "#e07b39", "#2a7f62", "#c0392b", "#7da7d9", "#8c6d1f")
+"""The same colours. Neighbours are easy to tell apart, because few methods are drawn."""
+
 GREY = "#5f5f5f"
 
 
@@ -84,7 +87,7 @@ def _tenths_picture(results: list[Result], metric: str) -> Any:
         axis.plot(
             range(1, len(one.tenths) + 1),
             one.tenths,
-            color=PALETTE[number % len(PALETTE)] if is_model else GREY,
+            color=APART[number % len(APART)] if is_model else GREY,
             linestyle="-" if is_model else ("--", ":", "-.")[number % 3],
             label=one.name,
         )

@@ -174,6 +174,29 @@ def test_code_of_another_source_is_removed(tmp_path) -> None:
     assert not first.keys() & kept(tmp_path).keys()
 
 
+def test_copies_of_a_source_share_code_in_the_folder_of_the_variable(tmp_path) -> None:
+    """Code of another source stays there for a week, since another copy may use it."""
+    shared = tmp_path / "shared"
+
+    def added(copy: str, text: str) -> None:
+        (tmp_path / copy).mkdir(exist_ok=True)
+        (tmp_path / copy / "variants.py").write_text(text)
+        run(VARIANTS, tmp_path / copy, KERNELS.parent, arguments=("1",), NUMBA_CACHE_DIR=str(shared))
+
+    added("one", VARIANTS_MODULE)
+    first = kept(shared)
+    added("two", VARIANTS_MODULE)
+    assert kept(shared) == first == kept(tmp_path)
+    added("two", VARIANTS_MODULE + "\n# edited\n")
+    assert len(kept(shared)) == 2
+    assert first.keys() < kept(shared).keys()
+    for path in shared.rglob("*.livefactor"):
+        os.utime(path, (0, 0))
+    added("two", VARIANTS_MODULE + "\n# edited again\n")
+    assert len(kept(shared)) == 1
+    assert not first.keys() & kept(shared).keys()
+
+
 def test_without_a_folder_that_can_be_written_code_is_kept_among_temporary_files(tmp_path) -> None:
     (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
     # A file where a folder belongs refuses writing to root, too.

@@ -227,7 +227,16 @@ def test_what_each_change_does_to_a_state() -> None:
     assert begun.sections(0, 2)["factors"][:, :3].tolist() == [[0.5, 1, 0], [1.5, 2, 0]]
     assert done[Kind.ACCEPTED].events == 3 and done[Kind.ACCEPTED].backend.published == (2, 3)
     assert not done[Kind.HELD].events and len(done[Kind.HELD].quarantine) == 1
-    for kind in (Kind.SPEC, Kind.ENGINE, Kind.SWITCH, Kind.RETENTION, Kind.ROLLBACK, Kind.EVICT, Kind.HELD, Kind.DROPPED):
+    for kind in (
+        Kind.SPEC,
+        Kind.ENGINE,
+        Kind.SWITCH,
+        Kind.RETENTION,
+        Kind.ROLLBACK,
+        Kind.EVICT,
+        Kind.HELD,
+        Kind.DROPPED,
+    ):
         assert done[kind].events == 0 and done[kind].backend.published == (0, 0)
     for kind, found in done.items():
         assert found.revision == found.backend.revision == 1, kind

@@ -7,15 +7,12 @@ machine, nothing wider than a phone, figures that change by themselves, text tha
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,22 +21,16 @@ import psutil
 import pytest
 import uvicorn
 
+from browser import WITH_PICTURES, check_page, chromium, draw, needs_chromium, sync_api
 from livefactor.in_process import Local, local
 from livefactor_server.console.app import ConsoleSettings, make_app
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="`make test-browser` installs playwright")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="`make test-browser` installs axe")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; `make test-browser`")
+pytestmark = needs_chromium
 
-PICTURES = Path(__file__).parents[3] / "docs" / "images"
 FIRST_PAGE_MS = 2_000
 SHARE_MAX = 0.2
 WATCHED_S = 10
 """Bound for a loaded machine. docs/console.md has the figure of a quiet one."""
-
-RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
-"""What axe-core checks: contrast of text, names of fields and pictures, use by keyboard."""
 
 
 class Shown:
@@ -80,16 +71,12 @@ def shown() -> Iterator[Shown]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as player:
-        started = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.mark.parametrize(("name", "width", "colours"), [("wide", 1200, "light"), ("phone", 390, "dark")])
-def test_every_page_as_people_see_it(
-    shown: Shown, browser: Any, name: str, width: int, colours: str, tmp_path: Path
-) -> None:
+def test_every_page_as_people_see_it(shown: Shown, browser: Any, name: str, width: int, colours: str) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
     errors: list[str] = []
     hosts: set[str] = set()
@@ -124,20 +111,12 @@ def test_every_page_as_people_see_it(
     page.wait_for_selector("#answer .trouble")
     check_page(page, width)
     assert errors == [] and hosts == {urlsplit(shown.address).netloc}
-    if os.environ.get("CONSOLE_PICTURES"):
+    if WITH_PICTURES:
         page.fill("input[name=user]", "customer 7")
         page.press("input[name=user]", "Enter")
         page.wait_for_selector("#answer table")
-        page.screenshot(path=PICTURES / f"console-{name}.png", full_page=True)
+        draw(page, f"console-{name}")
     page.close()
-
-
-def check_page(page: Any, width: int) -> None:
-    """Nothing is wider than the screen, and axe-core finds nothing against WCAG 2.1, level AA."""
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = axe.Axe().run(page, options=RULES)
-    assert found.response["violations"] == [], found.generate_report()
-    assert "color-contrast" in {rule["id"] for rule in found.response["passes"]}
 
 
 def test_an_administrator_takes_a_snapshot(shown: Shown, browser: Any) -> None:

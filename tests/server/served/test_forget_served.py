@@ -117,8 +117,14 @@ def test_a_person_and_an_item_are_forgotten(tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             models.forget("nosuchmodel", users=[1])
         models.restore("copy", "m")
-        with pytest.raises(FailedPrecondition, match="began with a snapshot"):
-            models.forget("copy", users=[1])
+        with pytest.raises(FailedPrecondition, match=r"began with a snapshot.* knows 1 of 1 users"):
+            models.forget("copy", users=["user-9"])
+        models.restore("other", "m")
+        stranger = ["forget", "--user", "4000", "-m", "other", "--target", server.target]
+        dry = runner.invoke(command, [*stranger, "--dry-run"])
+        assert "would be replayed, from the snapshot at revision 31 on" in dry.stdout, dry.output
+        done = runner.invoke(command, stranger)
+        assert done.exit_code == 0 and "which never knew them" in " ".join(done.stdout.split()), done.output
         assert runner.invoke(command, ["forget", "--target", server.target]).exit_code == 2
     verified = runner.invoke(command, ["verify", "--replay", str(tmp_path / "data" / "models" / "m")])
     assert verified.exit_code == 0, verified.output

@@ -65,9 +65,10 @@ class Job:
             fields = json.loads((folder / FILE).read_text())
             users, items = (tuple(int(each) for each in fields[name]) for name in ("users", "items"))
             # An earlier version did not write the last ones.
-            names = (tuple(map(str, fields.get(name, ()))) for name in _NAMES)
+            segments, snapshots, tails, put_back = (tuple(map(str, fields.get(name, ()))) for name in _NAMES)
             begun = str(fields.get("began_with", ""))
-            return cls(Subjects(users, items), int(fields["after"]), *names, began_with=begun)
+            subjects, after = Subjects(users, items), int(fields["after"])
+            return cls(subjects, after, segments, snapshots, tails, put_back, begun)
         except FileNotFoundError:
             return None
         except (KeyError, TypeError) as error:
