@@ -321,8 +321,9 @@ class Forgetter:
 
         def start(body: bytes) -> ModelState:
             state = replay.start_of(self._folder, log, engine.state.backend_name, body, erasures=erasures)
-            begun = [each for each in self._keeper.store.ids() if int(each[:20]) == state.revision]
-            replace(job, began_with="".join(begun[-1:]) if log.lacks else "").save(self._folder)
+            stores = (replay.base_store(self._folder), self._keeper.store) if log.lacks else ()
+            begun = [each for store in stores for each in store.ids() if int(each[:20]) == state.revision]
+            replace(job, began_with="".join(begun[-1:])).save(self._folder)
             return state
 
         act = Erasing(Erased(erase, found.records, found.rows), erasures)
