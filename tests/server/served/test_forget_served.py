@@ -128,6 +128,8 @@ def test_a_model_that_began_with_a_snapshot_forgets_whom_the_snapshot_never_knew
     with livefactor.local("clicks_sgd", data=tmp_path / "data") as server, server.models() as models:
         with server.producer("p") as producer:
             producer.push(["user-9", "user-8"], ["item-1", "item-2"]).result(60)
+        with server.auditor() as auditor:
+            auditor.snapshot()
         models.restore("copy", "default")
         with pytest.raises(
             FailedPrecondition, match=r"began with a snapshot.* names them|knows 1 of 1 users"
@@ -137,9 +139,9 @@ def test_a_model_that_began_with_a_snapshot_forgets_whom_the_snapshot_never_knew
             producer.push(["guest", "user-8"], ["item-1", "item-2"]).result(60)
         guest = ["forget", "--user", "guest", "-m", "copy", "--target", server.target]
         dry = runner.invoke(command, [*guest, "--dry-run"])
-        assert "would be replayed, from the snapshot at revision 2 on" in dry.stdout, dry.output
+        assert "would be replayed, from the snapshot at revision" in dry.stdout, dry.output
         done = runner.invoke(command, guest)
-        assert done.exit_code == 0 and "1 rows of 1 records are gone" in done.stdout, done.output
+        assert done.exit_code == 0 and "2 rows of 2 records are gone" in done.stdout, done.output
         assert "which never knew them" in " ".join(done.stdout.split())
     verified = runner.invoke(command, ["verify", "--replay", str(tmp_path / "data" / "models" / "copy")])
     assert verified.exit_code == 0 and "is good" in verified.stdout, verified.output
