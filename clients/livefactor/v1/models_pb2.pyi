@@ -1716,6 +1716,8 @@ class ForgetCost(google.protobuf.message.Message):
     SEGMENT_BYTES_FIELD_NUMBER: builtins.int
     SNAPSHOTS_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    BEGINS_AT_FIELD_NUMBER: builtins.int
+    PUT_BACK_BYTES_FIELD_NUMBER: builtins.int
     records: builtins.int
     """Records that name a subject, rows in them that do, and those of the rows that are events."""
     rows: builtins.int
@@ -1729,6 +1731,12 @@ class ForgetCost(google.protobuf.message.Message):
     """Snapshots that are removed."""
     seconds: builtins.float
     """Estimated seconds until the report."""
+    begins_at: builtins.int
+    """The revision of the snapshot with which the replay begins, because the log lacks its beginning
+    and the snapshot never knew the subjects. 0: it begins with the log.
+    """
+    put_back_bytes: builtins.int
+    """Bytes of archived segments that are put back into the log before."""
     def __init__(
         self,
         *,
@@ -1740,8 +1748,10 @@ class ForgetCost(google.protobuf.message.Message):
         segment_bytes: builtins.int = ...,
         snapshots: builtins.int = ...,
         seconds: builtins.float = ...,
+        begins_at: builtins.int = ...,
+        put_back_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["events", b"events", "records", b"records", "revisions", b"revisions", "rows", b"rows", "seconds", b"seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "snapshots", b"snapshots"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begins_at", b"begins_at", "events", b"events", "put_back_bytes", b"put_back_bytes", "records", b"records", "revisions", b"revisions", "rows", b"rows", "seconds", b"seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "snapshots", b"snapshots"]) -> None: ...
 
 global___ForgetCost = ForgetCost
 
@@ -1753,9 +1763,9 @@ class ForgetProgress(google.protobuf.message.Message):
     DONE_FIELD_NUMBER: builtins.int
     TOTAL_FIELD_NUMBER: builtins.int
     stage: builtins.str
-    """erase, replay, snapshot, rewrite, or report."""
+    """archive, erase, replay, snapshot, rewrite, or report."""
     done: builtins.int
-    """How much of the stage is done: revisions of replay, segments of rewrite."""
+    """How much of the stage is done: revisions of replay, segments of archive and rewrite."""
     total: builtins.int
     def __init__(
         self,
