@@ -106,6 +106,7 @@ def test_figures_are_described_scraped_and_written(serve: Callable[..., Server],
     assert 'livefactor_held{model="m"} 0.0' in shown
     code, out = typed(server, "models", "describe", "m")
     assert code == 0 and "sampled_ndcg@10" in out and "judged: 320 events" in out
+    assert "new users" in out and "known users" in out and "type 1" in out
     assert (
         json.loads(typed(server, "models", "describe", "m", "--json")[1])["judgement"]["judged_events"] == 320
     )
@@ -115,6 +116,10 @@ def test_figures_are_described_scraped_and_written(serve: Callable[..., Server],
     scalars = {value.tag: value.simple_value for event in events for value in event.summary.value}
     assert scalars["loss/model/window"] == pytest.approx(loss.windowed, rel=1e-6)
     assert "auc/type_1/popular/decayed" in scalars
+    groups = {"new_users": judgement.new_user_figures, "known_users": judgement.known_user_figures}
+    for name, figures in groups.items():
+        (figure,) = (one for one in figures if one.metric == "loss")
+        assert scalars[f"loss/{name}/model/window"] == pytest.approx(figure.windowed, rel=1e-6)
 
 
 def test_a_diverging_model_holds_updates_until_an_operator_releases_it(serve: Callable[..., Server]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,9 @@ class Judgement(Table):
     good_revision: the newest revision whose figures were within all bounds; 0 if none was checked.
     row_norm: mean norm of the judged rows. clamped_share: fraction of their factors at the spec's
     bound. Both are NaN before the first check. drift_detection: False if the server does not have
-    river installed.
+    river installed. new_user_figures: figures over events of users that the model did not know when
+    it scored the event. known_user_figures: over those of users that it knew. They are empty if the
+    window has no such events.
     """
 
     since_revision: int
@@ -85,6 +88,8 @@ class Judgement(Table):
     row_norm: float
     clamped_share: float
     drift_detection: bool
+    new_user_figures: tuple[JudgeFigure, ...] = ()
+    known_user_figures: tuple[JudgeFigure, ...] = ()
 
     def columns(self) -> dict[str, Any]:
         """One row for each figure, with the fields of `JudgeFigure`."""
@@ -112,17 +117,7 @@ def judgement_of(message: Any) -> Judgement:
         judged_events=message.judged_events,
         sampled_events=message.sampled_events,
         ranked_events=message.ranked_events,
-        figures=tuple(
-            JudgeFigure(
-                metric=one.metric,
-                scorer=one.scorer,
-                event_type=one.event_type if one.HasField("event_type") else None,
-                events=one.events,
-                windowed=one.windowed,
-                decayed=one.decayed,
-            )
-            for one in message.figures
-        ),
+        figures=_figures(message.figures),
         events=tuple(
             JudgeEvent(one.kind, one.metric, one.revision, one.time_us, one.before, one.after, one.worse)
             for one in message.events
@@ -131,6 +126,22 @@ def judgement_of(message: Any) -> Judgement:
         row_norm=message.row_norm,
         clamped_share=message.clamped_share,
         drift_detection=message.drift_detection,
+        new_user_figures=_figures(message.new_user_figures),
+        known_user_figures=_figures(message.known_user_figures),
+    )
+
+
+def _figures(messages: Iterable[Any]) -> tuple[JudgeFigure, ...]:
+    return tuple(
+        JudgeFigure(
+            metric=one.metric,
+            scorer=one.scorer,
+            event_type=one.event_type if one.HasField("event_type") else None,
+            events=one.events,
+            windowed=one.windowed,
+            decayed=one.decayed,
+        )
+        for one in messages
     )
 
 

@@ -155,6 +155,8 @@ class Judgement(google.protobuf.message.Message):
     GOOD_REVISION_FIELD_NUMBER: builtins.int
     ROW_NORM_FIELD_NUMBER: builtins.int
     CLAMPED_SHARE_FIELD_NUMBER: builtins.int
+    NEW_USER_FIGURES_FIELD_NUMBER: builtins.int
+    KNOWN_USER_FIGURES_FIELD_NUMBER: builtins.int
     drift_detection: builtins.bool
     """False if the server lacks the package river."""
     since_revision: builtins.int
@@ -179,6 +181,16 @@ class Judgement(google.protobuf.message.Message):
     def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JudgeEvent]:
         """The last few events, oldest first."""
 
+    @property
+    def new_user_figures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JudgeFigure]:
+        """Figures over the judged events of users that the model did not know: it had no row of them when it
+        scored the event. They have no event_type. Absent if the window has no such events.
+        """
+
+    @property
+    def known_user_figures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JudgeFigure]:
+        """The same over the events of users that the model knew."""
+
     def __init__(
         self,
         *,
@@ -193,7 +205,9 @@ class Judgement(google.protobuf.message.Message):
         good_revision: builtins.int = ...,
         row_norm: builtins.float = ...,
         clamped_share: builtins.float = ...,
+        new_user_figures: collections.abc.Iterable[global___JudgeFigure] | None = ...,
+        known_user_figures: collections.abc.Iterable[global___JudgeFigure] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["clamped_share", b"clamped_share", "drift_detection", b"drift_detection", "events", b"events", "figures", b"figures", "good_revision", b"good_revision", "judged_events", b"judged_events", "ranked_events", b"ranked_events", "revision", b"revision", "row_norm", b"row_norm", "sampled_events", b"sampled_events", "since_revision", b"since_revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["clamped_share", b"clamped_share", "drift_detection", b"drift_detection", "events", b"events", "figures", b"figures", "good_revision", b"good_revision", "judged_events", b"judged_events", "known_user_figures", b"known_user_figures", "new_user_figures", b"new_user_figures", "ranked_events", b"ranked_events", "revision", b"revision", "row_norm", b"row_norm", "sampled_events", b"sampled_events", "since_revision", b"since_revision"]) -> None: ...
 
 global___Judgement = Judgement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,23 +90,37 @@ def rows(answers: Sequence[UserAnswer]) -> list[list[dict[str, Any]]]:
     ]
 
 
-def groups(judgement: Judgement | None, metric: str) -> list[dict[str, Any]]:
-    """The figures of a metric for each event type, if there are at least two types."""
-    by_type: dict[int, dict[str, JudgeFigure]] = {}
-    for figure in judgement.figures if judgement is not None else ():
-        if figure.event_type is not None and figure.metric == metric:
-            by_type.setdefault(figure.event_type, {})[figure.scorer] = figure
-    if len(by_type) < 2:
-        return []
-    return [
-        {
-            "event_type": event_type,
-            "metric": metric,
-            "events": max(figure.events for figure in found.values()),
-            "figures": [found[name].decayed if name in found else None for name in SCORERS],
-        }
-        for event_type, found in sorted(by_type.items())
-    ]
+def groups(judgement: Judgement | None, metric: str) -> dict[str, list[dict[str, Any]]]:
+    """The figures of a metric for groups of events, by what tells the groups apart.
+
+    The groups are event types, and new and known users. What has fewer than two groups is left out.
+    """
+    if judgement is None:
+        return {}
+    figures = [*judgement.figures, *judgement.new_user_figures, *judgement.known_user_figures]
+    types = sorted({figure.event_type for figure in figures if figure.event_type is not None})
+    found: dict[str, dict[str, Sequence[JudgeFigure]]] = {
+        "event type": {
+            str(kind): [figure for figure in judgement.figures if figure.event_type == kind] for kind in types
+        },
+        "users": {"new": judgement.new_user_figures, "known": judgement.known_user_figures},
+    }
+    rows = {
+        kind: [
+            _row(name, each, metric) for name, each in named.items() if any(f.metric == metric for f in each)
+        ]
+        for kind, named in found.items()
+    }
+    return {kind: each for kind, each in rows.items() if len(each) > 1}
+
+
+def _row(name: str, figures: Iterable[JudgeFigure], metric: str) -> dict[str, Any]:
+    by_scorer = {figure.scorer: figure for figure in figures if figure.metric == metric}
+    return {
+        "name": name,
+        "events": max(figure.events for figure in by_scorer.values()),
+        "figures": [by_scorer[one].decayed if one in by_scorer else None for one in SCORERS],
+    }
 
 
 def state(model: ModelDescription) -> str:

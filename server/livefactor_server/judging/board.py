@@ -67,8 +67,13 @@ class Board:
         if report is None or report.judged_events == self._written:
             return
         self._written = report.judged_events
-        for figure in report.figures:
-            kind = "" if figure.event_type is None else f"/type_{figure.event_type}"
+        groups = (
+            ("", report.figures),
+            ("/new_users", report.new_user_figures),
+            ("/known_users", report.known_user_figures),
+        )
+        for users, figure in ((users, figure) for users, each in groups for figure in each):
+            kind = users if figure.event_type is None else f"/type_{figure.event_type}"
             for span, value in (("window", figure.windowed), ("decayed", figure.decayed)):
                 if math.isfinite(value):
                     tag = f"{figure.metric.replace('@', '_at_')}{kind}/{figure.scorer}/{span}"

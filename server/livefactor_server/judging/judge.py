@@ -27,7 +27,7 @@ from livefactor_server.judging import choice, drift, metrics, report, scoring
 from livefactor_server.judging.bounds import Bounds
 from livefactor_server.judging.floor import Floor
 from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity, item_bytes
-from livefactor_server.judging.report import Event, Report
+from livefactor_server.judging.report import Event, Figure, Report
 from livefactor_server.judging.scoring import Best, Read, Reading, Sample
 from livefactor_server.judging.windows import Window
 from livefactor_server.model.state import ModelState
@@ -72,6 +72,11 @@ class JudgeSettings:
     window_events: int = 10_000
     half_life_events: int = 2_000
     popularity_half_life_events: int = 20_000
+
+
+_Figures = tuple[Figure, ...]
+_Shown = tuple[tuple[int, ...], _Figures, _Figures, _Figures]
+"""Rows that the windows had got, and the figures of all, of new and of known users."""
 
 
 class _Pending(NamedTuple):
@@ -122,6 +127,7 @@ class Judge:
         self._lock = threading.Lock()
         self._lots_from, self._lots = -LOTS_AHEAD, frozenset[int]()
         self._floor, self._ranked_floor = Floor(EVENTS_PER_HOUR), Floor(RANKED_PER_HOUR)
+        self._shown: _Shown = (), (), (), ()
         self._records: list[Record] = []
         self._pending: _Pending | None = None
 
@@ -245,10 +251,11 @@ class Judge:
         )
         with self._lock:
             self._revision = pending.revision
-            self._losses.push(rows[there], sample.types[there])
-            self._drawn.push(drawn, sample.types[ranked])
+            self._losses.push(rows[there], sample.types[there], read.known[there])
+            self._drawn.push(drawn, sample.types[ranked], read.known[ranked])
             if best is not None:
-                self._full.push(scoring.ranks_among_all(best, asked, self._popularity), asked.types)
+                among_all = scoring.ranks_among_all(best, asked, self._popularity)
+                self._full.push(among_all, asked.types, best.known)
             noticed = self._notice(rows[there, 0], drawn[:, 0], read)
             self._events.extend(noticed)
             if any(event.kind == DRIFT and event.worse for event in noticed):
@@ -320,13 +327,19 @@ class Judge:
         """The present results. `before` and `after` wait for copies only, not for the figures."""
         settings, loss = self._settings, Loss(self._spec.loss)
         with self._lock:
-            losses, drawn, full = (window.rows() for window in (self._losses, self._drawn, self._full))
+            windows = (self._losses, self._drawn, self._full)
+            pushed = tuple(window.pushed for window in windows)
+            # Figures take a tenth of a second, and several readers ask at the same time.
+            shown = self._shown
+            rows = [] if pushed == shown[0] else [window.rows() for window in windows]
             found = Report(
                 since_revision=self._since,
                 revision=self._revision,
                 judged_events=self._losses.pushed,
                 ranked_events=(self._drawn.pushed, self._full.pushed),
                 figures=(),
+                new_user_figures=(),
+                known_user_figures=(),
                 events=tuple(self._events),
                 good_revision=self._good_revision,
                 row_norm=self._bounds.row_norm,
@@ -334,7 +347,13 @@ class Judge:
                 drift_detection=self._loss_drift is not None,
             )
         sizes = settings.window_events, settings.half_life_events
-        return replace(found, figures=tuple(report.figures(loss, losses, drawn, full, *sizes)))
+        if rows:
+            every, new, known = (
+                tuple(report.figures(loss, rows, *sizes, known=each)) for each in (None, False, True)
+            )
+            shown = self._shown = pushed, every, new, known
+        _, every, new, known = shown
+        return replace(found, figures=every, new_user_figures=new, known_user_figures=known)
 
 
 @cache

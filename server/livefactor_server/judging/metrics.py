@@ -90,12 +90,11 @@ def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float:
     total = float(gain.sum() * loss.sum())
     if total <= 0:
         return float("nan")
-    below = np.cumsum(loss) - loss
-    first = np.searchsorted(ordered, ordered, "left")
-    last = np.searchsorted(ordered, ordered, "right")
-    sums = np.concatenate(([0.0], np.cumsum(loss)))
-    tied = sums[last] - sums[first]
-    return float((gain * (below[first] + 0.5 * tied)).sum()) / total
+    # Equal scores form one group.
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    gains, losses = np.add.reduceat(gain, starts), np.add.reduceat(loss, starts)
+    below = np.cumsum(losses) - losses
+    return float((gains * (below + 0.5 * losses)).sum()) / total
 
 
 def half_life_weights(count: int, half_life: float) -> np.ndarray:

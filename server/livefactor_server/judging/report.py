@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 from livefactor_kernels.spec.model import Loss
 from livefactor_server.judging import metrics
 from livefactor_server.judging.scoring import RANKED_AT
+from livefactor_server.judging.windows import Rows
 
 MODEL, POPULAR, POPULAR_DECAYED = "model", "popular", "popular_decayed"
 SCORERS = (MODEL, POPULAR, POPULAR_DECAYED)
@@ -78,7 +79,9 @@ class Report:
         revision: the last judged revision.
         judged_events: number of judged events.
         ranked_events: number of events ranked against sampled items, and against all items.
-        figures: the figures.
+        figures: the figures over all users.
+        new_user_figures: over events of users that the model did not know; none if all were known.
+        known_user_figures: over events of users that it knew; none if it knew nobody.
         events: the last drifts and warnings.
         good_revision: the newest revision whose figures were within all bounds, 0 if none was
             checked.
@@ -92,6 +95,8 @@ class Report:
     judged_events: int
     ranked_events: tuple[int, int]
     figures: tuple[Figure, ...]
+    new_user_figures: tuple[Figure, ...]
+    known_user_figures: tuple[Figure, ...]
     events: tuple[Event, ...]
     good_revision: int
     row_norm: float
@@ -137,31 +142,41 @@ def _rank_figures(prefix: str) -> Iterator[tuple[str, str, _Value]]:
             )
 
 
-Rows = tuple[_Columns, np.ndarray]
-"""Columns and event types of a window (`windows.Window.rows`)."""
-
-
 def figures(
-    loss: Loss, losses: Rows, drawn: Rows, full: Rows, window_events: int, half_life_events: int
+    loss: Loss,
+    windows: Sequence[Rows],
+    window_events: int,
+    half_life_events: int,
+    *,
+    known: bool | None = None,
 ) -> Iterator[Figure]:
     """Yields all figures, over all events and over each of the most frequent event types.
 
     With fewer than two event types, there are no separate figures.
+
+    Args:
+        loss: the loss of the model.
+        windows: the windows of losses, of ranks among drawn items, and of ranks among all items.
+        window_events: number of judged events that the windowed figures cover.
+        half_life_events: half-life of the decayed figures, in judged events.
+        known: whether the model knew the users of the events. None for all events. For a group of
+            users there are figures only if the window has such events, and none of event types.
     """
-    for (columns, types), names in (
-        (losses, list(_loss_figures(loss))),
-        (drawn, list(_rank_figures("sampled_"))),
-        (full, list(_rank_figures(""))),
-    ):
+    names = list(_loss_figures(loss)), list(_rank_figures("sampled_")), list(_rank_figures(""))
+    for (columns, types, users), named in zip(windows, names, strict=True):
         if not types.size:
             continue
         decayed = metrics.half_life_weights(types.size, half_life_events)
         windowed = (np.arange(types.size) >= types.size - window_events).astype(np.float64)
-        for kind in (None, *_frequent(types[-window_events:])):
-            mask = np.ones(types.size, bool) if kind is None else types == kind
+        of_users = np.ones(types.size, bool) if known is None else users == known
+        if not of_users[-window_events:].any():
+            continue
+        kinds = _frequent(types[-window_events:]) if known is None else []
+        groups = [(None, of_users), *((kind, types == kind) for kind in kinds)]
+        for kind, mask in groups:
             part = {name: column[mask] for name, column in columns.items()}
             count = int(windowed[mask].sum())
-            for metric, scorer, value in names:
+            for metric, scorer, value in named:
                 yield Figure(
                     metric, scorer, kind, count, value(part, windowed[mask]), value(part, decayed[mask])
                 )

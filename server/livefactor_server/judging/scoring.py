@@ -106,12 +106,14 @@ class Read(NamedTuple):
         negatives: scores of the negatives that the model will learn from, float32[m, d].
         candidates: scores of the sampled items, float32[s, c], for the s events to rank.
         factors: rows of users and of items, each float32[m, kp]; unknown rows are zeros.
+        known: whether the model knows the user of the event, bool[m].
     """
 
     own: np.ndarray
     negatives: np.ndarray
     candidates: np.ndarray
     factors: tuple[np.ndarray, np.ndarray]
+    known: np.ndarray
 
 
 def read(
@@ -149,7 +151,8 @@ def read(
             scores[place] += persons.gains(place, lists[place])
         for place, user in enumerate(asked.tolist()):
             among[place] += persons.gains(user, candidates[place])
-    return Read(scores[:, 0], scores[:, 1:], among, (users, items[:own:width]))
+    known = sample.user_rows < published[USERS]
+    return Read(scores[:, 0], scores[:, 1:], among, (users, items[:own:width]), known)
 
 
 def losses(loss: Loss, sample: Sample, read: Read) -> np.ndarray:
@@ -243,11 +246,13 @@ class Best(NamedTuple):
         items: number of published items.
         rows: item rows of all lists, uint32, at most `RANKED_AT` per event.
         offsets: where the lists start and end in `rows`, int64[f + 1].
+        known: whether the model knows the user of the event, bool[f].
     """
 
     items: int
     rows: np.ndarray
     offsets: np.ndarray
+    known: np.ndarray
 
 
 def best_items(backend: Backend, reading: Reading, sample: Sample) -> Best:
@@ -262,7 +267,7 @@ def best_items(backend: Backend, reading: Reading, sample: Sample) -> Best:
         persons = PersonReader(backend.spec).read(pin, _known(sample.user_rows, users), items)
         none, no_offsets = np.empty(0, np.uint32), np.zeros(len(sample.events) + 1, np.int64)
         rows, _, offsets = persons.top_k(pin, backend.items.keys, RANKED_AT, none, none, no_offsets)
-    return Best(items, rows, offsets)
+    return Best(items, rows, offsets, sample.user_rows < users)
 
 
 def ranks_among_all(best: Best, sample: Sample, popularity: Popularity) -> np.ndarray:

@@ -195,8 +195,9 @@ def judgement(report: Report) -> judging_pb2.Judgement:
         row_norm=report.row_norm,
         clamped_share=report.clamped_share,
     )
-    for figure in report.figures:
-        message.figures.add(**figure._asdict())
+    for field in ("figures", "new_user_figures", "known_user_figures"):
+        for figure in getattr(report, field):
+            getattr(message, field).add(**figure._asdict())
     for event in report.events:
         message.events.add(**event._asdict(), worse=event.worse)
     return message
@@ -213,4 +214,6 @@ def forget_cost(cost: Cost) -> models_pb2.ForgetCost:
         segment_bytes=cost.nbytes,
         snapshots=cost.snapshots,
         seconds=cost.seconds,
+        begins_at=cost.since,
+        put_back_bytes=cost.put_back,
     )

@@ -25,7 +25,9 @@ import pytest
 
 from fake_server import FakeServer
 from livefactor.ingest.config import FieldRule, IngestConfig, SourceConfig
-from livefactor.ingest.ingester import Ingester
+from livefactor.ingest.ingester import Ingester, make_source
+from livefactor.ingest.intake import Message
+from livefactor.ingest.journal import Progress
 from livefactor.ingest.sources import SourceError
 
 pytest.importorskip("faststream")
@@ -204,6 +206,32 @@ def test_a_broker_that_is_away_at_the_start_is_waited_for(
         broker.start()
         await_true(lambda: len(fake.applied) >= 10)
     assert Counter(fake.applied) == rows(range(10))
+
+
+def test_messages_that_the_source_has_not_read_are_behind(broker: Broker, tmp_path: Path) -> None:
+    """Also those that the broker has sent and the library still holds."""
+    broker.add(range(400))
+    count = 40 if isinstance(broker, Nats) else 400
+    options = broker.options()
+    source = make_source(SourceConfig("s", type(broker).__name__.lower(), "json", options, FIELDS), tmp_path)
+    stop, taken, told = threading.Event(), list[Message](), list[str]()
+
+    def put(message: Message, wait: bool = True) -> bool:
+        """The queue of a slow ingester, which has room for five."""
+        if len(taken) == 5:
+            return False
+        taken.append(message)
+        return True
+
+    arguments = put, lambda _: Progress(), stop, told.append
+    thread = threading.Thread(target=source.run, args=arguments)
+    thread.start()
+    try:
+        # The next one is in the hands of the source.
+        await_true(lambda: len(taken) == 5 and source.behind() in (count - 6, count - 5))
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_all_partitions_of_a_kafka_topic_are_read_once(fake: FakeServer, tmp_path: Path) -> None:

@@ -47,14 +47,19 @@ class Shown:
         port = self.uvicorn.servers[0].sockets[0].getsockname()[1]
         self.address = f"http://localhost:{port}"
         self.rng = np.random.default_rng(7)
+        self.users = 300
 
     def push(self, events: int) -> None:
         """Push events: users have tastes, so that a model can be above most-popular."""
-        users = self.rng.integers(0, 300, events)
+        users = self.rng.integers(0, self.users, events)
+        self.users += 40
+        types = self.rng.integers(1, 3, events)
         items = (users % 6) * 30 + (30 * self.rng.random(events) ** 2).astype(np.int64)
         with self.server.producer("till-7") as producer:
             producer.push(
-                [f"customer {user}" for user in users], [f"article {item}" for item in items]
+                [f"customer {user}" for user in users],
+                [f"article {item}" for item in items],
+                event_types=types,
             ).result()
 
 
@@ -95,6 +100,10 @@ def test_every_page_as_people_see_it(shown: Shown, browser: Any, name: str, widt
         shown.push(400)
         page.wait_for_timeout(1_100)
     sync_api.expect(revision).not_to_have_text(before)
+    assert [head.inner_text() for head in page.locator("#live h2").all()][1:3] == [
+        "By event type",
+        "By users",
+    ]
     # The keyboard alone is enough.
     page.focus("input[name=user]")
     page.keyboard.type("customer 7")

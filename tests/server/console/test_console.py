@@ -20,6 +20,7 @@ from livefactor_server.console.sessions import COOKIE, SESSIONS_MAX
 from livefactor_server.hosting.host import Hosting, HostingSettings
 from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.server import RpcServer
+from server_process import wait_until
 
 BASE = "http://localhost"
 
@@ -67,6 +68,50 @@ def test_the_live_part_follows_the_model(pages: TestClient, server: Local) -> No
     after = server.models().describe("default").position.revision
     assert after > before
     assert f"<dt>revision</dt><dd>{after}</dd>" in text_of(pages, "/models/default/live")
+
+
+def test_groups_of_events_stand_beside_most_popular(server: Local, pages: TestClient) -> None:
+    """New and known users, and event types: the page shows what the server's judge says."""
+    with server.models() as models:
+        models.create("grouped", "clicks")
+    assert "By users" not in text_of(pages, "/models/grouped")
+    with server.producer("till", model="grouped") as producer:
+        for batch in range(20):
+            # Half of the users come a second time.
+            users = [f"user {u}" for u in range(20 * batch - 10, 20 * batch + 10)]
+            types = [u % 2 for u in range(20)]
+            producer.push(users, [f"item {u % 8}" for u in range(20)], event_types=types).result()
+            producer.push(users, [f"item {(u + 1) % 8}" for u in range(20)], event_types=types).result()
+
+    def judged() -> bool:
+        judgement = server.models().describe("grouped").judgement
+        return judgement is not None and judgement.judged_events == 2 * 20 * 8
+
+    # The judge works after the ack. It takes 8 events of a small record.
+    wait_until(judged, "the judge")
+    page = text_of(pages, "/models/grouped/live")
+    judgement = server.models().describe("grouped").judgement
+    assert judgement is not None
+    metric = re.search(r"<dt>(\S+), model</dt>", page)[1]
+    shown = {
+        name: (int(events), [None if figure == "–" else float(figure) for figure in figures.split()])
+        for name, events, figures in (
+            (name, events, re.sub(r"<[^>]+>", " ", rest))
+            for name, events, rest in re.findall(
+                r'<tr><th scope="row">(new|known|\d)</th><td class="n">(\d+)</td>(.*?)</tr>', page
+            )
+        )
+    }
+    assert set(shown) == {"new", "known", "0", "1"}
+    for name, figures in (("new", judgement.new_user_figures), ("known", judgement.known_user_figures)):
+        by_scorer = {one.scorer: one for one in figures if one.metric == metric}
+        assert shown[name] == (
+            by_scorer["model"].events,
+            [pytest.approx(by_scorer[s].decayed, abs=1e-4) for s in ("model", "popular", "popular_decayed")],
+        )
+    whole = judgement.figure(metric)
+    assert whole is not None
+    assert shown["new"][0] + shown["known"][0] == shown["0"][0] + shown["1"][0] == whole.events
 
 
 def test_a_list_and_what_it_would_be(pages: TestClient, server: Local) -> None:

@@ -30,7 +30,7 @@ from livefactor_server.judging import drift, judge
 from livefactor_server.judging.hold import Hold, HoldFile
 from livefactor_server.judging.judge import DRIFT, JudgeSettings
 from livefactor_server.judging.observer import ObserverSettings
-from livefactor_server.judging.report import Report
+from livefactor_server.judging.report import Figure, Report
 from livefactor_server.log.store import Log
 from livefactor_server.snapshots.replay import _runs as decoded_runs
 from livefactor_server.statuses import Refused
@@ -118,6 +118,52 @@ def test_figures_of_every_kind_stand_beside_their_floors(name: str) -> None:
         both = [one.events for one in report.figures if (one.metric, one.scorer) == (metric, "model")]
         assert both[0] == both[1] + both[2]
     assert report.good_revision > 0 and report.row_norm > 0 and report.clamped_share == 0
+
+
+def test_new_and_known_users_have_figures_of_their_own() -> None:
+    """A user is new if the model had no row of it when it scored the event."""
+    learner, losses = Learner(small("ratings")), {False: list[float](), True: list[float]()}
+    for seed in range(20):
+        data = body(seed, 8, "ratings", users=150)
+        columns, backend = change(data).columns, learner.state.backend
+        rows = backend.users.find(columns.user_ids, backend.published[USERS])
+        items = backend.items.find(columns.item_ids, backend.published[ITEMS])
+        (x, a), (y, b) = backend.gather(USERS, rows), backend.gather(ITEMS, items)
+        errors = (backend.mean + a + b + (x * y).sum(axis=1)) - columns.values
+        for error, row in zip(errors.tolist(), rows.tolist(), strict=True):
+            losses[row != NO_ROW].append(error * error / 2)
+        learner.learn(data)
+        report = learner.judge.report()
+        assert (report.known_user_figures == ()) == (not losses[True])
+    assert len(losses[False]) > 40 and len(losses[True]) > 40
+    for figures, own in (
+        (report.new_user_figures, losses[False]),
+        (report.known_user_figures, losses[True]),
+    ):
+        found = {(one.metric, one.scorer): one for one in figures}
+        assert set(found) == {
+            ("loss", "model"),
+            *(("rmse", s) for s in ("model", "popular", "popular_decayed")),
+        }
+        assert found["loss", "model"].events == len(own)
+        assert found["loss", "model"].windowed == pytest.approx(np.mean(own), rel=1e-5)
+        assert found["rmse", "model"].windowed == pytest.approx(np.sqrt(2 * np.mean(own)), rel=1e-5)
+        assert {one.event_type for one in figures} == {None}
+
+
+@pytest.mark.parametrize("name", ["clicks", "purchases"])
+def test_every_ranked_event_is_of_a_new_or_of_a_known_user(name: str) -> None:
+    learner = Learner(small(name))
+    for seed in range(30):
+        learner.learn(body(seed, 16, name, users=400))
+    report = learner.judge.report()
+
+    def events(figures: tuple[Figure, ...]) -> dict[str, int]:
+        return {one.metric: one.events for one in figures if (one.scorer, one.event_type) == ("model", None)}
+
+    new, known = events(report.new_user_figures), events(report.known_user_figures)
+    assert {metric: new[metric] + known[metric] for metric in new} == events(report.figures)
+    assert min(new.values()) > 20 and min(known.values()) > 20
 
 
 def test_a_trained_model_ranks_better_than_popularity() -> None:

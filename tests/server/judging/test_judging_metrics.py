@@ -108,12 +108,13 @@ def test_a_window_keeps_the_last_rows_in_order(window: int, half_life: int, push
     everything: list[float] = []
     for size in pushes:
         rows = np.arange(len(everything), len(everything) + size, dtype=float)
-        made.push(np.column_stack((rows, -rows)), rows.astype(np.uint32) % 3)
+        made.push(np.column_stack((rows, -rows)), rows.astype(np.uint32) % 3, rows % 2 == 0)
         everything += rows.tolist()
-    columns, types = made.rows()
+    columns, types, known = made.rows()
     kept = everything[-max(window, HALF_LIVES_KEPT * half_life) :]
     assert columns["a"].tolist() == kept and columns["b"].tolist() == [-x for x in kept]
     assert types.tolist() == [int(x) % 3 for x in kept]
+    assert known.tolist() == [x % 2 == 0 for x in kept]
     assert made.pushed == len(everything)
 
 

@@ -44,7 +44,8 @@ class NatsSource(BrokerSource):
                 raise Away(problem[0] if problem else f"{url} closed the connection")
             opened: Any = subscriber.subscription
             try:
-                return int((await opened.consumer_info()).num_pending)
+                # The broker does not count what it has sent and the library still holds.
+                return int((await opened.consumer_info()).num_pending) + int(opened.pending_msgs)
             except (Error, APIError, OSError, TimeoutError) as error:
                 raise Away(str(error) or type(error).__name__) from None
 

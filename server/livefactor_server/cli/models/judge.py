@@ -11,7 +11,7 @@ import typer
 from livefactor_server.cli.base import DEFAULT_TARGET, Target, console, models_app, table
 
 if TYPE_CHECKING:
-    from livefactor.results.judgement import Hold, Judgement
+    from livefactor.results.judgement import Hold, JudgeFigure, Judgement
 
 _SCORERS = ("model", "popular", "popular_decayed")
 
@@ -38,17 +38,22 @@ def show_judgement(judgement: Judgement) -> None:
     )
     grid = table(
         "metric",
-        "event type",
+        "events of",
         "events",
         *(f"{name} {span}" for span in ("window", "decayed") for name in _SCORERS),
     )
-    seen = dict.fromkeys((figure.metric, figure.event_type) for figure in judgement.figures)
-    for metric, kind in seen:
-        row = [judgement.figure(metric, scorer, kind) for scorer in _SCORERS]
+    groups = [("all", figure) for figure in judgement.figures]
+    groups += [("new users", figure) for figure in judgement.new_user_figures]
+    groups += [("known users", figure) for figure in judgement.known_user_figures]
+    rows: dict[tuple[str, str], dict[str, JudgeFigure]] = {}
+    for users, figure in groups:
+        kind = users if figure.event_type is None else f"type {figure.event_type}"
+        rows.setdefault((figure.metric, kind), {})[figure.scorer] = figure
+    for (metric, kind), found in rows.items():
+        row = [found.get(scorer) for scorer in _SCORERS]
         numbers = [figure.windowed if figure else None for figure in row]
         numbers += [figure.decayed if figure else None for figure in row]
-        events = row[0].events if row[0] else 0
-        grid.add_row(metric, "all" if kind is None else str(kind), str(events), *map(_number, numbers))
+        grid.add_row(metric, kind, str(found["model"].events), *map(_number, numbers))
     console().print(grid)
     if not math.isnan(judgement.row_norm):
         console().print(
