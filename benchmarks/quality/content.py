@@ -1,11 +1,13 @@
 """What embeddings of items are worth: hidden items, and items with few events.
 
-    python -m benchmarks.quality.content FOLDER [--set retail] [--vectors FILE] [--output FILE]
+    python -m benchmarks.quality.content FOLDER [--set retail] [--minilm] [--share S] [--output F]
 
 FOLDER has MovieLens-1M as `ml-1m`. Of it the half with times is used, and the texts of a film are
 its title, genres and plot. Online Retail is the one of the package, with short descriptions. The
-vectors are made of the words of the texts (`files/words.py`), or read from FILE (.npy, such as
-MiniLM's by `livefactor encode`). Those of films have the genres and the year in addition.
+vectors are made of the words of the texts (`files/words.py`), or by MiniLM (`--minilm`, extra
+`text`), or read from a file (`--vectors`, .npy). Those of films have the genres and the year in
+addition. `--share S` keeps the first share S of the events. With `--preset purchases` the part
+`features` measures features with gradient steps.
 
 A vector comes when its item enters the shop: before its first event, or after the stream if it has
 none there.
@@ -44,7 +46,7 @@ from livefactor_kernels.backend import Backend, Update, create_backend
 from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.checks import check
-from livefactor_kernels.spec.model import Embeddings, Features, ModelSpec
+from livefactor_kernels.spec.model import Embeddings, Features, Loss, ModelSpec
 from livefactor_kernels.spec.presets import preset
 from livefactor_kernels.tables import ITEMS, NO_ROW
 from livefactor_server.cli.demo.shop import load_shop
@@ -54,6 +56,8 @@ from livefactor_server.tuning.drawing import write_svg
 RECORD_EVENTS, LIST, FEW_EVENTS = 2048, 10, 5
 FEATURES_PER_ITEM = 16
 WORD_DIMENSION = 128
+MINILM = "minilm"
+"""Stands for the vectors of the encoder, and names their figures."""
 RESULTS = ROOT / "benchmarks/results/content.json"
 DISCOUNTS = 1.0 / np.log2(np.arange(2, LIST + 2))
 
@@ -82,7 +86,7 @@ def _drawn(events: np.ndarray, users: int, seed: int) -> np.ndarray:
     return events[np.argsort(events[:, 2], kind="stable")]
 
 
-def films(folder: Path, kept: Path | None, users: int, seed: int) -> Data:
+def films(folder: Path, kept: Path | str | None, users: int, seed: int) -> Data:
     """MovieLens-1M, the half with times."""
     with gzip.open(folder / "ratings.csv.gz", "rt") as file:
         events = np.loadtxt(file, np.int64, delimiter=",", skiprows=1)[:, [0, 1, 3]]
@@ -97,7 +101,7 @@ def films(folder: Path, kept: Path | None, users: int, seed: int) -> Data:
     return Data(events, ids, np.concatenate(parts, axis=1).astype(np.float16), bags)
 
 
-def gifts(kept: Path | None, users: int, seed: int) -> Data:
+def gifts(kept: Path | str | None, users: int, seed: int) -> Data:
     """Online Retail: the first purchase of each item by each customer, and short descriptions."""
     shop = load_shop()
     told = list(shop.labels.values())
@@ -140,7 +144,12 @@ def _texts(folder: Path) -> dict[int, tuple[str, str, str]]:
     return texts
 
 
-def _embedded(texts: list[str], kept: Path | None) -> np.ndarray:
+def _embedded(texts: list[str], kept: Path | str | None) -> np.ndarray:
+    """The vectors of texts: of their words, of MiniLM, or those of a file."""
+    if kept == MINILM:
+        from livefactor_server.files.encoding import Encoder
+
+        return Encoder().encode(texts, 128, lambda done: None)
     return WordSpace(texts, WORD_DIMENSION).vectors(texts) if kept is None else np.load(kept)
 
 
@@ -307,19 +316,22 @@ def figures_of(
     """The figures of some sets, by flat names."""
     figures: Figures = {}
     for name, data in sets.items():
-        each = check(replace(spec, embeddings=Embeddings(data.vectors.shape[1])))
+        # Only rule solve takes vectors.
+        takes = spec.loss == Loss.IMPLICIT
+        each = check(replace(spec, embeddings=Embeddings(data.vectors.shape[1]))) if takes else spec
         for part in parts:
             figures |= PARTS[part](name, data, each, seeds)
-    return figures if "few" not in parts else with_least(figures)
+    return with_least(figures)
 
 
 def with_least(figures: Figures) -> Figures:
     """The figures, with the least ratio of all sets for items with few events."""
     ratios = [float(figures[f"{name}_few_ratio"] or 0) for name in LABELS if f"{name}_few_ratio" in figures]
-    return figures | {"few_events_recall10_ratio": min(ratios)}
+    return figures | {"few_events_recall10_ratio": min(ratios)} if ratios else figures
 
 
 LABELS = {"films": "MovieLens-1M, films", "retail": "Online Retail, gifts"}
+MINILM_LABELS = {f"{name}_{MINILM}": f"{label}, vectors of MiniLM" for name, label in LABELS.items()}
 
 
 def picture(figures: Figures) -> Any:
@@ -351,7 +363,7 @@ def table(figures: Figures) -> str:
         f"items with at most {FEW_EVENTS} events: recall@10 among such items",
         "other items: recall@10",
     )
-    for name, label in LABELS.items():
+    for name, label in (LABELS | MINILM_LABELS).items():
         for key, words in (("few", few), ("other", f"{rest} among all items")):
             if f"{name}_{key}_ratio" in figures:
                 cells = [float(figures[f"{name}_{key}_{part}"] or 0) for part in ("with", "without", "ratio")]
@@ -382,6 +394,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", choices=("films", "retail"), default="films")
     parser.add_argument("--vectors", type=Path, help="vectors of the texts (.npy), in the order of the file")
+    parser.add_argument("--minilm", action="store_true", help="vectors of MiniLM, in figures of their own")
+    parser.add_argument("--share", type=float, default=1.0, help="the share of the events that is used")
     parser.add_argument("--users", type=int, default=0, help="number of users that are drawn; 0 takes all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="auto")
@@ -397,13 +411,14 @@ def main() -> None:
         write_svg(ROOT / "docs/images/cold-items.svg", lambda: picture(kept))
         return
     spec, parts = preset(chosen.preset), [chosen.part] if chosen.part else list(PARTS)
-    if chosen.set == "films":
-        data = films(chosen.folder / "ml-1m", chosen.vectors, chosen.users, 1)
-    else:
-        data = gifts(chosen.vectors, chosen.users, 1)
-    found = six_digits(figures_of({chosen.set: data}, spec, chosen.seeds, parts))
+    name, vectors = (f"{chosen.set}_{MINILM}", MINILM) if chosen.minilm else (chosen.set, chosen.vectors)
+    is_films, sizes = chosen.set == "films", (chosen.users, 1)
+    data = films(chosen.folder / "ml-1m", vectors, *sizes) if is_films else gifts(vectors, *sizes)
+    data = data._replace(events=data.events[: int(len(data.events) * chosen.share)])
+    found = six_digits(figures_of({name: data}, spec, chosen.seeds, parts))
     kept = json.loads(chosen.output.read_text()) if chosen.output.exists() else {}
-    text = json.dumps(with_least(kept | found), indent=1, sort_keys=True)
+    found = kept | found
+    text = json.dumps(with_least(found), indent=1, sort_keys=True)
     print(text)
     chosen.output.write_text(text + "\n")
 

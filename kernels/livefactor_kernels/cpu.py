@@ -100,6 +100,8 @@ class CpuModel:
             self._prior_of(spec, side) if dimension_of(spec, side) else None for side in (USERS, ITEMS)
         )
         self._features = self._features_of(spec) if spec.features.size else ()
+        # Rule SOLVE has the features of items as its prior. Here the model follows them itself.
+        self._fits_features = bool(self._features) and spec.rule != Rule.SOLVE
         self._context = Context(spec, ContextArithmetic(spec.k)) if spec.context.size else None
         self._rule = self._rule_of(spec)
         self._mixer = self._mixer_of(spec) if spec.mix.learning_rate else None
@@ -137,7 +139,7 @@ class CpuModel:
         return self._features[side] if self._features else self._priors[side]
 
     def _features_of(self, spec: ModelSpec) -> tuple[FeatureRows, FeatureRows]:
-        arithmetic = FeatureArithmetic(spec.k)
+        arithmetic = FeatureArithmetic(spec.k + (spec.rule != Rule.SOLVE))
         users, items = (table.padded().__getitem__ for table in (self.users, self.items))
         return (
             FeatureRows(spec, USERS, users, arithmetic, self._priors[USERS]),
@@ -196,6 +198,9 @@ class CpuModel:
 
     def _groups(self, updates: Sequence[Update]) -> Sequence[Sequence[Update]]:
         """The records that the model learns in one call."""
+        if self._fits_features:
+            # The rows of features may change between records.
+            return [[update] for update in updates]
         groups = self._rule.groups(updates)
         if self._mixer is None or len(groups) > 1:
             return groups
@@ -210,6 +215,9 @@ class CpuModel:
         cold_users, told = _NO_ROWS, self._told(USERS)
         if told is not None:
             cold_users = told.begin(update.user_rows.size, update.user_count)
+        if self._fits_features:
+            cold_items = self._features[ITEMS].begin(update.item_rows.size, update.item_count)
+            rows = np.union1d(rows, cold_items).astype(np.uint32)
         if self.pins.active:
             recent = () if self._recorder is None else (self._recorder.recent_items(update),)
             self.pins.protect(update, rows, *recent, more_users=cold_users)
@@ -219,12 +227,14 @@ class CpuModel:
             self._mixer.learn(UpdateRun.of(updates), self, popularity[:items], self.items.bias[:items])
         if told is not None:
             told.map_cold()
+        if self._fits_features:
+            self._features[ITEMS].map_cold()
         with following(self._priors[USERS], update.user_rows):
             self._rule.learn(update)
-        for features, touched in zip(self._features, (update.user_rows, update.item_rows), strict=False):
-            features.follow(distinct(touched))
         if self._recorder is not None and not self._rule.records:
             self._recorder.record(update, 0, update.fresh)
+        for features, touched in zip(self._features, (update.user_rows, update.item_rows), strict=False):
+            features.follow(distinct(touched))
         if self._mixer is not None:
             self._mixer.count(update, popularity, self.items.bias)
         self.advance(update.revision, update.user_count, update.item_count)
@@ -337,7 +347,7 @@ class CpuModel:
 
     def _solve_changed(self, revision: int, item_count: int) -> None:
         """Solves the items with events again whose bags have changed."""
-        if not self.spec.features.prior_events:
+        if self._fits_features or not self.spec.features.prior_events:
             return
         items, counts = self._features[ITEMS].changed, (self.published[USERS], item_count)
         last, seen = self.recent(ITEMS, items, 1), self.users.history["seen_count"]

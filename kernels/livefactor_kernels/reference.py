@@ -74,6 +74,7 @@ class ReferenceModel:
             self._prior_of(spec, side) if dimension_of(spec, side) else None for side in (USERS, ITEMS)
         )
         self._features = self._features_of(spec) if spec.features.size else ()
+        self._fits_features = bool(self._features) and spec.rule != Rule.SOLVE
         self._context = Context(spec, ContextArithmetic()) if spec.context.size else None
         self._rule = self._rule_of(spec)
         self._mixer = Mixer(spec, ReferenceArithmetic(spec)) if spec.mix.learning_rate else None
@@ -210,7 +211,7 @@ class ReferenceModel:
 
     def _solve_changed(self, revision: int, item_count: int) -> None:
         """Solves the items with events again whose bags have changed."""
-        if not self.spec.features.prior_events:
+        if self._fits_features or not self.spec.features.prior_events:
             return
         items, counts = self._features[ITEMS].changed, (self.published[USERS], item_count)
         last = self.recent(ITEMS, items, 1)
@@ -292,14 +293,17 @@ class ReferenceModel:
             if told is not None:
                 told.begin(learned.user_rows.size, learned.user_count)
                 told.map_cold()
+            if self._fits_features:
+                self._features[ITEMS].begin(learned.item_rows.size, learned.item_count)
+                self._features[ITEMS].map_cold()
             with following(self._priors[USERS], learned.user_rows):
                 self._rule.learn(learned)
+            if self._recorder is not None and not self._rule.records:
+                self._recorder.record(update, 0, update.user_rows.size)
             for features, touched in zip(
                 self._features, (learned.user_rows, learned.item_rows), strict=False
             ):
                 features.follow(distinct(touched))
-            if self._recorder is not None and not self._rule.records:
-                self._recorder.record(update, 0, update.user_rows.size)
             if self._mixer is not None:
                 self._mixer.count(update, self.items.popularity, self.items.bias)
         if self._reservoir is not None:

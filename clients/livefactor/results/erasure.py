@@ -16,7 +16,9 @@ class ForgetCost:
     records: records of the log that name one of them. rows: rows in them that do. events: those of
     the rows that are events. revisions: how many are replayed. segments, segment_bytes: files of
     the log that are rewritten because of these records. snapshots: how many are removed. seconds:
-    estimated time until the report.
+    estimated time until the report. begins_at: the revision of the snapshot with which the replay
+    begins, if the log lacks its beginning; else 0. put_back_bytes: bytes of archived segments that
+    are put back into the log before.
     """
 
     records: int
@@ -27,6 +29,8 @@ class ForgetCost:
     segment_bytes: int
     snapshots: int
     seconds: float
+    begins_at: int = 0
+    put_back_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ def cost_of(message: Any) -> ForgetCost:
         message.segment_bytes,
         message.snapshots,
         message.seconds,
+        message.begins_at,
+        message.put_back_bytes,
     )
 
 

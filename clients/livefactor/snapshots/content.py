@@ -16,6 +16,7 @@ from livefactor.snapshots.sections import (
     row_sections,
     small_sections,
 )
+from livefactor.v1 import models_pb2
 
 RATE_STEPS_MAX, MOVES_MAX = 24, 1 << 24
 
@@ -102,7 +103,9 @@ def _check_features(
     keys, rows, progress = (tensors[f"{name}.{part}"] for part in ("keys", "rows", "progress"))
     bags, weights, bagged = (tensors[f"{side}s.{part}"] for part in ("bag", "bag_weights", "bagged"))
     require(len(keys) <= spec.features.size, f"{name}.keys", "has more features than the spec allows")
-    require(len(rows) == (len(keys) + 1) * spec.k, f"{name}.rows", "does not have a row for each feature")
+    # Rule solve has no biases here.
+    width = spec.k + (spec.rule != models_pb2.RULE_SOLVE)
+    require(len(rows) == (len(keys) + 1) * width, f"{name}.rows", "does not have a row for each feature")
     require(bool(np.isfinite(rows).all()), f"{name}.rows", "holds a number that is NaN or infinite")
     require(min(progress.tolist()) >= 0, f"{name}.progress", "holds a negative number")
     fitted = int((bagged == 2).sum())

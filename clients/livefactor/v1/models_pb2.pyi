@@ -805,8 +805,8 @@ global___EmbeddingMap = EmbeddingMap
 
 @typing.final
 class FeatureRows(google.protobuf.message.Message):
-    """Features of users and items, and their learned rows (docs/content.md). Needs rule SOLVE and loss
-    IMPLICIT. An absent field has the preset's value.
+    """Features of users and items, and their learned rows (docs/content.md). With rule SOLVE they need loss
+    IMPLICIT, and with the other rules History.users above 0. An absent field has the preset's value.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -821,7 +821,8 @@ class FeatureRows(google.protobuf.message.Message):
     prior_events: builtins.float
     """Above 0: what a bag says of a user or an item counts as much as so many events, and a changed bag
     counts at once. 0: EmbeddingMap.prior_events says how much a bag of an item counts, and that of a user
-    counts until her first event.
+    counts until her first event. With other rules than SOLVE a bag counts until the first event, and this is
+    the number of events from which a row is learned from.
     """
     def __init__(
         self,
@@ -1715,6 +1716,8 @@ class ForgetCost(google.protobuf.message.Message):
     SEGMENT_BYTES_FIELD_NUMBER: builtins.int
     SNAPSHOTS_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    BEGINS_AT_FIELD_NUMBER: builtins.int
+    PUT_BACK_BYTES_FIELD_NUMBER: builtins.int
     records: builtins.int
     """Records that name a subject, rows in them that do, and those of the rows that are events."""
     rows: builtins.int
@@ -1728,6 +1731,12 @@ class ForgetCost(google.protobuf.message.Message):
     """Snapshots that are removed."""
     seconds: builtins.float
     """Estimated seconds until the report."""
+    begins_at: builtins.int
+    """The revision of the snapshot with which the replay begins, because the log lacks its beginning
+    and the snapshot never knew the subjects. 0: it begins with the log.
+    """
+    put_back_bytes: builtins.int
+    """Bytes of archived segments that are put back into the log before."""
     def __init__(
         self,
         *,
@@ -1739,8 +1748,10 @@ class ForgetCost(google.protobuf.message.Message):
         segment_bytes: builtins.int = ...,
         snapshots: builtins.int = ...,
         seconds: builtins.float = ...,
+        begins_at: builtins.int = ...,
+        put_back_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["events", b"events", "records", b"records", "revisions", b"revisions", "rows", b"rows", "seconds", b"seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "snapshots", b"snapshots"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begins_at", b"begins_at", "events", b"events", "put_back_bytes", b"put_back_bytes", "records", b"records", "revisions", b"revisions", "rows", b"rows", "seconds", b"seconds", "segment_bytes", b"segment_bytes", "segments", b"segments", "snapshots", b"snapshots"]) -> None: ...
 
 global___ForgetCost = ForgetCost
 
@@ -1752,9 +1763,9 @@ class ForgetProgress(google.protobuf.message.Message):
     DONE_FIELD_NUMBER: builtins.int
     TOTAL_FIELD_NUMBER: builtins.int
     stage: builtins.str
-    """erase, replay, snapshot, rewrite, or report."""
+    """archive, erase, replay, snapshot, rewrite, or report."""
     done: builtins.int
-    """How much of the stage is done: revisions of replay, segments of rewrite."""
+    """How much of the stage is done: revisions of replay, segments of archive and rewrite."""
     total: builtins.int
     def __init__(
         self,

@@ -183,11 +183,10 @@ def _check_content(spec: ModelSpec) -> None:
     require(_is_amount(events), "embeddings.prior_events", "0.001..1e6", events)
     require(prior == 0 or _is_amount(prior), "features.prior_events", "0, or 0.001..1e6", prior)
     require(features.size > 0 or prior == 0, "features.prior_events", "0 without features.size", prior)
-    for part, is_there in (
-        ("embeddings", embeddings.dimension or embeddings.user_dimension), ("features", features.size)
-    ):  # fmt: skip
-        is_right = not is_there or spec.loss == Loss.IMPLICIT
-        require(is_right, "loss", f"implicit (rule solve) with {part}", spec.loss)
+    is_right = spec.loss == Loss.IMPLICIT or not (embeddings.dimension or embeddings.user_dimension)
+    require(is_right, "loss", "implicit (rule solve) with embeddings", spec.loss)
+    if features.size:
+        _check_feature_rows(spec)
     require(not features.size or start == 0, "solve.start_events", "0 with features", start)
     if embeddings.user_dimension:
         require(start == 0, "solve.start_events", "0 with embeddings.user_dimension", start)
@@ -195,6 +194,24 @@ def _check_content(spec: ModelSpec) -> None:
         require(is_followed, "features.prior_events", "above 0 with embeddings.user_dimension", prior)
     is_right = not spec.context.size or spec.loss != Loss.SQUARED
     require(is_right, "loss", "another one than squared with context", spec.loss)
+
+
+def _check_feature_rows(spec: ModelSpec) -> None:
+    """The rules that features need."""
+    if spec.rule == Rule.SOLVE:
+        require(spec.loss == Loss.IMPLICIT, "loss", "implicit with features and rule solve", spec.loss)
+        return
+    # The number of a row's events is part of its history.
+    require(spec.history.users > 0, "history.users", "above 0 with features", spec.history.users)
+    is_float32 = spec.factor_dtype == FactorDtype.FLOAT32
+    require(is_float32, "factor_dtype", "float32 with features", spec.factor_dtype)
+    # With FTRL the factors follow from sums of gradients, which would undo what a bag says.
+    is_other = spec.optimizer.kind != OptimizerKind.FTRL
+    require(is_other, "optimizer.kind", "another one than ftrl with features", "ftrl")
+    for name, value in (
+        ("adaptive_rate.window", spec.adaptive_rate.window), ("merge.learning_rate", spec.merge.learning_rate)
+    ):  # fmt: skip
+        require(value == 0, name, "0 with features", value)
 
 
 def _is_amount(events: float) -> bool:

@@ -17,7 +17,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +72,12 @@ class KeeperSettings:
 
 
 class Keeper:
-    """The snapshots of one engine. Thread-safe."""
+    """The snapshots of one engine. Thread-safe.
+
+    Attributes:
+        is_forgetting: whether an erasure is in progress. Meanwhile the log is not shortened, and
+            no snapshot goes, because its replay may begin with one.
+    """
 
     def __init__(
         self, engine: Engine, store: SnapshotStore, settings: KeeperSettings, replayed_s: float = 0.0
@@ -84,6 +89,7 @@ class Keeper:
         self.store = store
         self._engine = engine
         self._settings = settings
+        self.is_forgetting: Callable[[], bool] = lambda: False
         self._taking = threading.Lock()
         self._stopped = threading.Event()
         self._last_events, self._last_switch = engine.state.events, engine.switched
@@ -135,7 +141,8 @@ class Keeper:
                 info.snapshot_id
             ):
                 self.store.put_checkpoint(info.snapshot_id, signed(Checkpoint.of(info), key).to_json())
-            self.store.prune(max(1, self._settings.snapshots_kept))
+            if not self.is_forgetting():
+                self.store.prune(max(1, self._settings.snapshots_kept))
             self._last_replay_s, self._last_taken = replay_s, time.monotonic()
             self._taken_s = self._last_taken - start
             logger.info("model %s: snapshot %s", self._engine.name, info.snapshot_id)
@@ -143,8 +150,8 @@ class Keeper:
         except SnapshotDiskFull:
             raise later("disk: it is full; the snapshot was cancelled") from None
 
-    def renew(self, revision: int) -> tuple[str, ...]:
-        """Removes the snapshots with an earlier revision, when none is being taken.
+    def renew(self, revision: int, kept: Collection[str] = ()) -> tuple[str, ...]:
+        """Removes the snapshots with an earlier revision, except `kept`, when none is being taken.
 
         If no later one is there, it takes one before. Returns the ids of the removed ones.
 
@@ -156,7 +163,7 @@ class Keeper:
             if not newest or newest[0].revision < revision:
                 self._take()
             try:
-                return self.store.remove_before(revision)
+                return self.store.remove_before(revision, kept)
             except SnapshotDiskFull:
                 raise later("disk: it is full; older snapshots were not removed") from None
 
@@ -196,6 +203,8 @@ class Keeper:
     def _retain(self) -> None:
         """Deletes what the retention policy no longer keeps, now and then."""
         if self._retention is None or self._engine.leader or time.monotonic() - self._retained < RETENTION_S:
+            return
+        if self.is_forgetting():
             return
         self._retained = time.monotonic()
         try:

@@ -203,6 +203,9 @@ class Retention:
         folder = archive_of(self._policy.archive, self._engine)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / segment.path.name
+        if target.exists() and filecmp.cmp(segment.path, target, shallow=False):
+            # It was put back for an erasure, which did not change it.
+            return
         draft = folder / f".{segment.path.name}"
         shutil.copyfile(segment.path, draft)
         with draft.open("rb") as copy:

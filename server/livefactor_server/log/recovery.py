@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from livefactor_server.log import gaps
@@ -221,6 +221,11 @@ def with_one_place(places: list[Place], segment: int) -> list[Place]:
             left.append(place)
         seen |= place.segment == segment
     return left
+
+
+def with_more_before(places: list[Place], count: int) -> list[Place]:
+    """The index after `count` segments have come behind the first one."""
+    return [replace(each, segment=each.segment + count if each.segment else 0) for each in places]
 
 
 def _read_spec(io: FileIO, segments: list[Segment], later: Cursor) -> Record:

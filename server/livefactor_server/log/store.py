@@ -17,56 +17,20 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
-from livefactor_server.log import gaps
+from livefactor_server.log import format as fmt
+from livefactor_server.log import gaps, recovery
 from livefactor_server.log.acts import ALONE, OPENING, Acts
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.errors import LogDamaged, LogError, LogFailed, LogFull, LogGap, LogMissing
-from livefactor_server.log.format import (
-    DATA_START,
-    Buffer,
-    Entry,
-    Kind,
-    Record,
-    commitment_of,
-    hash_function,
-    hash_name_of,
-)
-from livefactor_server.log.recovery import (
-    Contents,
-    Place,
-    clear_unfinished,
-    cursor_at,
-    earlier_groups,
-    new_contents,
-    note_place,
-    read_beside_a_writer,
-    read_contents,
-    trim_tail,
-    with_one_place,
-)
-from livefactor_server.log.walk import (
-    Cursor,
-    Segment,
-    StreamEnd,
-    Tail,
-    Walk,
-)
+from livefactor_server.log.format import DATA_START, Buffer, Entry, Kind, Record, commitment_of
+from livefactor_server.log.recovery import Contents, Place
+from livefactor_server.log.walk import Cursor, Segment, StreamEnd, Tail, Walk
 from livefactor_server.log.writer import StreamWriter, check_entries
 
 __all__ = [
-    "SEGMENT_BYTES",
-    "Entry",
-    "FileIO",
-    "Kind",
-    "Log",
-    "LogDamaged",
-    "LogError",
-    "LogFailed",
-    "LogFull",
-    "LogGap",
-    "LogMissing",
-    "Record",
-]
+    "SEGMENT_BYTES", "Entry", "FileIO", "Kind", "Log", "LogDamaged", "LogError", "LogFailed", "LogFull",
+    "LogGap", "LogMissing", "Record",
+]  # fmt: skip
 
 SEGMENT_BYTES = 64 << 20
 """Size of a segment file in bytes. A larger group gets a larger segment."""
@@ -98,8 +62,8 @@ class Log:
         self._io, self._folder = io, folder
         self._segments, self._places, self._end = contents.segments, contents.places, contents.end
         self._cursor = cursor
-        self.hash_name = hash_name_of(cursor.hash_id)
-        self._new_hash = hash_function(self.hash_name)
+        self.hash_name = fmt.hash_name_of(cursor.hash_id)
+        self._new_hash = fmt.hash_function(self.hash_name)
         self.lineage, self.spec_body = uuid.UUID(bytes=contents.lineage), contents.spec_body
         self.last_revision, self.last_hash = cursor.revision, cursor.hash
         self.tail: Tail | None = contents.tail
@@ -147,8 +111,8 @@ class Log:
             LogFull, LogFailed: nothing was created.
         """
         io, folder = io or FileIO(), Path(folder)
-        clear_unfinished(io, folder)
-        contents, entry = new_contents(spec_body, base_revision, lineage, hash_name, time_us)
+        recovery.clear_unfinished(io, folder)
+        contents, entry = recovery.new_contents(spec_body, base_revision, lineage, hash_name, time_us)
         io.make_folder(folder)
         io.fsync_dir(folder.parent)
         log = cls(io, folder, contents, StreamWriter(io, folder, contents, segment_bytes, ahead))
@@ -157,7 +121,7 @@ class Log:
             log.mark()
         except LogError:
             log.close()
-            clear_unfinished(io, folder)
+            recovery.clear_unfinished(io, folder)
             raise
         return log
 
@@ -198,9 +162,9 @@ class Log:
         """
         io, folder = io or FileIO(), Path(folder)
         if read_only:
-            return cls(io, folder, read_beside_a_writer(io, folder, progress, since), None)
-        contents = read_contents(io, folder, progress, since)
-        trim_tail(io, contents)
+            return cls(io, folder, recovery.read_beside_a_writer(io, folder, progress, since), None)
+        contents = recovery.read_contents(io, folder, progress, since)
+        recovery.trim_tail(io, contents)
         return cls(io, folder, contents, StreamWriter(io, folder, contents, segment_bytes, ahead))
 
     def close(self) -> None:
@@ -251,7 +215,7 @@ class Log:
             before = Cursor(cursor.revision, cursor.hash, cursor.incarnation)
             hashes, place = writer.write(entries, entries[0].kind in OPENING)
             if place is not None:
-                note_place(self._places, before, *place)
+                recovery.note_place(self._places, before, *place)
             self._end, self._marked = writer.end, False
             if entries[0].kind in ALONE:
                 self.acts = self.acts.with_entry(entries[0])
@@ -308,10 +272,41 @@ class Log:
                 for place in self._places
                 if not 1 <= place.segment <= count
             ]
-            self._read_from = max(1, self._read_from - count) if self._read_from else 0
+            if 0 < self._read_from <= count:
+                self._read_from, self._read_from_hash = 1, note.hash
+            elif self._read_from:
+                self._read_from -= count
         for segment in doomed:
             self._io.unlink(segment.path)
         self._io.fsync_dir(self._folder)
+
+    def put_back(self, segments: Sequence[Segment]) -> None:
+        """Takes deleted segments, whose files are in the folder again, into the log.
+
+        They are verified as `check_earlier` does it. All of the log was read before. Nobody drops
+        segments meanwhile.
+
+        Raises:
+            LogDamaged, LogGap: they do not fit, or do not suffice. The log is as it was.
+        """
+        with self._lock:
+            before = list(self._segments), self._places, self.gap, self._read_from, self._read_from_hash
+            behind = next(each.first for each in before[0] if self.gap and each.first > self.gap.last)
+            # The writer has the same list.
+            self._segments[:] = sorted([*before[0], *segments], key=lambda each: each.first)
+            self._places = recovery.with_more_before(self._places, len(segments))
+            self._read_from, cursor = recovery.cursor_at(self._io, self._segments, behind)
+            self._read_from_hash, self._switches_from = cursor.hash, behind
+        try:
+            for _ in self.check_earlier():
+                pass
+            if self.gap is not None:
+                raise LogGap(str(self.gap))
+        except BaseException:
+            with self._lock:
+                self._segments[:], self._places, self.gap, self._read_from, self._read_from_hash = before
+                self._switches_from = 0
+            raise
 
     def swap(self, first: int, size: int, end: int, do: Callable[[], None]) -> None:
         """Calls `do`, which replaces the segment with revision `first`, while nobody reads the log.
@@ -328,7 +323,7 @@ class Log:
                     do()
                     at = next(i for i, each in enumerate(self._segments) if each.first == first)
                     self._segments[at] = replace(self._segments[at], size=size, end=end)
-                    self._places = with_one_place(self._places, at)
+                    self._places = recovery.with_one_place(self._places, at)
                     self._swaps += 1
                     return
             time.sleep(_SWAP_REST_S)
@@ -393,7 +388,7 @@ class Log:
             return
         segments, passed, acts = self._segments, 0, Acts()
         holes, note = list[gaps.Hole](), self._note
-        for group in earlier_groups(self._io, segments, count, self._read_from_hash, holes):
+        for group in recovery.earlier_groups(self._io, segments, count, self._read_from_hash, holes):
             passed += group.end - group.offset
             acts.note(group.records)
             note = self._note or gaps.last_note(group.records) or note
@@ -406,7 +401,7 @@ class Log:
 
     def _place_of(self, revision: int) -> Place:
         if self._read_from and revision < self._segments[self._read_from].first:
-            index, cursor = cursor_at(self._io, self._segments, revision)
+            index, cursor = recovery.cursor_at(self._io, self._segments, revision)
             if index:
                 return Place(cursor.revision, cursor.hash, 0, index, DATA_START)
         low, high = 0, len(self._places)
@@ -422,7 +417,12 @@ class Log:
         self._readers.add(reader)
         with self._lock:
             if swaps != self._swaps:
-                segments, place = self._segments[: stop[0] + 1], self._place_of(first)
+                end = segments[stop[0]].first
+                segments, place = (
+                    [each for each in self._segments if each.first <= end],
+                    self._place_of(first),
+                )
+                stop = len(segments) - 1, stop[1]
         cursor = Cursor(
             place.revision,
             place.hash,

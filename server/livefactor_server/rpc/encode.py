@@ -214,4 +214,6 @@ def forget_cost(cost: Cost) -> models_pb2.ForgetCost:
         segment_bytes=cost.nbytes,
         snapshots=cost.snapshots,
         seconds=cost.seconds,
+        begins_at=cost.since,
+        put_back_bytes=cost.put_back,
     )

@@ -45,7 +45,8 @@ class ReplayReport:
         begins_with: ids of the snapshots with which the replay began, if the log lacks records.
         lost: ids of the snapshots whose records are missing. They were not compared.
         erasures: revision of an erasure -> what is wrong with its report; "" if nothing is. The
-            hashes of a report are compared unless the log lacks records, or a later erasure came.
+            hashes of a report are compared unless a later erasure came, or the log lacks records
+            and the snapshot with which the erasure began is gone.
     """
 
     revision: int
@@ -134,6 +135,11 @@ def replay_model(model_folder: Path, backend: str = "cpu", progress: Progress | 
                     equal[manifest.snapshot_id] = (
                         root_of(state) == manifest.root_hash and state.log_hash == manifest.log_hash
                     )
+        for report, _ in reports.values() if log.gap is not None else ():
+            if report and _is_last(report, log) and report.began_with in {each.snapshot_id for each in kept}:
+                begins_with.append(report.began_with)
+                if not erasures.fits(report, _without_subjects(model_folder, log, backend, report)):
+                    wrong[report.erase] = f"the state from snapshot {report.began_with} on has other hashes"
         assert state is not None
         return ReplayReport(
             state.revision, state.log_hash, root_of(state), equal, log.gap, tuple(begins_with),
@@ -195,8 +201,19 @@ def replay_snapshot(path: Path, backend: str = "cpu", progress: Progress | None 
 
 def _is_comparable(report: Report, log: Log) -> bool:
     """Whether a replay of the log gives the state of a report."""
-    last = max(log.acts.erased, default=0)
-    return log.gap is None and last <= report.revision <= log.last_revision
+    return log.gap is None and _is_last(report, log)
+
+
+def _is_last(report: Report, log: Log) -> bool:
+    """Whether no erasure came after the one of a report."""
+    return max(log.acts.erased, default=0) <= report.revision <= log.last_revision
+
+
+def _without_subjects(model_folder: Path, log: Log, backend: str, report: Report) -> ModelState:
+    """The state of a report, from the snapshot with which the erasure began."""
+    state = from_snapshot(snapshot_store(model_folder), report.began_with, log, backend)
+    state.skipped, state.erasures = skipped_at(log, report.revision), erasures_at(log, report.revision)
+    return follow(state, log, report.revision)
 
 
 def _trusted(model_folder: Path, log: Log, backend: str, manifest: Manifest | None) -> ModelState:

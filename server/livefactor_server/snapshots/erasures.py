@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.freezing import freeze_idle
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.snapshots.store import root_hash_of
+from livefactor_server.snapshots.strangers import present
 
 FORMAT = 1
 _PREFIX = "erasure-"
@@ -45,8 +46,13 @@ class Report:
         segments: names of the rewritten segments.
         snapshots: ids of the removed snapshots.
         tails: names of the removed copies of unsynced tails.
-        archives: paths of archived segments of the model, which the server does not change.
+        archives: paths of archived segments of the model that name a subject, or may do so. The
+            server did not change them.
         time_us: when the report was made, microseconds since 1970.
+        began_with: id of the snapshot with which the replay began, which had learned nothing of the
+            subjects. Empty if the replay began with the log.
+        put_back: names of the archived segments that were put back for the replay.
+        archives_changed: names of the archived segments that were rewritten in the archive, too.
     """
 
     lineage: str
@@ -63,6 +69,9 @@ class Report:
     tails: tuple[str, ...]
     archives: tuple[str, ...]
     time_us: int
+    began_with: str = ""
+    put_back: tuple[str, ...] = ()
+    archives_changed: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """The bytes of the file."""
@@ -116,10 +125,18 @@ def write(folder: Path, report: Report) -> bytes:
     return hashlib.sha256(data).digest()
 
 
+def files(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yields the revision of an erasure and the file of its report, for each report of a model."""
+    for path in sorted(folder.glob(f"{_PREFIX}*.json")):
+        text = path.stem.removeprefix(_PREFIX)
+        if text.isascii() and text.isdigit():
+            yield int(text), path
+
+
 def evidence(log: Log) -> dict[int, bytes]:
     """The SHA-256 of each report that the log has evidence of, by the revision of its erasure."""
     found = {}
-    for records in log.read_groups(log.first_revision) if log.acts.erased else ():
+    for records in present(log, log.last_revision) if log.acts.erased else ():
         for number in range(len(records)):
             if records[number].kind == Kind.EVIDENCE:
                 each = Evidence.from_body(bytes(records[number].body))
@@ -131,16 +148,14 @@ def check(folder: Path, log: Log) -> dict[int, tuple[Report | None, str]]:
     """Compares the reports of a model with the evidence in its log.
 
     Returns, by the revision of the ERASE record, the report and what is wrong with it; "" if
-    nothing is.
+    nothing is. A report whose evidence a retention may have deleted is left out.
     """
-    known = evidence(log)
+    known, gap = evidence(log), log.gap
     found: dict[int, tuple[Report | None, str]] = {}
-    for path in sorted(folder.glob(f"{_PREFIX}*.json")):
+    for erase, path in files(folder):
         data = path.read_bytes()
-        text = path.stem.removeprefix(_PREFIX)
-        if not (text.isascii() and text.isdigit()):
+        if erase not in known and gap is not None and gap.first <= erase <= gap.last:
             continue
-        erase = int(text)
         if erase not in known:
             found[erase] = None, "the log has no evidence of it"
         elif hashlib.sha256(data).digest() != known[erase]:

@@ -31,7 +31,7 @@ from livefactor_server.changes import (
 )
 from livefactor_server.changes import ReplayError as ReplayError
 from livefactor_server.changes.history import erase
-from livefactor_server.changes.history.erase import Erasures
+from livefactor_server.changes.history.erase import Erased, Erasures, Subjects
 from livefactor_server.changes.history.rollback import (
     SKIPPABLE,
     Ranges,
@@ -47,8 +47,10 @@ from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry, Kind, Log, Record
 from livefactor_server.model.spec_codec import decode as decode_spec
 from livefactor_server.model.state import ModelState, restored
+from livefactor_server.snapshots import strangers
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.snapshots.store import SnapshotStore, copy_whole
+from livefactor_server.snapshots.strangers import between as between
 
 Progress = Callable[[int, int], None]
 """Function of (reached revision, last revision)."""
@@ -66,6 +68,8 @@ _CHALLENGERS = "challengers"
 
 SNAPSHOT_FOLDERS = ("base", _CHALLENGERS, "snapshots")
 """The folders of a model that hold snapshots. A model may lack the first two."""
+
+NOBODY = Subjects()
 
 logger = logging.getLogger(__name__)
 
@@ -139,20 +143,46 @@ def start_of(
     It is that of the newest snapshot with this spec that verifies, or of the beginning of the log.
     `until` is the revision that it may not pass; None means the end of the log. The state skips the
     revisions `skipped`; None means those that are skipped at `until`. It is without the subjects of
-    `erasures`; None means those that are in force at `until`, and otherwise no snapshot helps.
+    `erasures`; None means those that are in force at `until`. A snapshot without them is one from
+    after the ERASED record. If the log lacks its beginning, it may be one that never knew them.
 
     Raises:
         ReplayError: the base snapshot of a restored model is missing, or the log lacks its
-            beginning.
+            beginning, or no snapshot stands in for it.
         SpecError: the spec is invalid.
     """
     last = log.last_revision if until is None else until
     skipped = skipped_at(log, last) if skipped is None else skipped
+    erasures = erasures_at(log, last) if erasures is None else erasures
+    for info, store in candidates(model_folder, log, spec_body, last, erasures):
+        try:
+            if next(log.read(info.revision)).hash != info.log_hash:
+                raise ReplayError(f"its records up to revision {info.revision} are not those of the log")
+            if not skips(log, info.revision, skipped):
+                continue
+            state = from_snapshot(store, info.snapshot_id, log, backend, _strangers(log, info, erasures))
+            state.skipped, state.erasures = skipped, erasures
+        except Exception as error:
+            # The log has all data of the snapshot, so an older snapshot is sufficient.
+            logger.warning("snapshot %s is ignored: %s", info.snapshot_id, error)
+            continue
+        logger.info("snapshot %s loaded and verified", info.snapshot_id)
+        return state
+    if log.gap is not None and last >= log.gap.first:
+        raise ReplayError(f"{log.gap}, and no snapshot after them can be used")
+    return _beginning(model_folder, log, backend, spec_body, skipped, erasures)
+
+
+def candidates(
+    model_folder: Path, log: Log, spec_body: bytes, last: int, erasures: Erasures
+) -> list[tuple[Manifest, SnapshotStore]]:
+    """Those with which a replay may begin, as far as their manifests tell, the newest first."""
     since = max((at for at in log.acts.erased if at <= last), default=0)
-    if erasures is None:
-        erasures = erasures_at(log, last)
-    elif erasures != erasures_at(log, last):
+    if erasures != erasures_at(log, last):
         since = last + 1
+    if log.lacks:
+        # The subjects of a finished erasure are not known any more.
+        since = max((at for at in log.acts.erased if at <= last and not _subjects(log, at)), default=0)
     stores = [snapshot_store(model_folder)]
     if (model_folder / _CHALLENGERS).is_dir():
         stores.append(challenger_store(model_folder))
@@ -165,23 +195,22 @@ def start_of(
         and since <= info.revision <= last
         and (log.gap is None or info.revision > log.gap.last)
     ]
-    for info, store in sorted(found, key=lambda each: each[0].revision, reverse=True):
-        try:
-            if next(log.read(info.revision)).hash != info.log_hash:
-                raise ReplayError(f"its records up to revision {info.revision} are not those of the log")
-            if not skips(log, info.revision, skipped):
-                continue
-            state = from_snapshot(store, info.snapshot_id, log, backend)
-            state.skipped, state.erasures = skipped, erasures
-        except Exception as error:
-            # The log has all data of the snapshot, so an older snapshot is sufficient.
-            logger.warning("snapshot %s is ignored: %s", info.snapshot_id, error)
-            continue
-        logger.info("snapshot %s loaded and verified", info.snapshot_id)
-        return state
-    if log.gap is not None and last >= log.gap.first:
-        raise ReplayError(f"{log.gap}, and no snapshot after them can be used")
-    return _beginning(model_folder, log, backend, spec_body, skipped, erasures)
+    return sorted(found, key=lambda each: each[0].revision, reverse=True)
+
+
+def _subjects(log: Log, erased_at: int) -> Subjects:
+    """Whom the ERASED record of a revision is about, as far as the log still says it."""
+    return Subjects.from_body(log.acts.erases.get(Erased.from_body(log.acts.erased[erased_at]).erase, b""))
+
+
+def _strangers(log: Log, info: Manifest, erasures: Erasures) -> Subjects:
+    """The subjects of erasures of whom a state from a snapshot may not have learned yet."""
+    done = {at for at, _ in erasures_at(log, info.revision)}
+    left = [subjects for at, subjects in erasures if at not in done]
+    return Subjects(
+        tuple(sorted({each for one in left for each in one.users})),
+        tuple(sorted({each for one in left for each in one.items})),
+    )
 
 
 def erasures_at(log: Log, revision: int) -> Erasures:
@@ -251,7 +280,8 @@ def _beginning(
     base = base_store(model_folder)
     for manifest in base.list():
         if manifest.root_hash == root:
-            state = from_snapshot(base, manifest.snapshot_id, log, backend)
+            without = _strangers(log, manifest, erasures)
+            state = from_snapshot(base, manifest.snapshot_id, log, backend, without)
             state.log_hash, state.skipped, state.erasures = first.hash, skipped, erasures
             return state
     raise ReplayError(
@@ -259,14 +289,25 @@ def _beginning(
     )
 
 
-def from_snapshot(store: SnapshotStore, snapshot_id: str, log: Log, backend: str) -> ModelState:
+def from_snapshot(
+    store: SnapshotStore, snapshot_id: str, log: Log, backend: str, without: Subjects = NOBODY
+) -> ModelState:
     """The state that a snapshot of this log has, verified.
 
+    It has learned nothing of the subjects `without`.
+
     Raises:
+        ReplayError: it may have.
         SnapshotInvalid: the snapshot does not verify.
     """
     loaded = store.load(snapshot_id)
     manifest = loaded.manifest
+    if without:
+        named_at = strangers.first_naming(log, without, manifest.revision)
+        if named_at is not None:
+            raise ReplayError(f"the record of revision {named_at} names whom the state is without")
+        if reason := strangers.known(decode_spec(manifest.spec), loaded.tensors, log, without):
+            raise ReplayError(reason)
     return restored(
         decode_spec(manifest.spec),
         manifest.spec,
@@ -305,14 +346,6 @@ def follow(
     if progress:
         progress(last, last)
     return state
-
-
-def between(log: Log, revision: int, last: int) -> Iterator[Sequence[Record]]:
-    """Yields the records after `revision` up to `last`, many at a time."""
-    groups = log.read_groups(revision + 1)
-    while revision < last and (records := next(groups, None)) is not None:
-        yield records[: last - revision]
-        revision += len(records)
 
 
 def _parts(groups: Iterable[Sequence[Record]], state: ModelState) -> Iterator[Sequence[Record]]:

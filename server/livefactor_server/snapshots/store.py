@@ -305,23 +305,25 @@ class SnapshotStore:
                 self._discard(self.folder / snapshot_id)
         return doomed
 
-    def remove_before(self, revision: int) -> tuple[str, ...]:
-        """Removes the snapshots with an earlier revision. Returns their ids.
+    def remove_before(self, revision: int, kept: Collection[str] = ()) -> tuple[str, ...]:
+        """Removes the snapshots with an earlier revision, except those with the ids `kept`.
 
-        Later ones that need them become whole before.
+        Those that stay and need a removed one become whole before.
+
+        Returns the ids of the removed ones.
 
         Raises:
             SnapshotInvalid, SnapshotDiskFull: as `detach`.
         """
+        doomed = {each for each in self.ids() if int(each[:20]) < revision and each not in kept}
         for each in self.ids():
-            parents = chains.parents_of(self.folder / each) if int(each[:20]) >= revision else []
-            if any(int(parent[:20]) < revision for parent in parents):
+            if each not in doomed and doomed.intersection(chains.parents_of(self.folder / each)):
                 self.detach(each)
         with self._lock:
-            doomed = tuple(each for each in self.ids() if int(each[:20]) < revision)
-            for snapshot_id in doomed:
+            gone = tuple(each for each in self.ids() if each in doomed)
+            for snapshot_id in gone:
                 self._discard(self.folder / snapshot_id)
-        return doomed
+        return gone
 
     def pieces(self, snapshot_id: str = "") -> Iterator[Piece]:
         """Yields the files of a snapshot in pieces of at most `FETCH_BYTES`, the manifest first.

@@ -1,4 +1,4 @@
-"""Features with rule SOLVE: the CPU kernels against the reference, bit by bit, and the reference
+"""Features: the CPU kernels against the reference, bit by bit, and the reference
 against algebra.
 """
 
@@ -18,20 +18,25 @@ from livefactor_kernels.solve.features.reference import ReferenceArithmetic
 from livefactor_kernels.solve.prior import RIDGE, rows
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import (
+    AdaptiveRate,
     Counts,
     Embeddings,
+    FactorDtype,
     Features,
     History,
     Loss,
+    Merge,
     Mix,
     ModelSpec,
+    OptimizerKind,
     Replay,
+    Rule,
     Solve,
     SpecError,
 )
 from livefactor_kernels.tables import ITEMS, USERS
-from specs import solve_spec
-from synthetic import assert_same, push, restore
+from specs import softmax_spec, solve_spec
+from synthetic import assert_same, make_spec, push, restore
 
 FEATURES, FOLLOWS, PER_ID, KEYS = Features(64, 4), Features(64, 4, 2.0), 4, 30
 EVENTS = Embeddings(0, 2.0)
@@ -50,6 +55,19 @@ SPECS = {
         features=FOLLOWS, embeddings=Embeddings(5, 2.0),
     ),
 }  # fmt: skip
+TOLD = {"history": History(16), "features": FEATURES, "embeddings": EVENTS}
+STEPS = {
+    "squared": make_spec(Loss.SQUARED, micro_batch=4, **TOLD),
+    "logistic": make_spec(Loss.LOGISTIC, negatives=3, **TOLD),
+    "bpr": make_spec(Loss.BPR, OptimizerKind.ADAGRAD, negatives=2, micro_batch=4, **TOLD),
+    "adam": make_spec(
+        Loss.LOGISTIC, OptimizerKind.LAZY_ADAM, negatives=1, replay=Replay(24, 0.75),
+        **TOLD | {"features": FOLLOWS},
+    ),
+    "softmax": softmax_spec(**TOLD),
+}  # fmt: skip
+"""Specs with gradient steps."""
+SPECS |= STEPS
 EACH = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 
@@ -116,7 +134,8 @@ def test_the_kernels_have_the_bits_of_the_reference(spec: ModelSpec, seed: int) 
         assert_same(fast, judge)
     state = fast.state()
     for side, name in ((USERS, "user"), (ITEMS, "item")):
-        assert state[f"features.{name}.rows"][spec.k :].any() and state[f"features.{name}.progress"][2] > 2
+        width = spec.k + (spec.rule != Rule.SOLVE)
+        assert state[f"features.{name}.rows"][width:].any() and state[f"features.{name}.progress"][2] > 2
         bagged = fast.sections(side, fast.published[side])["bagged"]
         assert set(bagged.tolist()) == {0, 1, 2}
 
@@ -134,7 +153,7 @@ def test_a_restored_model_goes_on_to_the_same_bits(spec: ModelSpec) -> None:
     assert_same(first, restored)
 
 
-@pytest.mark.parametrize("name", ["plain", "mix", "follows", "follows-mix"])
+@pytest.mark.parametrize("name", ["plain", "mix", "follows", "follows-mix", "bpr", "softmax"])
 def test_a_pin_keeps_what_features_said(name: str) -> None:
     model = CpuModel(SPECS[name])
     learn(model, range(10))
@@ -193,6 +212,33 @@ def test_features_rank_for_cold_items_and_cold_users(name: str) -> None:
     # A bag that is taken away leaves nothing behind.
     tell(model, ITEMS, [30], [{}])
     assert not model.gather(ITEMS, np.array([30], np.uint32))[0].any()
+
+
+@pytest.mark.parametrize("name", ["logistic", "bpr", "softmax"])
+def test_cold_rows_begin_with_the_factors_and_the_bias_of_their_features(name: str) -> None:
+    """Two kinds of users and of items, of which one is taken more often."""
+    spec = replace(STEPS[name], embeddings=Embeddings(0, 4.0), l2=0.001)
+    models: list[CpuModel | ReferenceModel] = [CpuModel(spec), ReferenceModel(spec)]
+    for model in models:
+        rng = np.random.default_rng(5)
+        kind = {0: {1: 1.0}, 1: {2: 1.0}}
+        tell(model, ITEMS, range(32), [kind[i % 2] for i in range(32)])
+        tell(model, USERS, range(42), [kind[u % 2] for u in range(42)])
+        for _ in range(40):
+            users = np.where(rng.random(60) < 0.7, 0, 1) + 2 * rng.integers(0, 20, 60)
+            push(model, users, 2 * rng.integers(0, 14, 60) + users % 2, None)
+        tell(model, ITEMS, range(28, 32), [kind[i % 2] for i in range(28, 32)])
+        users_factors, _ = model.gather(USERS, np.array([40, 41], np.uint32))
+        factors, bias = model.gather(ITEMS, np.arange(28, 32, dtype=np.uint32))
+        for user, line in enumerate(users_factors @ factors.T):
+            assert line[user % 2 :: 2].min() > line[1 - user % 2 :: 2].max()
+        assert bias[0] == bias[2] != bias[1] == bias[3]
+        # The first event begins there.
+        before = model.gather(ITEMS, np.array([28], np.uint32))
+        push(model, [0], [28], None)
+        after = model.gather(ITEMS, np.array([28], np.uint32))
+        assert 0 < np.abs(after[0] - before[0]).max() < np.abs(before[0]).max()
+    assert_same(*models)
 
 
 @pytest.mark.parametrize("name", ["follows", "follows-mix"])
@@ -271,3 +317,13 @@ def test_specs_without_a_place_for_features_are_refused_by_name() -> None:
         solve_spec(Loss.SQUARED, features=Features(8))
     with pytest.raises(SpecError, match=r"features\.size.*backend cuda"):
         check_cuda(check(SPECS["plain"]))
+    with pytest.raises(SpecError, match=r"history\.users: expected above 0 with features"):
+        make_spec(Loss.LOGISTIC, features=Features(8))
+    for name, changes in {
+        r"optimizer\.kind.*ftrl": {"kind": OptimizerKind.FTRL},
+        "factor_dtype": {"factor_dtype": FactorDtype.FLOAT16},
+        r"adaptive_rate\.window": {"adaptive_rate": AdaptiveRate(256)},
+        r"merge\.learning_rate": {"merge": Merge(1.0, 1.0)},
+    }.items():
+        with pytest.raises(SpecError, match=name):
+            make_spec(Loss.LOGISTIC, negatives=1, **TOLD | changes)

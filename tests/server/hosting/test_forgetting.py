@@ -263,7 +263,7 @@ def test_what_cannot_be_forgotten_is_refused(rig: Rig, monkeypatch) -> None:
         each.begin(SUBJECTS)
     each.is_sharing = lambda: False
     monkeypatch.setattr(type(rig.log), "lacks", "it began late")
-    with pytest.raises(Refused, match="it began late, so no state"):
+    with pytest.raises(Refused, match="it began late, so the state without"):
         each.cost(SUBJECTS)
     assert rig.root() == root and rig.log.last_revision == last
     assert not (rig.folder / jobs.FILE).exists()

@@ -233,6 +233,31 @@ def test_a_report_tells_which_features_carry_weight_and_dropped_ones_go(server: 
         producer.drop_features("item", "a").result()
 
 
+@pytest.mark.parametrize("preset", ["purchases", "purchases_sgd"])
+def test_features_of_a_model_with_gradient_steps(preset: str, tmp_path: Path) -> None:
+    """Cold items of the right kind rank first, snapshots score alike, and a replay has the bits."""
+    spec = {name: SPEC[name] for name in ("k", "features", "embeddings", "limits")}
+    with livefactor.local("auto", data=tmp_path) as server:
+        with server.models() as models:
+            models.create("films", preset, history={"users": 32}, counts={"repeat": 0.0}, **spec)
+        fill(server)
+        fill(server)
+        cold = NAMES[ITEMS - COLD :]
+        with server.producer("p", model="films") as producer:
+            producer.push_features("item", cold, [[f"genre:{('even', 'odd')[at % 2]}"] for at in range(COLD)])
+        with server.scorer(model="films") as scorer:
+            even, odd = (answer.scores for answer in scorer.score([2, 3], cold))
+            assert even[::2].min() > even[1::2].max() and odd[1::2].min() > odd[::2].max()
+            served = scorer.score(42, NAMES)[0].scores
+        with server.models() as models:
+            found = {each.name: each for each in models.features("films")}
+            assert found["genre:even"].strength > 0.1 and found["genre:even"].ids == ITEMS // 2
+        with server.auditor(model="films") as auditor:
+            auditor.fetch(tmp_path / "copy", auditor.snapshot().snapshot_id)
+        assert livefactor.load(tmp_path / "copy").score(42, NAMES).tobytes() == served.tobytes()
+    assert replay_model(tmp_path / "models" / "films", "reference", None).good
+
+
 def test_a_restart_and_a_replay_give_the_same_state(folder: Path, server: livefactor.Local) -> None:
     """The last test of the module: it ends the server."""
     with server.models() as models:

@@ -116,11 +116,32 @@ def test_a_person_and_an_item_are_forgotten(tmp_path: Path) -> None:
                 models.forget("m", **bad)
         with pytest.raises(NotFound):
             models.forget("nosuchmodel", users=[1])
-        models.restore("copy", "m")
-        with pytest.raises(FailedPrecondition, match="began with a snapshot"):
-            models.forget("copy", users=[1])
         assert runner.invoke(command, ["forget", "--target", server.target]).exit_code == 2
     verified = runner.invoke(command, ["verify", "--replay", str(tmp_path / "data" / "models" / "m")])
     assert verified.exit_code == 0, verified.output
     assert f"report of the erasure at revision {found.erase}: is good" in verified.stdout
     assert len(replay_model(tmp_path / "data" / "models" / "m", "reference").erasures) == 2
+
+
+def test_a_model_that_began_with_a_snapshot_forgets_whom_the_snapshot_never_knew(tmp_path: Path) -> None:
+    runner, command = click.testing.CliRunner(), typer.main.get_command(app)
+    with livefactor.local("clicks_sgd", data=tmp_path / "data") as server, server.models() as models:
+        with server.producer("p") as producer:
+            producer.push(["user-9", "user-8"], ["item-1", "item-2"]).result(60)
+        with server.auditor() as auditor:
+            auditor.snapshot()
+        models.restore("copy", "default")
+        with pytest.raises(
+            FailedPrecondition, match=r"began with a snapshot.* names them|knows 1 of 1 users"
+        ):
+            models.forget("copy", users=["user-9"])
+        with server.producer("q", model="copy") as producer:
+            producer.push(["guest", "user-8"], ["item-1", "item-2"]).result(60)
+        guest = ["forget", "--user", "guest", "-m", "copy", "--target", server.target]
+        dry = runner.invoke(command, [*guest, "--dry-run"])
+        assert "would be replayed, from the snapshot at revision" in dry.stdout, dry.output
+        done = runner.invoke(command, guest)
+        assert done.exit_code == 0 and "2 rows of 2 records are gone" in done.stdout, done.output
+        assert "which never knew them" in " ".join(done.stdout.split())
+    verified = runner.invoke(command, ["verify", "--replay", str(tmp_path / "data" / "models" / "copy")])
+    assert verified.exit_code == 0 and "is good" in verified.stdout, verified.output

@@ -1,5 +1,6 @@
-"""The semantics of features with rule SOLVE: the prior of a row is a weighted sum of the rows of
-its features.
+"""The semantics of features: the prior of a row is a weighted sum of the rows of its features.
+
+This is written for rule SOLVE. The last paragraph but one says what the other rules do.
 
 A user or an item may have a bag: distinct features f with weights w_f, in an order. Each side has
 features of its own. The model learns a row r_f for each feature, and a row r_0 that every bag of
@@ -60,9 +61,15 @@ that row. And at the end of a record that changes bags (the bag of an item diffe
 before, or loses a feature), each such item with an event is solved again, in row order, as by a
 replayed event with the user of its last event. Items whose last user has no events are left out.
 
+Rules SGD and SOFTMAX. The rows of features have k + 1 numbers: the factors and the bias. So a row
+without events has the factors and the bias that its bag says, and the gradient steps of its events
+begin there. Draws as a negative also change such a row, until it is computed again. No row with
+events is pulled: `features.prior_events` above 0 is s and nothing else, and a bag that changes
+moves rows without events alone. Items are fitted and computed before a record as users are.
+
 State. The sections of a side, `features.user.*` or `features.item.*`, are keys uint64[F], rows
-float32[(F + 1) k], and progress int64[3]: changes since the last fit, the next row to visit, and
-the number of fitted rows.
+float32[(F + 1) k] or [(F + 1) (k + 1)], and progress int64[3]: changes since the last fit, the
+next row to visit, and the number of fitted rows.
 """
 
 from __future__ import annotations

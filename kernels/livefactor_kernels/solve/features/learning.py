@@ -13,7 +13,7 @@ import numpy as np
 from livefactor_kernels.solve.features import BAGGED, FEATURES, FITTED, NONE, SIDE_NAMES, Bags
 from livefactor_kernels.solve.prior import CHANGES, COUNTED
 from livefactor_kernels.solve.prior.rows import PriorRows
-from livefactor_kernels.spec.model import USERS, ModelSpec
+from livefactor_kernels.spec.model import USERS, ModelSpec, Rule
 from livefactor_kernels.tables.recent import Recent
 from livefactor_kernels.update import Update
 
@@ -24,14 +24,14 @@ class Arithmetic(Protocol):
     """The parts of the semantics that a backend computes (`reference.py`, `cpu.py`)."""
 
     def summed(self, bags: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """p as float32[n, k] for bags uint32[n, m] and weights float32[n, m].
+        """p as float32[n, w] for bags uint32[n, m] and weights float32[n, m].
 
-        `rows` float32[F + 1, k] are those of the features.
+        `rows` float32[F + 1, w] are those of the features; w is k, or k + 1 with biases.
         """
         ...
 
     def fit(self, bags: np.ndarray, weights: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> None:
-        """Fits `rows` float32[F + 1, k] to the targets float64[n, k] of n bags, n > 0."""
+        """Fits `rows` float32[F + 1, w] to the targets float64[n, w] of n bags, n > 0."""
         ...
 
 
@@ -47,11 +47,13 @@ class FeatureRows(PriorRows):
         vectors: PriorRows | None = None,
     ) -> None:  # fmt: skip
         """No features. `vectors` are the embeddings of the same rows, if there are any."""
-        super().__init__(spec, side, array_of, side == USERS and spec.features.prior_events > 0)
+        follows = spec.rule == Rule.SOLVE and spec.features.prior_events > 0
+        super().__init__(spec, side, array_of, side == USERS and follows)
+        self._width = spec.k + self._has_bias
         self._arithmetic, self._vectors = arithmetic, vectors
         self._name = f"{FEATURES}.{SIDE_NAMES[side]}."
         self._numbers: dict[int, int] = {}
-        self._rows = np.zeros((64, spec.k), np.float32)
+        self._rows = np.zeros((64, self._width), np.float32)
         if spec.features.prior_events > 0:
             self._events = np.float32(spec.features.prior_events)
         self.changed = _NO_ROWS
@@ -69,7 +71,7 @@ class FeatureRows(PriorRows):
         """See `tables.state.Part.load`."""
         self._numbers = {key: at for at, key in enumerate(sections[self._name + "keys"].tolist(), 1)}
         self._grow()
-        self._present[:] = sections[self._name + "rows"].reshape(-1, self._k)
+        self._present[:] = sections[self._name + "rows"].reshape(-1, self._width)
         self._progress[:] = sections[self._name + "progress"]
 
     @property
@@ -107,6 +109,8 @@ class FeatureRows(PriorRows):
         """See `PriorRows.learn`."""
         rows = np.flatnonzero(self._array_of("bagged")[: self._count] == FITTED).astype(np.uint32)
         targets = self._array_of("factors")[rows, : self._k].astype(np.float64)
+        if self._has_bias:
+            targets = np.column_stack([targets, self._array_of("bias")[rows]])
         if self._vectors is not None:
             targets = targets - self._said(rows)
         fitted = self._present.copy()

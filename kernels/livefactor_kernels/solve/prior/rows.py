@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from livefactor_kernels.solve.prior import CHANGES, COUNTED, EVENTS_MAX, NEXT, REFRESH_MIN, SWEEP_ROWS
-from livefactor_kernels.spec.model import ITEMS, ModelSpec
+from livefactor_kernels.spec.model import ITEMS, ModelSpec, Rule
 
 _NO_ROWS = np.empty(0, np.uint32)
 
@@ -27,6 +27,8 @@ class PriorRows(ABC):
         With `pulls` the sections of starts say what rows with events are solved towards.
         """
         self._k, self._array_of, self._side, self._pulls = spec.k, array_of, side, pulls
+        # Implicit loss, the only one of rule SOLVE with a prior, has no biases.
+        self._has_bias = spec.rule != Rule.SOLVE
         self._events = np.float32(spec.embeddings.prior_events)
         self._factor_max = np.float32(spec.limits.factor_max)
         self._progress = np.zeros(3, np.int64)
@@ -39,7 +41,7 @@ class PriorRows(ABC):
 
     @abstractmethod
     def mapped(self, rows: np.ndarray) -> np.ndarray:
-        """What is said of rows that have a prior, float32[n, k]."""
+        """What is said of rows that have a prior, float32[n, k], or [n, k + 1] with the bias."""
 
     @abstractmethod
     def has_learned(self) -> bool:
@@ -94,7 +96,10 @@ class PriorRows(ABC):
         if self._cold.size:
             # If users and items were 0, no event would move them.
             if self._side == ITEMS or self.has_learned():
-                self._array_of("factors")[self._cold, : self._k] = self._said_of(self._cold)
+                said = self._said_of(self._cold)
+                self._array_of("factors")[self._cold, : self._k] = said[:, : self._k]
+                if self._has_bias:
+                    self._array_of("bias")[self._cold] = said[:, self._k]
             self._cold = _NO_ROWS
         if self._pulled.size:
             if self.has_learned():
@@ -104,7 +109,7 @@ class PriorRows(ABC):
             self._pulled = _NO_ROWS
 
     def _said_of(self, rows: np.ndarray) -> np.ndarray:
-        """What is said of rows uint32[n], float32[n, k]; 0 of a row without a prior."""
+        """What is said of rows uint32[n], as `mapped`; 0 of a row without a prior."""
         return np.where(self.has(rows)[:, None], self.mapped(rows), np.float32(0.0))
 
     def towards(self, rows: np.ndarray) -> np.ndarray:

@@ -74,7 +74,10 @@ def _show_cost(cost: dict[str, Any], as_json: bool) -> None:
         return
     screen = console()
     screen.print(f"{cost['records']} records name them: {cost['rows']} rows, {cost['events']} of them events")
-    screen.print(f"{cost['revisions']} revisions would be replayed")
+    begun = f", from the snapshot at revision {cost['begins_at']} on" if cost["begins_at"] else ""
+    screen.print(f"{cost['revisions']} revisions would be replayed{begun}", soft_wrap=True)
+    if cost["put_back_bytes"]:
+        screen.print(f"{cost['put_back_bytes']:,} bytes of archived segments would be put back before")
     screen.print(
         f"{cost['segments']} segments of the log ({cost['segment_bytes']:,} bytes) would be rewritten, and "
         f"{cost['snapshots']} snapshots removed",
@@ -92,8 +95,20 @@ def _show_report(fields: dict[str, Any]) -> None:
     screen.print(f"the state without them is in force since revision {fields['erased']}")
     screen.print(f"state at revision {fields['revision']}: root hash {fields['root_hash']}", soft_wrap=True)
     screen.print(f"without the answers to producers: {fields['learned_root_hash']}", soft_wrap=True)
-    for name, what in (("segments", "rewritten"), ("snapshots", "removed"), ("tails", "removed")):
-        if fields[name]:
-            screen.print(f"{name} {what}: {', '.join(fields[name])}", soft_wrap=True)
+    if fields.get("began_with"):
+        screen.print(
+            f"replayed from snapshot {fields['began_with']} on, which never knew them", soft_wrap=True
+        )
+    if fields.get("put_back"):
+        screen.print(f"{len(fields['put_back'])} archived segments were put back into the log")
+    lists = {
+        "segments": "rewritten",
+        "archives_changed": "rewritten",
+        "snapshots": "removed",
+        "tails": "removed",
+    }
+    for name, what in lists.items():
+        if fields.get(name):
+            screen.print(f"{name.replace('_changed', '')} {what}: {', '.join(fields[name])}", soft_wrap=True)
     for path in fields["archives"]:
         screen.print(f"not changed: {path}; rewrite or delete this copy", soft_wrap=True)

@@ -44,7 +44,9 @@ def report(
         state = engine.state
         pin, revision, learned = state.backend.pin(), state.revision, state.backend.state()
         prefix = f"{FEATURES}.{SIDE_NAMES[side]}."
-        keys, rows = learned[prefix + "keys"], learned[prefix + "rows"].copy().reshape(-1, state.spec.k)
+        keys = learned[prefix + "keys"]
+        # A row has the bias behind its factors, if the rule has biases.
+        rows = learned[prefix + "rows"].copy().reshape(len(keys) + 1, -1)[:, : state.spec.k]
         names = [state.features[side].get(key) for key in keys.tolist()]
     ids = np.zeros(len(keys) + 1, np.int64)
     with pin:

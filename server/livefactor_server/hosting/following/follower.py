@@ -21,7 +21,7 @@ from livefactor_server.hosting.following.leader import Leader
 from livefactor_server.log.errors import LogError, LogGap
 from livefactor_server.log.format import Entry, Kind
 from livefactor_server.log.store import Log
-from livefactor_server.snapshots.replay import log_folder
+from livefactor_server.snapshots.replay import ReplayError, log_folder
 from livefactor_server.statuses import Refused
 
 REST_S, REST_S_MAX = 0.05, 1.0
@@ -137,7 +137,7 @@ class ModelFollower:
                     rest_s = REFUSED_REST_S if self._is_refused else REST_S
                     self._is_refused = True
                     continue
-            except (Mismatch, LogError, Refused) as error:
+            except (Mismatch, LogError, Refused, ReplayError) as error:
                 self._note(str(error))
             except Exception:
                 self._note("an unexpected error; see the server's log")

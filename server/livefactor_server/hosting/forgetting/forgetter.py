@@ -13,18 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from livefactor.snapshots.format import Manifest
 from livefactor_server.changes import EraseChange, EvidenceChange
 from livefactor_server.changes.history.erase import Erased, Evidence, Subjects
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.promotion import Erasing
+from livefactor_server.hosting.forgetting import archive as archives
 from livefactor_server.hosting.forgetting import job as jobs
 from livefactor_server.hosting.forgetting import survey as surveys
+from livefactor_server.hosting.forgetting.archive import Archived
+from livefactor_server.hosting.forgetting.beginning import beginning_without
 from livefactor_server.hosting.forgetting.job import Job
 from livefactor_server.hosting.forgetting.survey import Cost
 from livefactor_server.hosting.keeper import Keeper
 from livefactor_server.log import erasing
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.store import LogError
+from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots import erasures as reports
 from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.erasures import Report
@@ -45,6 +50,17 @@ class Standing(NamedTuple):
     stage: str
     done: int
     total: int
+
+
+class Way(NamedTuple):
+    """How the replay begins: with a snapshot, with archived segments, or with the log alone."""
+
+    snapshot: Manifest | None = None
+    archived: Archived | None = None
+
+
+class Unstarted(Exception):
+    """The work cannot begin. The text says why."""
 
 
 class Stopped(Exception):
@@ -71,6 +87,7 @@ class Forgetter:
     def __init__(self, folder: Path, engine: Engine, keeper: Keeper, io: FileIO | None = None) -> None:
         """`io` is the disk of the log; None means the files of the operating system."""
         self._folder, self._engine, self._keeper, self._io = folder, engine, keeper, io or FileIO()
+        keeper.is_forgetting = lambda: self._running is not None or (folder / jobs.FILE).exists()
         self.is_sharing: Callable[[], bool] = lambda: False
         self.is_contesting: Callable[[], bool] = lambda: False
         self._lock = threading.Lock()
@@ -91,23 +108,44 @@ class Forgetter:
         """
         self._check(subjects)
         log = self._engine.log
+        way = self._way(subjects, check)
         try:
-            found = surveys.survey(log, subjects, log.last_revision, check)
+            found = surveys.survey(log, subjects, log.last_revision, check, way.archived)
         except LogError as error:
             raise precondition(f"forget: {error}") from None
-        return surveys.cost(self._engine, found, len(self._keeper.store.ids()))
+        count = len(self._keeper.store.ids())
+        since = way.snapshot.revision if way.snapshot is not None else 0
+        return surveys.cost(self._engine, found, count, since, way.archived)
+
+    def _way(self, subjects: Subjects, check: Callable[[], None] = lambda: None) -> Way:
+        """With what the replay would begin.
+
+        Raises:
+            Refused: FAILED_PRECONDITION if the state without the subjects cannot be computed.
+        """
+        log = self._engine.log
+        if not log.lacks:
+            return Way()
+        try:
+            snapshot, known = beginning_without(
+                self._folder, log, self._engine.state.spec_body, subjects, check
+            )
+            if snapshot is not None:
+                return Way(snapshot)
+            archived, missing = archives.lacking(log, self._keeper.archive, self._folder)
+        except (LogError, OSError) as error:
+            raise precondition(f"forget: {error}") from None
+        if archived is not None:
+            return Way(None, archived)
+        raise precondition(
+            f"forget: {log.lacks}, so the state without the subjects cannot be computed: {known}; and {missing}. "
+            "Push the events without them to a new model, or put the missing segments back"
+        )
 
     def _check(self, subjects: Subjects) -> None:
         log, state = self._engine.log, self._engine.state
         if log.switches_from:
             raise later("log: the server is still reading its earlier part after the start")
-        if log.lacks:
-            way = "push the events without them to a new model"
-            if log.note is not None and log.note.archived:
-                way = "put the archived segments back first"
-            raise precondition(
-                f"forget: {log.lacks}, so no state without the subjects can be computed or proven; {way}"
-            )
         if state.backend_name == "cuda":
             raise precondition("forget: backend cuda cannot forget (docs/gpu.md)")
         if self.is_sharing():
@@ -122,7 +160,8 @@ class Forgetter:
         """Begins to forget, or gives the job in progress if it has the same subjects.
 
         Raises:
-            Refused: as `cost`, or RESOURCE_EXHAUSTED if another job is in progress.
+            Refused: as `cost`, or RESOURCE_EXHAUSTED if another job is in progress. If the replay
+                has no beginning, the outcome says so, and nothing was changed.
         """
         self._check(subjects)
         with self._lock:
@@ -179,6 +218,13 @@ class Forgetter:
             try:
                 made = self._carry_out(job, running)
                 break
+            except Unstarted as error:
+                # Nothing was logged or changed.
+                jobs.end(self._folder)
+                with self._lock:
+                    self._running = None
+                self._fail(running, precondition(f"forget: {error}"))
+                return
             except Stopped:
                 self._fail(running, unavailable("server: draining; the erasure goes on at the next start"))
                 return
@@ -216,16 +262,41 @@ class Forgetter:
     def _carry_out(self, job: Job, running: Running) -> Report:
         log = self._engine.log
         # After a restart the earlier part tells what was done.
-        for _ in log.check_earlier():
+        for _ in log.check_earlier() if log.switches_from else ():
             self._tick()
         erase = next((at for at in sorted(log.acts.erases) if at > job.after), None)
         if erase is None:
+            job = self._with_archive(job, running)
             erase = self._engine.append(EraseChange.of(job.subjects))
         erased = self._erased(erase) or self._replayed(job, running, erase)
         job = Job.load(self._folder) or job
         job = self._without_snapshots(job, running, erased)
         self._rewrite(job, running, erase)
         return self._reported(job, running, erase, erased)
+
+    def _with_archive(self, job: Job, running: Running) -> Job:
+        """Puts archived segments back, if the replay needs them.
+
+        Raises:
+            Unstarted: they cannot be put back. The log is as it was.
+        """
+        log = self._engine.log
+        archives.clean(replay.log_folder(self._folder))
+        # A retention that began before the job ends first.
+        with self._alone():
+            try:
+                archived = self._way(job.subjects, self._tick).archived
+                if archived is None:
+                    return job
+                running.standing = Standing("archive", 0, len(archived.segments))
+                names = archives.put_back(log, archived)
+            except (LogError, OSError) as error:
+                raise Unstarted(f"the archived segments cannot be put back: {error}") from error
+            except Refused as refusal:
+                raise Unstarted(refusal.text.removeprefix("forget: ")) from None
+        job = replace(job, put_back=names)
+        job.save(self._folder)
+        return job
 
     def _erased(self, erase: int) -> int | None:
         erased = self._engine.log.acts.erased.items()
@@ -239,14 +310,22 @@ class Forgetter:
         before = max(each.first for each in log.segments if each.first < erase)
         firsts = {*found.segments, before, erase}
         names = [each.path.name for each in log.segments if each.first in firsts]
-        replace(job, segments=tuple(names)).save(self._folder)
+        job = replace(job, segments=tuple(names))
+        job.save(self._folder)
 
         def tell(done: int, total: int) -> None:
             self._tick()
             running.standing = Standing("replay", done, total)
 
         erasures = (*replay.erasures_at(log, log.last_revision), (erase, job.subjects))
-        start = partial(replay.start_of, self._folder, log, engine.state.backend_name, erasures=erasures)
+
+        def start(body: bytes) -> ModelState:
+            state = replay.start_of(self._folder, log, engine.state.backend_name, body, erasures=erasures)
+            stores = (replay.base_store(self._folder), self._keeper.store) if log.lacks else ()
+            begun = [each for store in stores for each in store.ids() if int(each[:20]) == state.revision]
+            replace(job, began_with="".join(begun[-1:])).save(self._folder)
+            return state
+
         act = Erasing(Erased(erase, found.records, found.rows), erasures)
         with self._alone():
             pass
@@ -271,9 +350,10 @@ class Forgetter:
             time.sleep(REST_S)
         stores = [self._keeper.store, replay.challenger_store(self._folder)]
         older = {each for store in stores for each in store.ids() if int(each[:20]) < erased}
+        older.discard(job.began_with)
         job = replace(job, snapshots=tuple(sorted({*job.snapshots, *older})))
         job.save(self._folder)
-        self._keeper.renew(erased)
+        self._keeper.renew(erased, {job.began_with})
         stores[1].remove_before(erased)
         tails = erasing.destroy_broken(self._io, replay.log_folder(self._folder))
         job = replace(job, tails=(*job.tails, *tails))
@@ -300,13 +380,14 @@ class Forgetter:
         if reports.evidence(log).get(erase) and path.exists():
             jobs.end(self._folder)
             return Report.from_json(path.read_bytes())
+        taken_over, left = self._rewrite_archive(job, erase)
         said = Erased.from_body(log.acts.erased[erased])
         manifest = self._keeper.store.list()[-1]
         made = Report(
             str(log.lineage), erase, erased, said.records, said.rows, manifest.revision,
             manifest.log_hash.hex(), manifest.root_hash.hex(),
             reports.learned_root(manifest.revision, manifest.tensors).hex(), job.segments, job.snapshots,
-            job.tails, self._archives(), time.time_ns() // 1000,
+            job.tails, left, time.time_ns() // 1000, job.began_with, job.put_back, taken_over,
         )  # fmt: skip
         if self._engine.leader:
             # The report is the leader's, and so is the record of its hash.
@@ -321,10 +402,20 @@ class Forgetter:
         )  # fmt: skip
         return made
 
-    def _archives(self) -> tuple[str, ...]:
-        """Archived segments of the model, which may name the subjects."""
-        folder = self._keeper.archive
-        return () if folder is None else tuple(map(str, sorted(folder.glob("*.log"))))
+    def _rewrite_archive(self, job: Job, erase: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Takes the subjects out of archived segments that the log has.
+
+        Returns the names of those that were rewritten, and the paths of those that the log lacks
+        and that name a subject, or cannot be read.
+        """
+        folder, log = self._keeper.archive, self._engine.log
+        if folder is None or not folder.is_dir():
+            return (), ()
+        changed = archives.take_over(log, folder)
+        in_log = {each.path.name for each in log.segments}
+        others = [path for path in sorted(folder.glob("*.log")) if path.name not in in_log]
+        named = archives.naming(log, others, job.subjects, erase, self._tick)
+        return changed, tuple(map(str, named))
 
 
 _FAILED = "forget: a stage failed; see the server's log; it is tried again"

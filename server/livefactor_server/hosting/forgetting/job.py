@@ -11,7 +11,7 @@ from livefactor_server.changes.history.erase import Subjects
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 
 FILE = "forget.json"
-_NAMES = ("segments", "snapshots", "tails")
+_NAMES = ("segments", "snapshots", "tails", "put_back")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,9 @@ class Job:
         segments: names of the segments that are rewritten, once it is known.
         snapshots: ids of the snapshots that are removed, once it is known.
         tails: names of the removed copies of unsynced tails.
+        put_back: names of the archived segments that were put back into the log.
+        began_with: the id of the snapshot with which the replay began. It stays. Empty if that was
+            the beginning.
     """
 
     subjects: Subjects
@@ -31,6 +34,8 @@ class Job:
     segments: tuple[str, ...] = ()
     snapshots: tuple[str, ...] = ()
     tails: tuple[str, ...] = ()
+    put_back: tuple[str, ...] = ()
+    began_with: str = ""
 
     def save(self, folder: Path) -> None:
         """Writes the file durably."""
@@ -38,6 +43,7 @@ class Job:
             "users": self.subjects.users,
             "items": self.subjects.items,
             "after": self.after,
+            "began_with": self.began_with,
             **{name: getattr(self, name) for name in _NAMES},
         }
         draft = folder / f".{FILE}"
@@ -58,8 +64,11 @@ class Job:
         try:
             fields = json.loads((folder / FILE).read_text())
             users, items = (tuple(int(each) for each in fields[name]) for name in ("users", "items"))
-            names = (tuple(map(str, fields[name])) for name in _NAMES)
-            return cls(Subjects(users, items), int(fields["after"]), *names)
+            # An earlier version did not write the last ones.
+            segments, snapshots, tails, put_back = (tuple(map(str, fields.get(name, ()))) for name in _NAMES)
+            begun = str(fields.get("began_with", ""))
+            subjects, after = Subjects(users, items), int(fields["after"])
+            return cls(subjects, after, segments, snapshots, tails, put_back, begun)
         except FileNotFoundError:
             return None
         except (KeyError, TypeError) as error:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
-from livefactor_server.changes import WireChange, change_of
 from livefactor_server.changes.history import erase
 from livefactor_server.changes.history.erase import Subjects
 from livefactor_server.changes.history.quarantine import LEARNED
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.metrics import REPLAY_RECORD_S
-from livefactor_server.log.columns import KIND, Columns
+from livefactor_server.hosting.forgetting.archive import Archived
 from livefactor_server.log.erasing import Left
-from livefactor_server.log.store import Kind, Log, Record
-from livefactor_server.snapshots.replay import between
+from livefactor_server.log.store import Log, Record
+from livefactor_server.snapshots import strangers
 
 EVENT_S = 1e-6
 """Seconds that a replay takes for an event, before the server has learned enough to know."""
@@ -54,6 +54,8 @@ class Cost:
         segments, nbytes: number and bytes of the segments that are rewritten.
         snapshots: number of snapshots that are removed.
         seconds: estimated time until the work is done.
+        since: the revision of the snapshot with which the replay begins; 0 if it is the beginning.
+        put_back: bytes of archived segments that are put back into the log.
     """
 
     records: int
@@ -64,26 +66,37 @@ class Cost:
     nbytes: int
     snapshots: int
     seconds: float
+    since: int = 0
+    put_back: int = 0
 
 
-def survey(log: Log, subjects: Subjects, until: int, check: Callable[[], None]) -> Survey:
+def survey(
+    log: Log,
+    subjects: Subjects,
+    until: int,
+    check: Callable[[], None],
+    archived: Archived | None = None,
+) -> Survey:
     """Counts up to the revision `until`. `check` is called again and again.
 
+    `archived` has the records that the log lacks.
+
     Raises:
-        LogError: the log is damaged, or it lacks records.
+        LogError: the log or the archive is damaged.
     """
     records = rows = events = 0
-    firsts = [segment.first for segment in log.segments]
-    segments = set[int]()
-    for group in between(log, log.first_revision - 1, until):
-        check()
-        for record in _candidates(group, subjects, until):
-            change = _change(record)
-            found = 0 if change is None else len(erase.named(change, subjects))
-            if found:
-                records, rows = records + 1, rows + found
-                events += found if record.kind in LEARNED else 0
-                segments.add(max(each for each in firsts if each <= record.revision))
+    firsts, segments = [segment.first for segment in log.segments], set[int]()
+    firsts += archived.firsts if archived is not None else []
+
+    def checked() -> Iterator[Sequence[Record]]:
+        for group in chain(strangers.present(log, until), archived.groups() if archived else ()):
+            check()
+            yield group
+
+    for record, _, found in strangers.naming(checked(), subjects, until):
+        records, rows = records + 1, rows + len(found)
+        events += len(found) if record.kind in LEARNED else 0
+        segments.add(max(each for each in firsts if each <= record.revision))
     return Survey(records, rows, events, tuple(sorted(segments)))
 
 
@@ -91,7 +104,7 @@ def left_of(record: Record, subjects: Subjects, erased_at: int) -> Left | None:
     """What an erasure at a revision leaves of a record. None if it takes nothing."""
     if record.revision == erased_at:
         return Left(b"", 0)
-    change = _change(record) if record.revision < erased_at else None
+    change = strangers.change_in(record) if record.revision < erased_at else None
     rows = np.empty(0) if change is None else erase.named(change, subjects)
     if change is None or not rows.size:
         return None
@@ -99,30 +112,22 @@ def left_of(record: Record, subjects: Subjects, erased_at: int) -> Left | None:
     return Left(left.body, left.rows)
 
 
-def _candidates(records: Sequence[Record], subjects: Subjects, until: int) -> Sequence[Record]:
-    if not isinstance(records, Columns):
-        return records
-    names = erase.name_subjects(records, ((until + 1, subjects),))
-    names |= records.fields[:, KIND] != Kind.INTERACTIONS
-    return [records[number] for number in names.nonzero()[0].tolist()]
-
-
-def _change(record: Record) -> WireChange | None:
-    if record.erased_at and not record.rows:
-        return None
-    change = change_of(record.kind, record.body)
-    return change if isinstance(change, WireChange) else None
-
-
-def cost(engine: Engine, found: Survey, snapshots: int) -> Cost:
-    """What it costs to forget what was found."""
+def cost(
+    engine: Engine, found: Survey, snapshots: int, since: int = 0, archived: Archived | None = None
+) -> Cost:
+    """What it costs to forget what was found, if the replay begins at the revision `since`."""
     log, state = engine.log, engine.state
     learned, learned_s = engine.metrics.learned
     event_s = learned_s / learned if learned >= _KNOWN_EVENTS else EVENT_S
-    nbytes = sum(each.end or each.size for each in log.segments if each.first in found.segments)
-    seconds = log.last_revision * REPLAY_RECORD_S + state.events * event_s + nbytes / REWRITE_BYTES_S
-    revisions = log.last_revision - log.first_revision
+    put_back = archived.nbytes if archived is not None else 0
+    sizes = {each.first: each.end or each.size for each in log.segments}
+    sizes |= archived.sizes if archived is not None else {}
+    nbytes = sum(size for first, size in sizes.items() if first in found.segments)
+    revisions = log.last_revision - max(since, log.first_revision)
+    # About so much of what the model has learned came with these revisions.
+    events = state.events * revisions / max(1, log.last_revision)
+    seconds = revisions * REPLAY_RECORD_S + events * event_s + (nbytes + put_back) / REWRITE_BYTES_S
     return Cost(
         found.records, found.rows, found.events, revisions, len(found.segments), nbytes, snapshots,
-        round(seconds, 3),
+        round(seconds, 3), since, put_back,
     )  # fmt: skip
