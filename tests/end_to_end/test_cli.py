@@ -334,3 +334,14 @@ def test_warmup_compiles_what_a_preset_needs() -> None:
     assert done.exit_code == 0 and "kernels of clicks_sgd are compiled" in done.stdout
     refused = runner.invoke(command, ["warmup", "--preset", "best"])
     assert refused.exit_code == 2 and "clicks_sgd" in refused.stderr
+
+
+def test_a_demo_whose_server_does_not_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from livefactor_server.cli.demo import run as demo
+
+    monkeypatch.setattr(demo, "START_TIMEOUT_S", 0.0)
+    result = click.testing.CliRunner().invoke(
+        typer.main.get_command(app), ["demo", "--events", "1000"], catch_exceptions=False
+    )
+    assert result.exit_code == 1
+    assert "the server did not start" in result.stderr and "Traceback" not in result.stderr

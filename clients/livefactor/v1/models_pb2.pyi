@@ -805,8 +805,8 @@ global___EmbeddingMap = EmbeddingMap
 
 @typing.final
 class FeatureRows(google.protobuf.message.Message):
-    """Features of users and items, and their learned rows (docs/content.md). Needs rule SOLVE and loss
-    IMPLICIT. An absent field has the preset's value.
+    """Features of users and items, and their learned rows (docs/content.md). With rule SOLVE they need loss
+    IMPLICIT, and with the other rules History.users above 0. An absent field has the preset's value.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -821,7 +821,8 @@ class FeatureRows(google.protobuf.message.Message):
     prior_events: builtins.float
     """Above 0: what a bag says of a user or an item counts as much as so many events, and a changed bag
     counts at once. 0: EmbeddingMap.prior_events says how much a bag of an item counts, and that of a user
-    counts until her first event.
+    counts until her first event. With other rules than SOLVE a bag counts until the first event, and this is
+    the number of events from which a row is learned from.
     """
     def __init__(
         self,

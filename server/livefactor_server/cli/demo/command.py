@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from livefactor_server.cli.base import app, console
+from livefactor_server.cli.base import app, complain, console
 
 
 @app.command()
@@ -22,4 +22,9 @@ def demo(
     """
     from livefactor_server.cli.demo.run import run_demo
 
-    raise typer.Exit(run_demo(console(), events))
+    try:
+        code = run_demo(console(), events)
+    except RuntimeError as error:
+        complain(str(error))
+        code = 1
+    raise typer.Exit(code)
