@@ -12,6 +12,7 @@ While a model follows, `Engine.leader` keeps everything else from its log.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,9 +24,9 @@ from livefactor_server.log.columns import Columns
 from livefactor_server.log.errors import LogError
 from livefactor_server.log.following import Follower
 from livefactor_server.log.format import (
-    ERASURE,
     HASH_IDS,
     Entry,
+    Erasure,
     Kind,
     Record,
     commitment_of,
@@ -98,7 +99,10 @@ class Applier:
         for number, entry in enumerate(entries, log.last_revision + 1):
             if entry.revision != number:
                 raise Mismatch(f"revision {number} expected, the leader sent {entry.revision}")
-            kept = ERASURE.unpack(entry.erasure)[3] if entry.erasure else entry.commitment
+            try:
+                kept = Erasure.from_bytes(entry.erasure).current if entry.erasure else entry.commitment
+            except (ValueError, struct.error) as error:
+                raise Mismatch(f"of revision {number}, {error}") from None
             if commitment_of(new_hash, entry.salt, entry.rejects, entry.body) != kept:
                 raise Mismatch(f"the payload of revision {number} is not the one that the leader hashed")
         for commit in _commits(entries):

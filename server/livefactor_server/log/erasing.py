@@ -25,11 +25,11 @@ from livefactor_server.log.disk import BLOCK_BYTES, FileIO, aligned_buffer, writ
 from livefactor_server.log.errors import LogError
 from livefactor_server.log.format import (
     DATA_START,
-    ERASURE,
     GROUP_ALIGN,
     NO_HASH,
     SALT_BYTES,
     Entry,
+    Erasure,
     GroupHead,
     Record,
     align,
@@ -67,7 +67,7 @@ def entry_of(record: Record) -> Entry:
     if record.erased_at:
         new_hash = hash_function(hash_name_of(record.group.hash_id))
         current = commitment_of(new_hash, record.salt, record.rejects, record.body)
-        entry.erasure = ERASURE.pack(record.rows, record.erased_at, record.commitment, current)
+        entry.erasure = Erasure(record.rows, record.erased_at, record.commitment, current).to_bytes()
     return entry
 
 
@@ -78,7 +78,7 @@ def _erased(record: Record, left: Left, erased_at: int) -> Entry:
     # The summary begins with a hash of all received rows.
     entry.rejects = NO_HASH + record.rejects[len(NO_HASH) :] if record.rejects else b""
     current = commitment_of(new_hash, entry.salt, entry.rejects, entry.body)
-    entry.erasure = ERASURE.pack(left.rows, erased_at, record.commitment, current)
+    entry.erasure = Erasure(left.rows, erased_at, record.commitment, current).to_bytes()
     return entry
 
 

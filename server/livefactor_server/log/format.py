@@ -48,7 +48,7 @@ A group, little-endian and unsigned unless noted:
      24   16  salt         random, of this record; destroyed when rows are erased from it
     erasures, 80 bytes for each record whose flag is set, in order
       0    4  rows         rows that are left
-      4    4  zero
+      4    4  checksum     CRC32C of the entry with zeros here; earlier versions wrote zeros
       8    8  erased at    revision of the record that asked for it
      16   32  commitment   to the payload as it was acknowledged
      48   32  current      commitment to the payload that is left
@@ -89,6 +89,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from livefactor_server.log.crc32c import crc32c
 from livefactor_server.log.disk import BLOCK_BYTES
 from livefactor_server.log.errors import LogError
 
@@ -127,12 +128,12 @@ CHECKSUM = struct.Struct("<I")
 GROUP = struct.Struct("<HBB16sIIQQQQqI4s32s32s")
 PRODUCER = struct.Struct("<QQB")
 HEAD = struct.Struct("<BBHIIIIi16s")
-ERASURE = struct.Struct("<I4xQ32s32s")
+_ERASURE = struct.Struct("<IIQ32s32s")
 HASHED = struct.Struct("<8sHBBB3xQQQqQ32s32s64s8x")
 LENGTH = struct.Struct("<I")
 GROUP_HEADER_BYTES = len(GROUP_MAGIC) + CHECKSUM.size + GROUP.size
 HEAD_BYTES = HEAD.size
-ERASURE_BYTES = ERASURE.size
+ERASURE_BYTES = _ERASURE.size
 assert (GROUP_HEADER_BYTES, HEAD_BYTES, ERASURE_BYTES, HASHED.size) == (152, 40, 80, 192)
 
 CHECKED_FROM = len(GROUP_MAGIC) + CHECKSUM.size
@@ -250,6 +251,39 @@ class BadGroup(Exception):
 
 class MisplacedGroup(BadGroup):
     """A whole group header in a wrong place. An interrupted write cannot leave it there."""
+
+
+class Erasure(NamedTuple):
+    """What the log says of a record that has lost rows. Commitments have 32 bytes.
+
+    Attributes:
+        rows: how many are left.
+        erased_at: the revision of the ERASE record.
+        acknowledged, current: commitments to the payload as it was and as it is.
+    """
+
+    rows: int
+    erased_at: int
+    acknowledged: bytes
+    current: bytes
+
+    def to_bytes(self) -> bytes:
+        """The bytes in the log, with their checksum."""
+        rows, *others = self
+        return _ERASURE.pack(rows, crc32c(_ERASURE.pack(rows, 0, *others)), *others)
+
+    @classmethod
+    def from_bytes(cls, memory: Buffer, at: int = 0) -> Erasure:
+        """Reads the entry at a byte.
+
+        Raises:
+            ValueError: its checksum is wrong. An earlier version wrote 0, which is not compared.
+        """
+        rows, checksum, *others = _ERASURE.unpack_from(memory, at)
+        made = cls(rows, *others)
+        if checksum and checksum != crc32c(_ERASURE.pack(rows, 0, *others)):
+            raise ValueError("the checksum of the entry of erased rows is wrong")
+        return made
 
 
 def align(n: int, to: int) -> int:

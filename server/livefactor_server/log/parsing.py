@@ -11,7 +11,6 @@ from livefactor_server.log.errors import LogError
 from livefactor_server.log.format import (
     CHECKED_FROM,
     CHECKSUM,
-    ERASURE,
     ERASURE_BYTES,
     FLAG_ERASED,
     GROUP,
@@ -28,6 +27,7 @@ from livefactor_server.log.format import (
     PRODUCER_BYTES_MAX,
     SEALED_VERSION,
     BadGroup,
+    Erasure,
     GroupHead,
     Record,
     align,
@@ -91,7 +91,10 @@ def read_records(
         commitment = commitment_of(new_hash, salt, rejects, body)
         rows, erased_at = count, 0
         if flags:
-            rows, erased_at, acknowledged, current = ERASURE.unpack_from(memory, erasure_at)
+            try:
+                rows, erased_at, acknowledged, current = Erasure.from_bytes(memory, erasure_at)
+            except ValueError as error:
+                raise BadGroup(place, f"of revision {revision}, {error}") from None
             erasure_at += ERASURE_BYTES
             if commitment != current:
                 raise BadGroup(place, f"the payload of revision {revision} does not match its commitment")

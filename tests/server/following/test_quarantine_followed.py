@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click.testing
@@ -92,3 +93,22 @@ def test_batches_wait_and_are_decided_also_after_a_failover(node: Callable[[str]
     follower.stop()
     report = replay_model(follower.data / "models" / MODEL)
     assert report.good and report.root_hash == root
+
+
+def test_push_says_what_waits(node: Callable[[str], Node], tmp_path: Path) -> None:
+    leader, file = node("leader").start(engine=ENGINE), tmp_path / "events.csv"
+    file.write_text("user_id,item_id\n" + "".join(f"{each},{each}\n" for each in bad(1)))
+    with livefactor.Models(leader.target) as models:
+        models.create(MODEL, "clicks_sgd", **SPEC)
+    with livefactor.Producer(producer_id="feed", target=leader.target, model=MODEL) as producer:
+        for _ in range(BATCHES_MIN + 2):
+            producer.push(np.arange(200), np.arange(200) % 100).result(30)
+    command, runner = typer.main.get_command(app), click.testing.CliRunner()
+    made = runner.invoke(command, ["push", str(file), "-m", MODEL, "--target", leader.target])
+    assert made.exit_code == 0, made.output
+    said = " ".join(made.stdout.split())
+    assert "50 events accepted" in said and "50 of the accepted events wait in quarantine" in said
+    assert "livefactor quarantine list" in said
+    file.write_text("user_id,item_id\n" + "".join(f"{each},{each}\n" for each in bad(2)))
+    made = runner.invoke(command, ["push", str(file), "-m", MODEL, "--target", leader.target, "--json"])
+    assert made.exit_code == 0 and json.loads(made.stdout)["held"] == 50, made.output

@@ -151,6 +151,12 @@ def _report(one: Push, as_json: bool) -> None:
     console().print(
         f"{one.accepted:,} events accepted, {one.rejected:,} rejected{before}; revision {one.revision}"
     )
+    if one.held:
+        console().print(
+            f"{one.held:,} of the accepted events wait in quarantine, because their batches are unlike the ones "
+            "before; they have no effect until they are accepted: `livefactor quarantine list`",
+            soft_wrap=True,
+        )
     rejects = one.rejects()
     for reject in rejects[:REJECTS_SHOWN]:
         complain(f"rejected: {reject['place']}: {reject['text']} ({reject['reason']})")

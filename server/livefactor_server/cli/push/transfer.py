@@ -38,6 +38,7 @@ class Push:
         is_open: the server was reached, so that events may have been applied.
         skipped: events that earlier runs had pushed.
         accepted, rejected: events of this run, in acknowledged batches.
+        held: those of the accepted ones that wait in quarantine.
         row: how many rows of the file were acknowledged, in all runs.
         revision: the last one, 0 before the end.
         ids: a sentence for each column of ids of a csv file: what it holds, and why.
@@ -64,7 +65,7 @@ class Push:
         self._interrupted = threading.Event()
         self.ids: list[str] = []
         self.is_open = False
-        self.skipped = self.accepted = self.rejected = self.row = self.revision = 0
+        self.skipped = self.accepted = self.rejected = self.held = self.row = self.revision = 0
 
     @property
     def acknowledged(self) -> int:
@@ -200,6 +201,7 @@ class Push:
         self._receipts.pop(0)
         self.accepted += ack.accepted
         self.rejected += ack.rejected_count
+        self.held += ack.held
         self.row = rows.first + len(rows)
         for reject in ack.rejects[: REJECTS_MAX - len(self._rejects)]:
             self._rejects.append((rows.first + reject.row, reject.reason, reject.text))
@@ -217,6 +219,7 @@ class Push:
         return {
             "accepted": self.accepted,
             "rejected": self.rejected,
+            "held": self.held,
             "rejects": self.rejects() if self._rejects else [],
             "skipped": self.skipped,
             "ids": self.ids,
