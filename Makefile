@@ -136,7 +136,7 @@ battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server; writes benc
 
 .PHONY: torture
 torture: $(VENV)/.stamp-dev ## Kills, cuts and changes models for a quarter of an hour; writes benchmarks/results/torture.json. KILLS=500 CUTS=500 LEADER_KILLS=100
-	@TORTURE_RESULTS=benchmarks/results/torture.json TORTURE_KILLS=$(or $(KILLS),500) TORTURE_CUTS=$(or $(CUTS),500) TORTURE_CRASHES=1000 \
+	@TORTURE_RESULTS=benchmarks/results/torture.json TORTURE_TAMPERED=500 TORTURE_KILLS=$(or $(KILLS),500) TORTURE_CUTS=$(or $(CUTS),500) TORTURE_CRASHES=1000 \
 		TORTURE_LEADER_KILLS=$(or $(LEADER_KILLS),100) TORTURE_ROUNDS=20 $(BIN)/python -m pytest -n 0 -p no:rerunfailures -m 'torture and not long' --timeout=7200 $(ARGS)
 
 .PHONY: test-browser

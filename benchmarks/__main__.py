@@ -45,7 +45,7 @@ from benchmarks.speed import (
     keymap as keymap_bench,
 )
 from benchmarks.speed.background import challengers
-from benchmarks.speed.recovery import replay, snapshots, starts
+from benchmarks.speed.recovery import followers, replay, snapshots, starts
 
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 QUIET_LOAD = 0.5
@@ -100,7 +100,8 @@ PARTS: dict[str, Callable[[bool], Figures]] = {
     "reads": lambda quick: dict(reads.measure(0.2 if quick else 1.0)),
     "disk": run_disk,
     "recovery": lambda quick: dict(replay.measure(1, 0.2) if quick else replay.measure()),
-    "snapshots": lambda quick: dict(snapshots.measure(20_000) if quick else snapshots.measure()),
+    "snapshots": lambda quick: dict(snapshots.measure(20_000, {}) if quick else snapshots.measure()),
+    "followers": lambda quick: dict(followers.measure(1, 50, 1.0) if quick else followers.measure()),
     "challengers": run_challengers,
     "starts": lambda quick: dict(starts.measure(0.02 if quick else 1.0)),
     "keymap": lambda quick: dict(keymap_bench.measure((100_000,) if quick else keymap_bench.SIZES)),

@@ -256,9 +256,23 @@ SNAPSHOTS = [
     Row("snapshot_mb_per_s", "a whole snapshot: bytes a second"),
     Row("snapshot_quiet_ack_max_ms", "longest acknowledgement of 64 events"),
     Row("snapshot_ack_max_ms", "the same while a snapshot is taken"),
+    Row("snapshot_10_mb_ack_max_ms", "the same while a snapshot of 10 MB is taken"),
+    Row("snapshot_1_gb_ack_max_ms", "the same while a snapshot of 1 GB is taken"),
     Row("increment_share", "an incremental one after 1 % of the users: share of the bytes", "under 0.02"),
     Row("increment_mb_per_s", "an incremental one: bytes of the state a second"),
     Row("forget_s_per_million_events", "forgetting a user: seconds a million events"),
+]
+FOLLOWERS = [
+    Row("follower_lag_p50_ms", "an acknowledged event in an answer of a follower, no load, p50"),
+    Row("follower_lag_p99_ms", "the same, p99"),
+    Row("follower_call_p50_ms", "the same call that waits for nothing, p50"),
+    Row("follower_call_p99_ms", "the same, p99"),
+    Row("follower_lag_loaded_p50_ms", "an acknowledged event in an answer, half of the peak load, p50"),
+    Row("follower_lag_loaded_p99_ms", "the same, p99"),
+    Row("follower_call_loaded_p50_ms", "the same call that waits for nothing, p50"),
+    Row("follower_call_loaded_p99_ms", "the same, p99"),
+    Row("follower_peak_events_per_s", "peak rate of the leader with a follower on this machine"),
+    Row("follower_load_share_of_peak", "the load: share of the peak rate"),
 ]
 LIMITS = [
     Row("kernel_event_bytes", "bytes that the kernel moves for an event"),
@@ -288,6 +302,7 @@ SECTIONS = {
     "Access": ACCESS,
     "Restart": RECOVERY,
     "Snapshots": SNAPSHOTS,
+    "Followers": FOLLOWERS,
     "Challengers": CHALLENGERS,
     "Quality": QUALITY,
     "Limits": LIMITS,

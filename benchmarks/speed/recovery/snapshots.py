@@ -5,7 +5,7 @@ that a whole snapshot writes in a second, and the longest time from a push to it
 while one is taken, beside the same time without one. Then one per cent of the users have events
 with one per cent of the items. Of an incremental snapshot after it, the share of the bytes of the
 whole one is measured, and how many bytes of the state it goes through in a second. At last one user
-is forgotten.
+is forgotten. The longest acknowledgement is also measured with tables of 10 MB and of 1 GB.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ from livefactor_server.snapshots.replay import log_folder, recover, snapshot_sto
 USERS, ITEMS, BATCH = 400_000, 20_000, 8_192
 SMALL = 64
 FORGOTTEN = 7
+SIZES = {"10_mb": 16_000, "1_gb": 3_500_000}
+"""Users of a model whose snapshot has about this size."""
 
 
 class Model:
@@ -47,7 +50,7 @@ class Model:
         spec = preset("ratings_sgd", k=64, limits=limits)
         (folder / "snapshots").mkdir(parents=True)
         Log.create(log_folder(folder), spec_codec.encode(spec)).close()
-        self.folder, self.log = folder, Log.open(log_folder(folder))
+        self.users, self.folder, self.log = users, folder, Log.open(log_folder(folder))
         self.engine = Engine("m", recover(folder, self.log, "cpu"), self.log, EngineSettings())
         self.engine.start()
         self._rng = np.random.default_rng(1)
@@ -72,22 +75,32 @@ class Model:
         thread, found = threading.Thread(target=work), 0.0
         thread.start()
         while thread.is_alive():
-            found = max(found, self.push(self._rng.integers(0, USERS, SMALL, np.uint64)))
+            found = max(found, self.push(self._rng.integers(0, self.users, SMALL, np.uint64)))
         thread.join()
         return found
 
 
-def measure(users: int = USERS) -> dict[str, float]:
-    """The figures of a model with this number of users."""
+def measure(users: int = USERS, sizes: dict[str, int] = SIZES) -> dict[str, float]:
+    """The figures of a model with this number of users, and of models of other sizes."""
+    with _filled(users) as (model, keeper):
+        figures = _snapshots(model, keeper, users)
+        figures |= _forgetting(model, keeper)
+    for name, count in sizes.items():
+        with _filled(count) as (model, keeper):
+            pause = model.longest(keeper.take)
+        figures[f"snapshot_{name}_ack_max_ms"] = pause * 1e3
+    return figures
+
+
+@contextmanager
+def _filled(users: int) -> Iterator[tuple[Model, Keeper]]:
+    """A model that has learned an event of each user."""
     with tempfile.TemporaryDirectory(prefix="livefactor-bench-") as made:
         model = Model(Path(made) / "m", users)
         for start in range(0, users, BATCH):
             model.push(np.arange(start, min(start + BATCH, users), dtype=np.uint64))
-        keeper = Keeper(model.engine, snapshot_store(model.folder), KeeperSettings(10**9, 3, None, 50))
-        figures = _snapshots(model, keeper, users)
-        figures |= _forgetting(model, keeper)
+        yield model, Keeper(model.engine, snapshot_store(model.folder), KeeperSettings(10**9, 3, None, 50))
         model.engine.drain()
-    return figures
 
 
 def _snapshots(model: Model, keeper: Keeper, users: int) -> dict[str, float]:
