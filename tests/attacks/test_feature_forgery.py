@@ -37,7 +37,8 @@ def state_with_features() -> samples.FrozenState:
         name = f"features.{side}"
         small |= {f"{name}.labels.{part}": array for part, array in samples.labels(names).items()}
         small[f"{name}.keys"] = np.array(list(names), np.uint64)
-        small[f"{name}.rows"] = np.ones((len(names) + 1) * K, np.float32)
+        # Rule sgd, which the sample has, learns the bias of a feature, too.
+        small[f"{name}.rows"] = np.ones((len(names) + 1) * (K + 1), np.float32)
         small[f"{name}.progress"] = np.array([0, 4, 1], np.int64)
     return replace(state, spec_body=spec, small=small)
 
