@@ -115,7 +115,7 @@ wheel: $(VENV)/.stamp-dev ## Builds dist/*.whl with kernels that are compiled fo
 
 ## Testing it.
 
-# Clones of the project share the kernels that their tests compile, which takes a quarter of an hour.
+# Clones of the project share the kernels that their tests compile, which takes minutes.
 test test-floor test-federated: export NUMBA_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/livefactor/kernels
 
 .PHONY: test

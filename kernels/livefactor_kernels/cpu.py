@@ -26,7 +26,7 @@ from livefactor_kernels.softmax.cpu import Softmax
 from livefactor_kernels.solve.cpu import Solver
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.solve.features.cpu import CpuArithmetic as FeatureArithmetic
-from livefactor_kernels.solve.features.learning import FeatureRows, solved_again
+from livefactor_kernels.solve.features.learning import FeatureRows, solved_again, width_of
 from livefactor_kernels.solve.prior import dimension_of
 from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
 from livefactor_kernels.solve.prior.learning import Prior, following
@@ -139,7 +139,7 @@ class CpuModel:
         return self._features[side] if self._features else self._priors[side]
 
     def _features_of(self, spec: ModelSpec) -> tuple[FeatureRows, FeatureRows]:
-        arithmetic = FeatureArithmetic(spec.k + (spec.rule != Rule.SOLVE))
+        arithmetic = FeatureArithmetic(width_of(spec))
         users, items = (table.padded().__getitem__ for table in (self.users, self.items))
         return (
             FeatureRows(spec, USERS, users, arithmetic, self._priors[USERS]),

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.speed import paced
 from benchmarks.speed.ingest import serving
-from benchmarks.speed.latency import BATCH, LOAD_SHARE, Clock, fill
+from benchmarks.speed.latency import BATCH, LOAD_SHARE, PAUSE_MAX_S, Clock, fill
 from benchmarks.speed.streams import ITEMS, KEY_STEP, USERS
 from livefactor import Models, Producer, Scorer
 from livefactor.pushing.batching import BatchSettings
@@ -67,7 +67,7 @@ class Probe:
     def block(self, clock: Clock, suffix: str, events: int, timeout: float = 60.0) -> None:
         """Sends events one after the other, each at a random time."""
         for _ in range(events):
-            time.sleep(self._generator.uniform(0.0, 0.004))
+            time.sleep(self._generator.uniform(0.0, PAUSE_MAX_S))
             user = self._generator.integers(0, USERS, 1, np.uint64) * KEY_STEP
             item = self._generator.integers(0, ITEMS, 1, np.uint64) * KEY_STEP
             position = self._producer.push(user, item, 4.0).result(60).position

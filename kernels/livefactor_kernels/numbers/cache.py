@@ -228,10 +228,10 @@ class _Files:
         try:
             draft.write_bytes(dumps((key, data)))
             draft.replace(path)
-            newest = time.time() - (_SHARED_DAYS * 86400 if numba.config.CACHE_DIR else 0)
+            kept_since = time.time() - (_SHARED_DAYS * 86400 if numba.config.CACHE_DIR else 0)
             for other in self._folder.glob(f"{self._name}.*.livefactor"):
                 is_own = other.name.startswith(f"{self._name}.{self._stamp}.")
-                if not is_own and other.stat().st_mtime <= newest:
+                if not is_own and other.stat().st_mtime <= kept_since:
                     other.unlink(missing_ok=True)
         except OSError:
             draft.unlink(missing_ok=True)

@@ -28,7 +28,8 @@ from livefactor_server.engine.readers import Reader
 from livefactor_server.model import spec_codec
 from livefactor_server.model.gate import Gate
 from livefactor_server.model.state import ModelState
-from livefactor_server.snapshots.replay import apply_groups, between
+from livefactor_server.snapshots.records import between
+from livefactor_server.snapshots.replay import apply_groups
 
 CHAMPION, CHALLENGER = 0, 1
 SHARE_MAX = 0.5

@@ -44,7 +44,8 @@ from livefactor_server.log.format import SALT_BYTES
 from livefactor_server.log.store import Entry, Log, LogFull, LogGap
 from livefactor_server.model import spec_codec
 from livefactor_server.model.state import ModelState
-from livefactor_server.snapshots.replay import between, erasures_at, follow, origin, skipped_at
+from livefactor_server.snapshots.records import between
+from livefactor_server.snapshots.replay import erasures_at, follow, origin, skipped_at
 from livefactor_server.statuses import Refused, later, no_memory, precondition, unavailable
 
 PAUSE_S = 0.05

@@ -17,7 +17,7 @@ from livefactor_server.engine.explaining import Explainer, Explanation
 from livefactor_server.hosting.earlier import state_at
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.log.store import Kind, Log, LogError, LogGap
-from livefactor_server.snapshots import replay
+from livefactor_server.snapshots.records import between
 from livefactor_server.statuses import no_memory, unavailable
 
 WINDOW = 4096
@@ -146,7 +146,7 @@ def _touches(
 
 def _touches_in(log: Log, question: Question, low: int, high: int) -> Iterator[Touch]:
     keys = [int(key).to_bytes(8, "little") for key in (question.user_id, question.item_id)]
-    for records in replay.between(log, low - 1, high):
+    for records in between(log, low - 1, high):
         for record in records:
             if record.kind not in _TOUCHING:
                 continue

@@ -207,14 +207,23 @@ class Retention:
             # It was put back for an erasure, which did not change it.
             return
         draft = folder / f".{segment.path.name}"
-        shutil.copyfile(segment.path, draft)
-        with draft.open("rb") as copy:
-            os.fsync(copy.fileno())
-        if not filecmp.cmp(segment.path, draft, shallow=False):
-            raise OSError(f"{draft}: the copy differs from {segment.path}")
+        copy_durably(segment.path, draft)
         os.replace(draft, target)
         for each in (folder, folder.parent):
             sync_folder(each)
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copies a file, syncs the copy, and compares it with the file.
+
+    Raises:
+        OSError: the disk reports an error, or the copy differs.
+    """
+    shutil.copyfile(source, target)
+    with target.open("rb") as copy:
+        os.fsync(copy.fileno())
+    if not filecmp.cmp(source, target, shallow=False):
+        raise OSError(f"{target}: the copy differs from {source}")
 
 
 def archive_of(archive: Path, engine: Engine) -> Path:

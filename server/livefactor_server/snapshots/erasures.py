@@ -23,9 +23,9 @@ from livefactor_server.changes.history.erase import Evidence
 from livefactor_server.log.store import Kind, Log
 from livefactor_server.model.state import ModelState
 from livefactor_server.snapshots.freezing import freeze_idle
+from livefactor_server.snapshots.records import present
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.snapshots.store import root_hash_of
-from livefactor_server.snapshots.strangers import present
 
 FORMAT = 1
 _PREFIX = "erasure-"

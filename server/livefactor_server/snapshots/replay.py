@@ -48,9 +48,9 @@ from livefactor_server.log.store import Entry, Kind, Log, Record
 from livefactor_server.model.spec_codec import decode as decode_spec
 from livefactor_server.model.state import ModelState, restored
 from livefactor_server.snapshots import strangers
+from livefactor_server.snapshots.records import between
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.snapshots.store import SnapshotStore, copy_whole
-from livefactor_server.snapshots.strangers import between as between
 
 Progress = Callable[[int, int], None]
 """Function of (reached revision, last revision)."""

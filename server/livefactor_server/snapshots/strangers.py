@@ -22,32 +22,18 @@ from livefactor_server.log.columns import KIND, Columns
 from livefactor_server.log.store import Kind, Log, Record
 from livefactor_server.model import producers
 from livefactor_server.model.quarantine import Quarantine
+from livefactor_server.snapshots.records import present
 
 Naming = tuple[Record, WireChange, np.ndarray]
 """A record, its change, and which of its rows name a subject, int64[n] with n > 0."""
 
 
-def between(log: Log, revision: int, last: int) -> Iterator[Sequence[Record]]:
-    """Yields the records after `revision` up to `last`, many at a time."""
-    groups = log.read_groups(revision + 1)
-    while revision < last and (records := next(groups, None)) is not None:
-        yield records[: last - revision]
-        revision += len(records)
-
-
-def present(log: Log, last: int) -> Iterator[Sequence[Record]]:
-    """Yields the records up to `last` that the log has, many at a time. It passes a gap."""
-    gap = log.gap
-    if gap is None:
-        yield from between(log, log.first_revision - 1, last)
-        return
-    yield from between(log, log.first_revision - 1, min(gap.first - 1, last))
-    yield from between(log, gap.last, last)
-
-
-def naming(groups: Iterable[Sequence[Record]], subjects: Subjects, until: int) -> Iterator[Naming]:
-    """Yields the records up to `until` that name a subject."""
+def naming(
+    groups: Iterable[Sequence[Record]], subjects: Subjects, until: int, check: Callable[[], None]
+) -> Iterator[Naming]:
+    """Yields the records up to `until` that name a subject. `check` is called for each group."""
     for group in groups:
+        check()
         for record in _candidates(group, subjects, until):
             change = change_in(record)
             rows = np.empty(0, np.int64) if change is None else erase.named(change, subjects)
@@ -107,10 +93,5 @@ def first_naming(
     Raises:
         LogError: the log is damaged.
     """
-
-    def checked() -> Iterator[Sequence[Record]]:
-        for group in present(log, last):
-            check()
-            yield group
-
-    return next((record.revision for record, _, _ in naming(checked(), subjects, last)), None)
+    found = naming(present(log, last), subjects, last, check)
+    return next((record.revision for record, _, _ in found), None)

@@ -15,7 +15,7 @@ from livefactor_server.tuning.metrics import Metric
 from livefactor_server.tuning.search import FinishedTrial
 
 PALETTE = ("#3b6fb6", "#7da7d9", "#2a7f62", "#8c6d1f", "#e07b39", "#c0392b")
-APART = ("#3b6fb6", "#e07b39", "#2a7f62", "#c0392b", "#7da7d9", "#8c6d1f")
+APART = tuple(PALETTE[place] for place in (0, 4, 2, 5, 1, 3))
 """The same colours. Neighbours are easy to tell apart, because few methods are drawn."""
 
 GREY = "#5f5f5f"

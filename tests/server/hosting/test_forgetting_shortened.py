@@ -430,7 +430,7 @@ def test_a_crash_between_two_stages_only_delays(
     assert crash_and_resume(template, tmp_path / "m", spoil)
 
 
-@pytest.mark.parametrize("name", ["_copy", "sync_folder", "take_over"])
+@pytest.mark.parametrize("name", ["copy_durably", "sync_folder", "take_over"])
 def test_a_crash_while_the_archive_is_read_or_written_only_delays(
     template, tmp_path: Path, monkeypatch, name: str
 ) -> None:

@@ -35,6 +35,11 @@ class Arithmetic(Protocol):
         ...
 
 
+def width_of(spec: ModelSpec) -> int:
+    """How many numbers the row of a feature has: factors, and a bias if the rule has biases."""
+    return spec.k + (spec.rule != Rule.SOLVE)
+
+
 class FeatureRows(PriorRows):
     """The features of one side. A part of a model (`tables.state.Part`).
 
@@ -49,7 +54,7 @@ class FeatureRows(PriorRows):
         """No features. `vectors` are the embeddings of the same rows, if there are any."""
         follows = spec.rule == Rule.SOLVE and spec.features.prior_events > 0
         super().__init__(spec, side, array_of, side == USERS and follows)
-        self._width = spec.k + self._has_bias
+        self._width = width_of(spec)
         self._arithmetic, self._vectors = arithmetic, vectors
         self._name = f"{FEATURES}.{SIDE_NAMES[side]}."
         self._numbers: dict[int, int] = {}

@@ -17,7 +17,8 @@ from livefactor_server.hosting.earlier import Moment, revision_at
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.log.store import Kind, Log, LogGap
 from livefactor_server.snapshots import replay
-from livefactor_server.snapshots.replay import between, skipped_at
+from livefactor_server.snapshots.records import between
+from livefactor_server.snapshots.replay import skipped_at
 from livefactor_server.statuses import later, precondition
 
 CHECK_RECORDS = 10_000

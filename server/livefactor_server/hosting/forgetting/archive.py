@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from livefactor_server.changes.history.erase import Erased, Subjects
+from livefactor_server.hosting.retention import copy_durably
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.errors import LogDamaged, LogError
 from livefactor_server.log.format import DATA_START, BadGroup, Record, hash_function, hash_name_of
@@ -130,7 +131,7 @@ def put_back(log: Log, archived: Archived) -> tuple[str, ...]:
     try:
         for each in archived.segments:
             draft, target = folder / f"{each.path.name}{_DRAFT}", folder / each.path.name
-            _copy(each.path, draft)
+            copy_durably(each.path, draft)
             made.append(Segment(target, each.first, each.size, 0))
             os.replace(draft, target)
         sync_folder(folder)
@@ -163,7 +164,7 @@ def take_over(log: Log, archive: Path) -> tuple[str, ...]:
         if not target.exists() or filecmp.cmp(segment.path, target, shallow=False):
             continue
         draft = archive / f".{segment.path.name}"
-        _copy(segment.path, draft)
+        copy_durably(segment.path, draft)
         with target.open("r+b") as old:
             size = target.stat().st_size
             for at in range(0, size, _PIECE_BYTES):
@@ -185,24 +186,9 @@ def naming(
     after = next(each for each in log.segments if each.first > log.gap.last)
     archived = Archived(tuple(Segment(path, int(path.stem), path.stat().st_size) for path in paths), after)
     found = set[int]()
-
-    def checked() -> Iterator[Sequence[Record]]:
-        for group in archived.groups():
-            check()
-            yield group
-
     try:
-        for record, _, _ in strangers.naming(checked(), subjects, until):
+        for record, _, _ in strangers.naming(archived.groups(), subjects, until, check):
             found.add(max(first for first in archived.firsts if first <= record.revision))
     except (LogError, OSError):
         return list(paths)
     return [path for path, first in zip(paths, archived.firsts, strict=True) if first in found]
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copies a file durably, and compares the copy with it."""
-    shutil.copyfile(source, target)
-    with target.open("rb") as copy:
-        os.fsync(copy.fileno())
-    if not filecmp.cmp(source, target, shallow=False):
-        raise OSError(f"{target}: the copy differs from {source}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,6 +17,7 @@ from livefactor_server.hosting.forgetting.archive import Archived
 from livefactor_server.log.erasing import Left
 from livefactor_server.log.store import Log, Record
 from livefactor_server.snapshots import strangers
+from livefactor_server.snapshots.records import present
 
 EVENT_S = 1e-6
 """Seconds that a replay takes for an event, before the server has learned enough to know."""
@@ -87,13 +88,8 @@ def survey(
     records = rows = events = 0
     firsts, segments = [segment.first for segment in log.segments], set[int]()
     firsts += archived.firsts if archived is not None else []
-
-    def checked() -> Iterator[Sequence[Record]]:
-        for group in chain(strangers.present(log, until), archived.groups() if archived else ()):
-            check()
-            yield group
-
-    for record, _, found in strangers.naming(checked(), subjects, until):
+    groups = chain(present(log, until), archived.groups() if archived else ())
+    for record, _, found in strangers.naming(groups, subjects, until, check):
         records, rows = records + 1, rows + len(found)
         events += len(found) if record.kind in LEARNED else 0
         segments.add(max(each for each in firsts if each <= record.revision))
