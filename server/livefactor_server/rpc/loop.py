@@ -7,7 +7,9 @@ best. So all servers of a process share one loop, which lives as long as the pro
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
+import os
 import selectors
 import threading
 import time
@@ -69,6 +71,28 @@ def _make(call: Callable[..., object], *arguments: Any) -> None:
         logger.exception("event loop")
 
 
+class _Bell:
+    """An event file of Linux that wakes a loop, by calls that keep the GIL.
+
+    A thread that gives the GIL up to wake the loop, as `call_soon_threadsafe` does, gets it back
+    only after the loop has run.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        libc = ctypes.PyDLL(None)
+        self._write, self._read = libc.eventfd_write, libc.eventfd_read
+        self._write.argtypes = ctypes.c_int, ctypes.c_uint64
+        self._read.argtypes = ctypes.c_int, ctypes.POINTER(ctypes.c_uint64)
+        self._rings = ctypes.c_uint64()
+
+    def ring(self) -> None:
+        self._write(self.descriptor, 1)
+
+    def silence(self) -> None:
+        self._read(self.descriptor, self._rings)
+
+
 class Loop:
     """A running event loop. Any thread may call its methods, but for `when_idle`."""
 
@@ -77,6 +101,8 @@ class Loop:
         self._loop = asyncio.SelectorEventLoop(self._selector)
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._is_woken = False
+        self._bell = _Bell()
+        self._loop.add_reader(self._bell.descriptor, self._empty_inbox)
         threading.Thread(target=self._loop.run_forever, name="rpc-loop", daemon=True).start()
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -109,9 +135,10 @@ class Loop:
         """Has the loop make the prepared calls soon."""
         if not self._is_woken:
             self._is_woken = True
-            self._loop.call_soon_threadsafe(self._empty_inbox)
+            self._bell.ring()
 
     def _empty_inbox(self) -> None:
+        self._bell.silence()
         # The flag falls first: whoever appends from now on wakes the loop again.
         self._is_woken = False
         for _ in range(len(self._inbox)):
