@@ -31,6 +31,7 @@ from livefactor_kernels.solve.prior import dimension_of
 from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
 from livefactor_kernels.solve.prior.learning import Prior, following
 from livefactor_kernels.solve.prior.rows import PriorRows
+from livefactor_kernels.solve.prior.sums import MapSums
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
@@ -309,6 +310,19 @@ class CpuModel:
         if side == ITEMS:
             self._follow_newcomers(rows, had_prior)
         self.advance(revision, *((count, None) if side == USERS else (None, count)))
+
+    def add_map_sums(self, sums: MapSums) -> None:
+        """See `backend.Backend.add_map_sums`."""
+        prior, nobody, count = self._priors[USERS], np.empty(0, np.uint32), self.published[USERS]
+        assert prior is not None
+        self.head.open()
+        changed, rows = self._told(USERS), prior.add_sums(sums, count)
+        assert changed is not None
+        if self._features:
+            rows = self._features[USERS].follow_vectors(nobody, count)
+        self.pins.protect(Update(sums.revision, nobody, nobody, None, None, *self.published), more_users=rows)
+        changed.map_cold()
+        self.advance(sums.revision)
 
     def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
         """See `backend.Backend.set_features`."""
