@@ -37,6 +37,7 @@ from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.clearing import rows_in_gram
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.cpu_deltas import CpuSteps
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.head import Head
 from livefactor_kernels.tables.recent import Recent
@@ -111,6 +112,7 @@ class CpuModel:
         ]
         further += self._features
         self._parts: list[Part] = [self._mean, self._rule, *further]
+        self._steps = CpuSteps(spec, self.users, self.items) if spec.merge.optimizer_step else None
         self.pins = PinBoard(spec, (self.users, self.items))
         self.head = Head()
         self.candidates = cpu_candidates.CandidateReader(self.head, self._mean.sums, self.users, self.items)
@@ -264,7 +266,10 @@ class CpuModel:
         users, items = (deltas.rows, nobody) if deltas.side == USERS else (nobody, deltas.rows)
         self.head.open()
         self.pins.protect(Update(deltas.revision, users, items, None, None, *counts))
-        add(self.spec, (self.users, self.items)[deltas.side].padded().__getitem__, deltas)
+        if self._steps is not None:
+            self._steps.step(deltas)
+        else:
+            add(self.spec, (self.users, self.items)[deltas.side].padded().__getitem__, deltas)
         self.advance(deltas.revision, *counts)
 
     def clear(self, side: int, rows: np.ndarray, revision: int) -> None:
