@@ -88,8 +88,8 @@ def rows_at_home(snapshot: LoadedSnapshot, items: Sequence[Ids]) -> Doubles:
 
     items: the items of each user's events. Those that the model does not know are left out. A row
     is the least-squares solution for the events, each of weight 1, with the item rows of the
-    snapshot. Users without events have rows of zeros. Raises ValueError for a model of another rule or
-    loss.
+    snapshot. Users without events have rows of zeros. Raises ValueError for a model of another
+    rule or loss.
     """
     spec, tensors = snapshot.spec, snapshot.tensors
     if spec.loss != models_pb2.LOSS_IMPLICIT:
