@@ -37,7 +37,10 @@ def measure(folder: Path, name: str) -> dict[str, float]:
 
 def table(figures: dict[str, float | str]) -> str:
     """The table of the page."""
-    lines = ["| data | with times | order alone | order alone, without baskets | tuned iALS |", "|---" * 5 + "|"]
+    lines = [
+        "| data | with times | order alone | order alone, without baskets | tuned iALS |",
+        "|---" * 5 + "|",
+    ]
     for name in TIMED_SETS:
         if f"untimed_{name}_timed" in figures:
             keys = [*(f"untimed_{name}_{way}" for way in WAYS), f"auto_{name}_ials"]

@@ -131,9 +131,9 @@ Baskets. With `mix.baskets`, events without times can be a basket, too. A *run* 
 fresh events of one user and with time 0 that stand side by side in a record. Its events are
 predicted like events of one time: as one visit, and without each other. Let R be the number of runs
 in the records before, without a run at the start of a record, and R' the number of those whose user
-had a row before the record. Runs are taken for baskets if R' is above 0 and R' * `RETURN_SHARE` is at
-least R. So they are not if a log lists all events of one user after the other. Histories do not know runs: in
-them each of these events is a visit.
+had a row before the record. Runs are taken for baskets if R' is above 0 and R' * `RETURN_SHARE` is
+at least R. So they are not if a log lists all events of one user after the other. Histories do not
+know runs: in them each of these events is a visit.
 
 Starts. A record of factors before the first event sets the counts of the m items with a start to
 what the factors say. Let t_i = max(x . y_i, 0), where x is the sum of the users' rows in the Gram
@@ -154,8 +154,8 @@ events count. If what a newcomer has of them is removed, its counts and p are 0.
 The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and r and p are
 float32. Sums run from left to right. The section `mix` has the weights by group and expert, then
 the events since the last decay, sum p and sum p**2, then b and B with recent popularity, then w[u,
-8] by group with similar users, then R and R' with baskets. draw(t, d, c) is `random.draw_below` with the key of
-`random.MIX_DOMAIN`."""
+8] by group with similar users, then R and R' with baskets. draw(t, d, c) is `random.draw_below`
+with the key of `random.MIX_DOMAIN`."""
 
 from __future__ import annotations
 
