@@ -16,7 +16,7 @@ import typer.main
 import livefactor
 from livefactor.errors import NotFound
 from livefactor_server.cli.app import app
-from livefactor_server.engine.answering.journal import UNWRITTEN
+from livefactor_server.engine.answering.journal import UNWRITTEN, Claim
 from livefactor_server.engine.answering.served import FILES, Served
 from livefactor_server.log import sealing
 from livefactor_server.log.sealing import KEY_BYTES, Key
@@ -27,6 +27,11 @@ NAME = b"a name that only this answer has"
 
 def kept(served: Served, model: str = "m", request: bytes = b"request", answer: bytes = b"answer") -> int:
     return int.from_bytes(served.keep(model, request, answer)[-8:], "little")
+
+
+def claim(served: Served, score_id: int, outcome: tuple[int, int, int], owner: Any) -> bool:
+    (is_first,) = served.claim([Claim(score_id, outcome, owner)])
+    return is_first
 
 
 def reopened(folder: Path, bytes_max: int = 1 << 20, **options: Any) -> Served:
@@ -86,12 +91,12 @@ def test_a_restart_explains_what_was_served_before(tmp_path: Path) -> None:
 def test_calls_and_outcomes_survive_the_end_of_the_process(tmp_path: Path) -> None:
     one = reopened(tmp_path)
     score_id = kept(one, request=b"question")
-    assert one.claim(score_id, (1, 2, 0), OWNER)
+    assert claim(one, score_id, (1, 2, 0), OWNER)
     two = reopened(tmp_path)
     call, before = two.get(score_id), one.get(score_id)
     assert call is not None and call == before and call.request == b"question"
     assert two.nbytes == one.nbytes
-    assert two.claim(score_id, (1, 2, 0), OWNER) and not two.claim(score_id, (1, 2, 0), (b"x", 1, b"d", 0))
+    assert claim(two, score_id, (1, 2, 0), OWNER) and not claim(two, score_id, (1, 2, 0), (b"x", 1, b"d", 0))
     later = kept(two)
     three = reopened(tmp_path)
     assert [three.get(each) is not None for each in (score_id, later)] == [True, True]
@@ -102,7 +107,7 @@ def test_files_are_bounded_as_the_memory_is(tmp_path: Path) -> None:
     served = Served(most, 60.0, lambda: now[0], tmp_path)
     for number in range(2000):
         score_id = kept(served, request=bytes(500), answer=bytes(500))
-        served.claim(score_id, (number, 1, 0), OWNER)
+        claim(served, score_id, (number, 1, 0), OWNER)
         assert len(bytes_of(tmp_path)) < most * (1 + 2 / FILES)
     assert len(list(tmp_path.iterdir())) <= FILES + 2
     again = Served(most, 60.0, lambda: now[0], tmp_path)
@@ -153,7 +158,7 @@ def test_what_is_forgotten_is_in_no_file(tmp_path: Path) -> None:
     served = reopened(tmp_path)
     gone = kept(served, "m", NAME)
     other = kept(served, "other", b"stays")
-    served.claim(other, (1, 2, 0), OWNER)
+    claim(served, other, (1, 2, 0), OWNER)
     assert NAME in bytes_of(tmp_path)
     served.forget("m")
     assert NAME not in bytes_of(tmp_path)

@@ -38,7 +38,10 @@ _HEADER_BYTES = len(_MAGIC) + len(NO_KEY) + _SALT_BYTES
 _FRAME = struct.Struct("<II")
 _CALL = struct.Struct("<BQdHI")
 _CLAIM = struct.Struct("<BQQQIQIHH")
-_ZEROS = bytes(1 << 20)
+PIECE_BYTES = 1 << 20
+"""Bytes that are written at a time, at most about."""
+
+_ZEROS = bytes(PIECE_BYTES)
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +103,8 @@ class Journal:
         self._numbers = sorted(int(each.name) for each in folder.glob("[0-9]*") if each.name.isdigit())
         self._next = self._numbers[-1] + 1 if self._numbers else 1
         self._left = 0
+        # Entries that are not written yet, and their number.
+        self._pending, self._waiting = bytearray(), 0
 
     def read(self) -> Iterator[tuple[int, KeptCall | Claim]]:
         """Yields the number of each file with each entry in it, in order. A file that is damaged is
@@ -115,26 +120,42 @@ class Journal:
                 logger.warning("kept answers: %s is read up to where it is damaged: %s", path, error)
 
     def write(self, entry: KeptCall | Claim) -> int:
-        """Writes an entry. Returns the number of its file. If the disk refuses, it is counted."""
+        """Takes an entry for the file, at the latest at `flush`. Returns the number of the file."""
         data = entry.to_bytes()
         try:
             if self._left <= 0:
                 self._begin()
-            assert self._file is not None
-            if self._cipher is not None:
-                nonce = os.urandom(NONCE_BYTES)
-                data = nonce + self._cipher.encrypt(nonce, data, b"")
-            framed = _FRAME.pack(len(data), zlib.crc32(data)) + data
-            if self._file.write(framed) != len(framed):
-                raise OSError("a short write")
-            self._left -= len(framed)
         except OSError as error:
-            if not self._left:
-                logger.warning("kept answers: they are not written to %s: %s", self._folder, error)
-            # What follows a torn entry could not be read.
-            self._left = 0
-            UNWRITTEN.inc()
+            self._fail(error, 1)
+            return self.last
+        if self._cipher is not None:
+            nonce = os.urandom(NONCE_BYTES)
+            data = nonce + self._cipher.encrypt(nonce, data, b"")
+        self._pending += _FRAME.pack(len(data), zlib.crc32(data)) + data
+        self._waiting += 1
+        if len(self._pending) >= PIECE_BYTES:
+            self.flush()
         return self.last
+
+    def flush(self) -> None:
+        """Writes what was taken. If the disk refuses, it is counted and dropped."""
+        if not self._pending:
+            return
+        assert self._file is not None
+        try:
+            if self._file.write(self._pending) != len(self._pending):
+                raise OSError("a short write")
+            self._left -= len(self._pending)
+        except OSError as error:
+            self._fail(error, self._waiting)
+        self._pending.clear()
+        self._waiting = 0
+
+    def _fail(self, error: OSError, entries: int) -> None:
+        logger.warning("kept answers: %d entries are not written to %s: %s", entries, self._folder, error)
+        # What follows a torn entry could not be read, so another file begins.
+        self._left = 0
+        UNWRITTEN.inc(entries)
 
     def _begin(self) -> None:
         self.close()
@@ -177,6 +198,7 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file. A further entry begins another one."""
+        self.flush()
         if self._file is not None:
             self._file.close()
         self._file, self._left = None, 0

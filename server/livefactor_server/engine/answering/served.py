@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +122,8 @@ class Served:
                 score_id = secrets.randbits(64)
             kept = KeptCall(score_id, now, model, request, answer)
             file = 0 if self._journal is None else self._journal.write(kept)
+            if self._journal is not None:
+                self._journal.flush()
             call = self._calls[score_id] = Call(model, now, request, answer, {}, file)
             self._nbytes += call.nbytes
             self._expire(now)
@@ -164,26 +166,31 @@ class Served:
             self._calls[score_id] = call._replace(file=self._journal.write(kept))
             for outcome, owner in call.outcomes.items():
                 self._journal.write(Claim(score_id, outcome, owner))
+        self._journal.flush()
 
-    def claim(
-        self, score_id: int, outcome: tuple[int, int, int], owner: tuple[bytes, int, bytes, int]
-    ) -> bool:
-        """Notes an outcome of a kept call: user, item and event type.
+    def claim(self, claims: Iterable[Claim]) -> list[bool]:
+        """Notes outcomes of kept calls, those of one batch.
 
-        `owner` is the event: its producer and sequence, a hash of its batch, and its row. Returns
-        False if another event had the same outcome. A call that is gone has no outcomes any more.
+        Returns for each whether it is the first event with this outcome. A call that is gone has no
+        outcomes any more.
         """
         with self._lock:
-            call = self._calls.get(score_id)
-            if call is None:
-                return True
-            first = call.outcomes.setdefault(outcome, owner)
-            if first is owner:
-                self._nbytes += OUTCOME_BYTES
-                if self._journal is not None:
-                    self._journal.write(Claim(score_id, outcome, owner))
-                self._trim()
-            return first == owner
+            are_first = [self._claim(each) for each in claims]
+            if self._journal is not None:
+                self._journal.flush()
+            self._trim()
+            return are_first
+
+    def _claim(self, claim: Claim) -> bool:
+        call = self._calls.get(claim.score_id)
+        if call is None:
+            return True
+        first = call.outcomes.setdefault(claim.outcome, claim.owner)
+        if first is claim.owner:
+            self._nbytes += OUTCOME_BYTES
+            if self._journal is not None:
+                self._journal.write(claim)
+        return first == claim.owner
 
     def _expire(self, now: float) -> None:
         while self._calls:

@@ -305,6 +305,8 @@ class Following:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self.error = ""
+        # When a model that could not be copied is tried again.
+        self._lost_at = 0.0
         self._thread = threading.Thread(target=self._look, name="follow", daemon=True)
 
     def start(self) -> None:
@@ -340,9 +342,7 @@ class Following:
         while True:
             rest_s = LOOK_S
             try:
-                for name in self._models.lost():
-                    copy_over(name, self._models, self.calls)
-                    self._add(name)
+                self._copy_lost()
                 self._copy_new(self.calls.models())
                 self.error = ""
             except grpc.RpcError as error:
@@ -355,6 +355,18 @@ class Following:
                     logger.exception("a model of the leader could not be copied")
             if self._stopped.wait(rest_s):
                 return
+
+    def _copy_lost(self) -> None:
+        if time.monotonic() < self._lost_at:
+            return
+        for name in self._models.lost():
+            try:
+                copy_over(name, self._models, self.calls)
+            except _COPY_ERRORS as error:
+                logger.warning("model %s: it cannot be copied from %s yet: %s", name, self.leader, error)
+                self._lost_at = time.monotonic() + REFUSED_REST_S
+            else:
+                self._add(name)
 
     def _copy_new(self, names: Iterable[str]) -> None:
         for name in names:
