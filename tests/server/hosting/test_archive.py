@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click.testing
-import fsspec
 import pytest
 import typer
-from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.registry import known_implementations
 
 from engine_rig import Rig, batch
 from livefactor_server.cli.app import app
@@ -34,6 +31,10 @@ from livefactor_server.snapshots.replay import snapshot_store
 from livefactor_server.statuses import Refused
 from test_forgetting import CANARY, found_in, rig_at
 from test_forgetting_shortened import GUEST, SUBJECTS, Shop, check_all
+
+fsspec = pytest.importorskip("fsspec")
+MemoryFileSystem = pytest.importorskip("fsspec.implementations.memory").MemoryFileSystem
+known_implementations = pytest.importorskip("fsspec.registry").known_implementations
 
 
 class ShakyFileSystem(MemoryFileSystem):
