@@ -133,7 +133,7 @@ class Models(ModelsBase, BlockingClient):
         """The features of a side that carry the most weight, or the least.
 
         side: "user", "item", or "context" for the features of events. limit: at most 4096. Raises
-        NotFound, ValueError for another side, and InvalidArgument if the model has no such features.
+        NotFound, ValueError for another side, and InvalidArgument if there are no such features.
         """
         if side not in FEATURE_SIDES:
             raise ValueError(f"side: expected 'user', 'item' or 'context', got {side!r}")

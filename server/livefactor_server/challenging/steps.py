@@ -112,7 +112,9 @@ def judged_events(step: Step, seed: int, share: float, meanings: Meanings, ranks
     context = None
     if any(each is not None for each in bags):
         sizes = [part.users.size for part in parts]
-        context = joined_bags([Bags.empty(n) if own is None else own for n, own in zip(sizes, bags, strict=True)])
+        context = joined_bags(
+            [Bags.empty(n) if own is None else own for n, own in zip(sizes, bags, strict=True)]
+        )
     return Judged(*map(np.concatenate, columns), context)
 
 

@@ -87,6 +87,9 @@ def sample_of(records: Sequence[Record], chosen: choice.Chosen, has_context: boo
         ]
         return np.asarray(_joined(filled)[at], dtype)
 
+    context = None
+    if has_context:
+        context = _context_of(changes, np.split(chosen.events, np.cumsum(counts)[:-1]))
     sample = Sample(
         revisions=np.array([record.header.revision for record in records], np.uint64)[chosen.records],
         events=chosen.events,
@@ -98,7 +101,7 @@ def sample_of(records: Sequence[Record], chosen: choice.Chosen, has_context: boo
         item_counts=np.array([part.item_count for part in placements if part], np.uint64)[chosen.records],
         lots=chosen.lots,
         companions=counts[chosen.records],
-        context=_context_of(changes, np.split(chosen.events, np.cumsum(counts)[:-1])) if has_context else None,
+        context=context,
     )
     has_rows = (sample.user_rows != NO_ROW) & (sample.item_rows != NO_ROW)
     # The model does not learn the others.

@@ -37,7 +37,7 @@ def feature_row_bytes(k: int) -> int:
 
 
 def context_row_bytes(k: int) -> int:
-    """Memory of a feature of context: its place, which is reserved for all of them, and its name."""
+    """Memory of a feature of context: its place and its name, reserved for all of them."""
     return 100 + 8 * (k + 2) + ENTRY_BYTES + FEATURE_NAME_BYTES_MAX
 
 

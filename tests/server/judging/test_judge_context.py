@@ -29,7 +29,9 @@ def bodies(with_context: bool, records: int = 120, rows: int = 16) -> list[bytes
     rng, found = np.random.default_rng(5), []
     for _ in range(records):
         users, items = rng.integers(0, 50, rows, np.uint64), rng.integers(0, ITEMS, rows, np.uint64)
-        context = bag_columns([[{"word": 1.0}, {f"kind:{item % 6}": 1.0}][int(with_context)] for item in items.tolist()])
+        context = bag_columns(
+            [[{"word": 1.0}, {f"kind:{item % 6}": 1.0}][int(with_context)] for item in items.tolist()]
+        )
         found.append(wire.encode_interactions(users, items, context=context))
     return found
 

@@ -207,7 +207,9 @@ def test_a_report_tells_which_context_carries_weight_and_dropped_context_goes(
         assert found["hour:3"].ids + found["hour:15"].ids == 2000
         # Each event has "phone", so it says nothing of items.
         assert found["phone"].strength < 0.1 < 5 < found["hour:3"].strength
-        assert [each.name for each in models.features("told", "context", limit=1, weakest_first=True)] == ["phone"]
+        assert [each.name for each in models.features("told", "context", limit=1, weakest_first=True)] == [
+            "phone"
+        ]
         with server.producer("d", model="told") as producer:
             assert producer.drop_features("context", ["phone", "unknown"]).result(10).accepted == 2
         assert {each.name for each in models.features("told", "context")} == {"hour:3", "hour:15"}

@@ -33,8 +33,8 @@ in float64. The sum q is added from 0 in the order of the bag, clamped to `FACTO
 to float32. It is computed for each call, from the statistics at its revision. Features without
 statistics add nothing.
 
-Strength. How far the mean item of the events with a feature is from the mean item of all, in standard
-errors: with the mean m and the covariance C of the e of all events, both from A,
+Strength. How far the mean item of the events with a feature is from the mean item of all, in
+standard errors: with the mean m and the covariance C of the e of all events, both from A,
 
     strength = sqrt(n_f r_f' C r_f / k)
 

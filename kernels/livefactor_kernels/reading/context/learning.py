@@ -27,7 +27,6 @@ from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.solve.prior.cpu import livefactor_regress_kernel
 from livefactor_kernels.spec.model import ModelSpec
 
-
 _NO_KEYS = np.empty(0, np.uint64)
 
 

@@ -65,7 +65,7 @@ def models_drop_features(
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
-    """Take features out of all users or items, or forget features of context. This is in the log."""
+    """Take features out of all users or items, or forget features of context. It is in the log."""
     from livefactor.pushing.producer import Producer
 
     _require_side(side)
