@@ -1,4 +1,4 @@
-"""What may be together: the table of rules and parts of docs/content.md, and all parts in one model."""
+"""What may be together: the table of docs/content.md, and all parts in one model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_vectors_of_users_need_followed_features() -> None:
 
 @pytest.mark.parametrize("name", ["clicks", "auto"])
 def test_all_parts_of_one_model_add_up(name: str, tmp_path: Path) -> None:
-    """Query and context add to the scores of users with features, vectors and events, or without."""
+    """Query and context add to the scores of users with features and vectors."""
     rng = np.random.default_rng(4)
     spec = {
         "k": 8,
