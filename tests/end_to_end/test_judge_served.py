@@ -119,6 +119,9 @@ def test_figures_are_described_scraped_and_written(serve: Callable[..., Server],
     groups = {"new_users": judgement.new_user_figures, "known_users": judgement.known_user_figures}
     for name, figures in groups.items():
         (figure,) = (one for one in figures if one.metric == "loss")
+        users = name.removesuffix("_users")
+        labels = f'metric="loss",model="m",scorer="model",span="window",users="{users}"'
+        assert f"livefactor_judge_group_figure{{{labels}}} {figure.windowed!r}" in shown.splitlines()
         assert scalars[f"loss/{name}/model/window"] == pytest.approx(figure.windowed, rel=1e-6)
 
 
