@@ -115,7 +115,8 @@ def judged_events(step: Step, seed: int, share: float, meanings: Meanings, ranks
         context = joined_bags(
             [Bags.empty(n) if own is None else own for n, own in zip(sizes, bags, strict=True)]
         )
-    return Judged(*map(np.concatenate, columns), context)
+    users, items, values = (np.concatenate(column) for column in columns)
+    return Judged(users, items, values, context)
 
 
 class _Piece(NamedTuple):

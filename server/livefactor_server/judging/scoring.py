@@ -60,8 +60,9 @@ class Sample(NamedTuple):
 
     def where(self, mask: np.ndarray) -> Sample:
         """The events with a true value in `mask`, bool[m]."""
-        context = None if self.context is None else self.context.take(mask)
-        return Sample(*(column[mask] for column in self[:-1]), context)  # type: ignore[arg-type,index]
+        *columns, context = self
+        kept = {name: column[mask] for name, column in zip(self._fields, columns, strict=False)}
+        return Sample(**kept, context=None if context is None else context.take(mask))
 
 
 def sample_of(records: Sequence[Record], chosen: choice.Chosen, has_context: bool = False) -> Sample:

@@ -164,4 +164,4 @@ def strengths_of(statistics: Statistics) -> np.ndarray:
     covariance = gram[:-1, :-1] / gram[-1, -1] - np.outer(mean, mean)
     squares = np.einsum("kf,kf->f", rows, covariance @ rows)
     found = np.sqrt(counts * np.maximum(squares, 0.0) / k)
-    return np.where(places >= 0, found[places], 0.0)
+    return np.asarray(np.where(places >= 0, found[places], 0.0))

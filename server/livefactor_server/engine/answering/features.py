@@ -81,6 +81,6 @@ def _first(found: FeatureReport, limit: int, weakest_first: bool) -> FeatureRepo
     if not found.names:
         return found
     order = found.strengths if weakest_first else -found.strengths
-    kept = np.lexsort((found.names, order))[:limit]
+    kept = np.lexsort((np.array(found.names), order))[:limit]
     names = [found.names[at] for at in kept.tolist()]
     return FeatureReport(found.revision, names, found.ids[kept], found.strengths[kept], found.total)
