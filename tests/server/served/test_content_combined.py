@@ -15,7 +15,8 @@ from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Context, Embeddings, Features, ModelSpec, SpecError
 from livefactor_kernels.spec.presets import PRESET_NAMES, preset
 from livefactor_server.snapshots.audit import replay_model
-from repository import ROOT
+
+DOC = Path(__file__).resolve().parents[3] / "docs" / "content.md"
 
 PARTS = {
     "features": {"features": Features(64)},
@@ -29,7 +30,7 @@ NAMES = np.array([f"film {item}" for item in range(ITEMS)])
 
 def table() -> list[list[str]]:
     """The cells of the table, with its head."""
-    text = (ROOT / "docs" / "content.md").read_text()
+    text = DOC.read_text()
     section = text.split("## What goes together", 1)[1].split("\n## ", 1)[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
     return [[cell.strip(" |") for cell in row] for row in rows]
