@@ -116,7 +116,7 @@ class Context:
             array[kept.size : count] = 0.0
         keys = list(self._places)
         self._places = {keys[old]: new for new, old in enumerate(kept.tolist())}
-        return np.array(keys, np.uint64)[~stays]
+        return np.asarray(np.array(keys, np.uint64)[~stays])
 
     def statistics(self, keys: np.ndarray) -> Statistics:
         """A copy of what is known of the features of keys uint64[m]."""
