@@ -17,6 +17,7 @@ from livefactor_kernels.pins import Pin
 from livefactor_kernels.reading.context import Moves, Statistics
 from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.solve.features import Bags
+from livefactor_kernels.solve.prior.sums import MapSums
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import ModelSpec, SpecError
 from livefactor_kernels.tables import ITEMS, USERS
@@ -191,6 +192,12 @@ class Backend(Protocol):
         Then it sets the revision and the number of rows of the side.
 
         The caller holds the gate. Only a model with embeddings (`spec.embeddings`) has it.
+        """
+
+    def add_map_sums(self, sums: MapSums) -> None:
+        """Adds sums to the map of users (`solve/prior/sums.py`), then sets the revision.
+
+        The caller holds the gate. Only a model with vectors of users that merges has it.
         """
 
     def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:

@@ -31,11 +31,13 @@ from livefactor_kernels.solve.prior import dimension_of
 from livefactor_kernels.solve.prior.cpu import CpuArithmetic as PriorArithmetic
 from livefactor_kernels.solve.prior.learning import Prior, following
 from livefactor_kernels.solve.prior.rows import PriorRows
+from livefactor_kernels.solve.prior.sums import MapSums
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import FactorDtype, ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.clearing import rows_in_gram
 from livefactor_kernels.tables.cpu import Table
+from livefactor_kernels.tables.cpu_deltas import CpuSteps
 from livefactor_kernels.tables.deltas import Deltas, add
 from livefactor_kernels.tables.head import Head
 from livefactor_kernels.tables.recent import Recent
@@ -110,6 +112,7 @@ class CpuModel:
         ]
         further += self._features
         self._parts: list[Part] = [self._mean, self._rule, *further]
+        self._steps = CpuSteps(spec, self.users, self.items) if spec.merge.optimizer_step else None
         self.pins = PinBoard(spec, (self.users, self.items))
         self.head = Head()
         self.candidates = cpu_candidates.CandidateReader(self.head, self._mean.sums, self.users, self.items)
@@ -263,7 +266,10 @@ class CpuModel:
         users, items = (deltas.rows, nobody) if deltas.side == USERS else (nobody, deltas.rows)
         self.head.open()
         self.pins.protect(Update(deltas.revision, users, items, None, None, *counts))
-        add(self.spec, (self.users, self.items)[deltas.side].padded().__getitem__, deltas)
+        if self._steps is not None:
+            self._steps.step(deltas)
+        else:
+            add(self.spec, (self.users, self.items)[deltas.side].padded().__getitem__, deltas)
         self.advance(deltas.revision, *counts)
 
     def clear(self, side: int, rows: np.ndarray, revision: int) -> None:
@@ -309,6 +315,19 @@ class CpuModel:
         if side == ITEMS:
             self._follow_newcomers(rows, had_prior)
         self.advance(revision, *((count, None) if side == USERS else (None, count)))
+
+    def add_map_sums(self, sums: MapSums) -> None:
+        """See `backend.Backend.add_map_sums`."""
+        prior, nobody, count = self._priors[USERS], np.empty(0, np.uint32), self.published[USERS]
+        assert prior is not None
+        self.head.open()
+        changed, rows = self._told(USERS), prior.add_sums(sums, count)
+        assert changed is not None
+        if self._features:
+            rows = self._features[USERS].follow_vectors(nobody, count)
+        self.pins.protect(Update(sums.revision, nobody, nobody, None, None, *self.published), more_users=rows)
+        changed.map_cold()
+        self.advance(sums.revision)
 
     def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
         """See `backend.Backend.set_features`."""

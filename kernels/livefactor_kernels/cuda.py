@@ -38,6 +38,7 @@ from livefactor_kernels.sgd.cuda_adaptive import AdaptiveSgd
 from livefactor_kernels.softmax.cuda import Softmax
 from livefactor_kernels.solve.cuda import Solver
 from livefactor_kernels.solve.features import Bags
+from livefactor_kernels.solve.prior.sums import MapSums
 from livefactor_kernels.spec.checks import check, check_cuda
 from livefactor_kernels.spec.model import (
     LANES,
@@ -210,6 +211,10 @@ class CudaModel:
     ) -> None:
         """See `backend.Backend.set_embeddings`. No spec on this backend has embeddings."""
         raise AssertionError("embeddings: `spec.checks.check_cuda` refuses them")
+
+    def add_map_sums(self, sums: MapSums) -> None:
+        """See `backend.Backend.add_map_sums`. No spec on this backend has embeddings."""
+        raise AssertionError("merge: `spec.checks.check_cuda` refuses it")
 
     def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
         """See `backend.Backend.set_features`. No spec on this backend has features."""

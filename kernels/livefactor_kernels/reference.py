@@ -34,6 +34,7 @@ from livefactor_kernels.solve.prior import dimension_of
 from livefactor_kernels.solve.prior.learning import Prior, following
 from livefactor_kernels.solve.prior.reference import ReferenceArithmetic as PriorArithmetic
 from livefactor_kernels.solve.prior.rows import PriorRows
+from livefactor_kernels.solve.prior.sums import MapSums
 from livefactor_kernels.solve.reference import Solver
 from livefactor_kernels.spec.model import ModelSpec, Rule
 from livefactor_kernels.tables import ITEMS, USERS, read_rows, ring_length
@@ -183,6 +184,19 @@ class ReferenceModel:
             if side == ITEMS:
                 self._follow_newcomers(rows, had_prior)
         self.advance(revision, *((count, None) if side == USERS else (None, count)))
+
+    def add_map_sums(self, sums: MapSums) -> None:
+        """See `backend.Backend.add_map_sums`."""
+        prior, count = self._priors[USERS], self.published[USERS]
+        assert prior is not None
+        with self.users.lock:
+            prior.add_sums(sums, count)
+            changed: PriorRows = prior
+            if self._features:
+                changed = self._features[USERS]
+                self._features[USERS].follow_vectors(np.empty(0, np.uint32), count)
+            changed.map_cold()
+        self.advance(sums.revision)
 
     def set_features(self, side: int, rows: np.ndarray, bags: Bags, revision: int, count: int) -> None:
         """See `backend.Backend.set_features`."""

@@ -65,12 +65,14 @@ def _changes(stamp: updates_pb2.ProducerStamp, rows: Rows) -> list[dict[str, obj
     vectors = updates_pb2.Embeddings(side=2, ids=[4], dimension=2, vectors=[1, 2])
     bags = updates_pb2.Features(side=2, ids=[4], counts=[2], names=["a", "b"], features=[0, 1])
     deltas = updates_pb2.FactorDeltas(side=2, ids=[4], dimension=2, deltas=[1, 2], biases=[3], weight=2)
+    sums = updates_pb2.MapSums(dimension=1, gram=[1, 0, 2], rows=[1, 2, 3, 4], weight=2)
     return [
         dict(model=MODEL, interactions=rows), dict(model=MODEL, producer=stamp, interactions=rows),
         dict(model=MODEL, producer=stamp, labels=labels), dict(model=MODEL, availability=marks),
         dict(model=MODEL, producer=stamp, embeddings=vectors), dict(model=MODEL, producer=stamp, features=bags),
         dict(model=MODEL, factor_deltas=deltas), dict(model=MODEL, dropped_features=updates_pb2.DroppedFeatures(side=2, names=["a"])),
         dict(model=MODEL, factors=updates_pb2.Factors(side=1, ids=[4], dimension=1, factors=[1], biases=[3])),
+        dict(model=MODEL, map_sums=sums),
     ]  # fmt: skip
 
 

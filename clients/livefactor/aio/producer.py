@@ -62,6 +62,7 @@ class AsyncProducer(ProducerBase):
     drop_features = awaited(Producer.drop_features)
     push_factors = awaited(Producer.push_factors)
     push_deltas = awaited(Producer.push_deltas)
+    push_map_sums = awaited(Producer.push_map_sums)
     flush = awaited(Producer.flush)
     keep = awaited(Producer.keep)
     has_applied = awaited(Producer.has_applied)

@@ -3,6 +3,7 @@
     rounds    a round: pull rows, train at home, give back what changed
     merging   means of contributions, also such that a few wrong ones change little
     proof     that a record was applied, computed from two snapshots
+    map_sums  sums over users at home, from which a model learns what a user's vector says
     home      a participant: its model, its events, and what it gives to a round
     flower    rounds with Flower: an app for participants, and a strategy for the server
     masking   secure aggregation: a server gets the sum of vectors, and no vector
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from livefactor.errors import MissingPackage
 from livefactor.federated.fixed import FixedPoint
 from livefactor.federated.home import Home
+from livefactor.federated.map_sums import MapSums, map_sums, map_sums_of, rows_at_home
 from livefactor.federated.merging import krum, trimmed_mean, weighted_mean
 from livefactor.federated.proof import unexplained_rows
 from livefactor.federated.rounds import (
@@ -43,6 +45,7 @@ __all__ = [
     "Contribution",
     "FixedPoint",
     "Home",
+    "MapSums",
     "OneRecord",
     "Participant",
     "ProtocolError",
@@ -54,8 +57,11 @@ __all__ = [
     "difference",
     "give",
     "krum",
+    "map_sums",
+    "map_sums_of",
     "merged_from",
     "register",
+    "rows_at_home",
     "rows_of",
     "trimmed_mean",
     "unexplained_rows",

@@ -121,15 +121,17 @@ class Intake:
         events, refusals = decode(message.payload, mapping.source.format)
         done = tracker.begin(message.position, len(events))
         dead = self._letters.count
-        left = [i for i, event in enumerate(events) if event is not None and not done >> i & 1]
+        left = list(range(len(events)))
+        if done or refusals:
+            left = [i for i in left if events[i] is not None and not done >> i & 1]
         self.counts.read += len(left)
         self._check(mapping, next((events[i] for i in left), None))
         self._refuse(message.partition, message.position, [r for r in refusals if not done >> r.number & 1])
-        kept = [i for i in left if mapping.keeps(events[i])]
+        kept = mapping.kept(left, events)
         if len(kept) < len(left):
             self.counts.filtered += len(left) - len(kept)
             tracker.finish(message.position, set(left).difference(kept))
-        found = [events[i] for i in kept]
+        found = events if len(kept) == len(events) else [events[i] for i in kept]
         if message.source in self._joiners:
             kept, found = self._join(message, kept, found, now)
         self._hold(mapping, message.partition, message.position, kept, found, now)

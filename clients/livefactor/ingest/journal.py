@@ -148,9 +148,17 @@ def _line(entry: Entry) -> bytes:
         name: [each.after, {str(position): f"{mask:x}" for position, mask in each.partial.items()}]
         for name, each in entry.progress.items()
     }
-    content = [entry.sequence, entry.rows, progress, entry.letters]
+    # The first column says how many rows there are.
+    rows = [*entry.rows[:1], *map(_shortened, entry.rows[1:])]
+    content = [entry.sequence, rows, progress, entry.letters]
     body = json.dumps(content, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _shortened(column: list[Any]) -> list[Any]:
+    """A column of equal values as one value: it takes long to write them, and most are equal."""
+    is_constant = len(column) > 1 and column.count(column[0]) == len(column)
+    return column[:1] if is_constant else column
 
 
 def _entry(line: bytes) -> Entry | None:
@@ -159,9 +167,10 @@ def _entry(line: bytes) -> Entry | None:
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(body):
         return None
     sequence, rows, progress, letters = json.loads(body)
+    n = len(rows[0]) if rows else 0
     return Entry(
         sequence,
-        rows,
+        [column if len(column) == n else column * n for column in rows],
         {
             name: Progress(after, {int(position): int(mask, 16) for position, mask in partial.items()})
             for name, (after, partial) in progress.items()

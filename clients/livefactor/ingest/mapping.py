@@ -132,12 +132,15 @@ class Mapping:
         self.source = source
         self._kept = [(_reader(c.path), frozenset(map(_hashable, c.values))) for c in source.keep]
         self._readers = {name: _reader(rule.path) for name, rule in source.fields.items()}
+        self._columns = {name: _column_reader(rule.path) for name, rule in source.fields.items()}
         types = source.event_types
         self._types = None if types is None else (_reader(types.path), types.names)
 
-    def keeps(self, event: dict[str, Any]) -> bool:
-        """Whether the filters keep an event."""
-        return all(_hashable(read(event)) in values for read, values in self._kept)
+    def kept(self, numbers: list[int], events: Sequence[Any]) -> list[int]:
+        """The numbers of those of `events` that the filters keep."""
+        for read, values in self._kept:
+            numbers = [i for i in numbers if _hashable(read(events[i])) in values]
+        return numbers
 
     def missing(self, event: dict[str, Any]) -> list[str]:
         """The names of fields that the mapping needs and the event has not."""
@@ -156,7 +159,7 @@ class Mapping:
         n = len(events)
         columns: dict[str, list[Any]] = {}
         for name, rule in self.source.fields.items():
-            columns[name] = _column(name, rule, list(map(self._readers[name], events)), reasons)
+            columns[name] = _column(name, rule, self._columns[name](events), reasons)
         weights, types = columns.get("weight", [1.0] * n), columns.get("event_type", [0] * n)
         if self._types is not None:
             weights, types = self._typed(events, weights, types, reasons)
@@ -222,6 +225,16 @@ def _reader(path: tuple[str, ...]) -> Callable[[dict[str, Any]], Any]:
     return read
 
 
+def _column_reader(path: tuple[str, ...]) -> Callable[[Sequence[dict[str, Any]]], list[Any]]:
+    """A function that reads what stands at `path` of each event."""
+    if len(path) == 1:
+        # A call for each event takes longer than the reading.
+        key = path[0]
+        return lambda events: [event.get(key, _MISSING) for event in events]
+    read = _reader(path)
+    return lambda events: list(map(read, events))
+
+
 def _hashable(value: Any) -> Any:
     # True is no 1, and what JSON nests can be no key of a set.
     return (type(value).__name__, value) if isinstance(value, str | int | float) else (type(value).__name__,)
@@ -263,7 +276,9 @@ def _strings(found: list[Any]) -> list[str]:
 
 
 def _integers(found: list[Any], end: int = _KEY_END) -> list[int]:
-    numbers = [value if type(value) is int else _integer(value) for value in found]
+    numbers = found
+    if set(map(type, found)) != {int}:
+        numbers = [value if type(value) is int else _integer(value) for value in found]
     for number in (min(numbers, default=0), max(numbers, default=0)):
         if not 0 <= number < end:
             raise ValueError(f"expected 0..{end - 1}, got {number}")

@@ -20,7 +20,7 @@ from livefactor.position import Position
 from livefactor.pushing.base import ProducerBase
 from livefactor.pushing.batching import Receipt
 from livefactor.pushing.delivery import WINDOW_BATCHES
-from livefactor.pushing.deltas import delta_body
+from livefactor.pushing.deltas import delta_body, map_sums_body
 from livefactor.pushing.embeddings import as_factors, as_vectors, embedding_bodies, factor_bodies
 from livefactor.pushing.features import context_bodies, feature_bodies, interactions_body, shown_by
 from livefactor.pushing.labels import FEATURE_SIDES, ITEMS, SIDES, USERS, label_cuts, read_ids
@@ -36,6 +36,7 @@ from livefactor.wire.columns import (
     FEATURES,
     INTERACTIONS,
     LABELS,
+    MAP_SUMS,
     Stamp,
     encode_apply,
     encode_availability,
@@ -256,6 +257,22 @@ class Producer(ProducerBase):
         keys, taken = read_ids(self._labels, side, ids, self._hash)
         body = delta_body(SIDES[side], keys, deltas, biases, weight)
         return (yield from self._taken_bodies(FACTOR_DELTAS, [body], timeout, taken))
+
+    @blocking
+    def push_map_sums(
+        self, gram: Any, rows: Any, *, weight: float = 1.0, timeout: float | None = None
+    ) -> Plan[Receipt]:
+        """Add sums over users elsewhere to those of the map of user vectors, after all rows pushed
+        before.
+
+        gram: numbers [d + 1, d + 1], the sum of e e' over users, where e is the vector of a user
+        and a 1. rows: numbers [d + 1, k], the sum of e y', where y is the row of a user
+        (`livefactor.federated.map_sums`). The model scales them by `weight` and by its spec
+        (docs/privacy.md). Raises the errors of `push`. The receipt raises InvalidArgument if the
+        model cannot take them.
+        """
+        body = map_sums_body(gram, rows, weight)
+        return (yield from self._taken_bodies(MAP_SUMS, [body], timeout))
 
     @blocking
     def drop_features(

@@ -866,8 +866,9 @@ global___ContextRows = ContextRows
 
 @typing.final
 class Merge(google.protobuf.message.Message):
-    """Deltas of rows that someone else learned (FactorDeltas, docs/privacy.md). Needs rule SGD or SOFTMAX, and
-    another optimizer than FTRL. An absent field has the preset's value.
+    """What someone else learned: deltas of rows (FactorDeltas), which need rule SGD or SOFTMAX and another optimizer
+    than FTRL, or sums of the map of user vectors (MapSums), which need rule SOLVE with embeddings.user_dimension
+    (docs/privacy.md). An absent field has the preset's value.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -876,7 +877,7 @@ class Merge(google.protobuf.message.Message):
     NORM_MAX_FIELD_NUMBER: builtins.int
     OPTIMIZER_STEP_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
-    """Multiplies the deltas, up to 100. 0: the model takes no deltas."""
+    """Multiplies the deltas and sums, up to 100. 0: the model takes none."""
     norm_max: builtins.float
     """A contribution with a larger Euclidean norm is scaled down to it. Above 0 with learning_rate."""
     optimizer_step: builtins.bool

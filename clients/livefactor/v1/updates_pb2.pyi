@@ -667,6 +667,51 @@ class FactorDeltas(google.protobuf.message.Message):
 global___FactorDeltas = FactorDeltas
 
 @typing.final
+class MapSums(google.protobuf.message.Message):
+    """Sums over users that others computed from vectors and rows of their own users. They are added to the sums
+    from which the model learns what a vector says of a user (ModelSpec.embeddings, docs/privacy.md). With e
+    for a user's vector of d numbers and a 1 at its end, and y for the user's row of k factors, the sums are
+    A, the sum of e e', and B, the sum of e y'. A message is one contribution. Its numbers are multiplied by
+    Merge.learning_rate * weight, and by Merge.norm_max / norm if the Euclidean norm of all its numbers is above
+    Merge.norm_max. Then the model learns its map again.
+
+    A message is refused as a whole with INVALID_ARGUMENT if the model's spec has no merge.learning_rate or no
+    embeddings.user_dimension, for another dimension or another number of numbers than those of the spec, for
+    a number that is NaN, infinite or beyond 1e30, for an A that no vectors have (it has an eigenvalue below 0),
+    and for a weight outside its limits. A message has at most 393,216 numbers. It counts as d + 1 rows.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIMENSION_FIELD_NUMBER: builtins.int
+    GRAM_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    dimension: builtins.int
+    """d. It must equal embeddings.user_dimension of the model's spec."""
+    weight: builtins.float
+    """Above 0 and at most the spec's weight_max. 0: 1."""
+    @property
+    def gram(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The numbers of A on and above its diagonal, row by row: (d + 1) * (d + 2) / 2."""
+
+    @property
+    def rows(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The numbers of B, row by row: (d + 1) * k."""
+
+    def __init__(
+        self,
+        *,
+        dimension: builtins.int = ...,
+        gram: collections.abc.Iterable[builtins.float] | None = ...,
+        rows: collections.abc.Iterable[builtins.float] | None = ...,
+        weight: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dimension", b"dimension", "gram", b"gram", "rows", b"rows", "weight", b"weight"]) -> None: ...
+
+global___MapSums = MapSums
+
+@typing.final
 class DroppedFeatures(google.protobuf.message.Message):
     """Takes features out of all bags of a side, and gives their places to further features. With SIDE_CONTEXT
     the model forgets features of context instead, until an event has them again. A name that is no feature
@@ -707,6 +752,7 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
+    MAP_SUMS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Empty: "default"."""
     @property
@@ -727,6 +773,8 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
     def dropped_features(self) -> global___DroppedFeatures: ...
     @property
     def factor_deltas(self) -> global___FactorDeltas: ...
+    @property
+    def map_sums(self) -> global___MapSums: ...
     def __init__(
         self,
         *,
@@ -740,10 +788,11 @@ class ApplyUpdatesRequest(google.protobuf.message.Message):
         features: global___Features | None = ...,
         dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
+        map_sums: global___MapSums | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "map_sums", b"map_sums", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "map_sums", b"map_sums", "model", b"model", "producer", b"producer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas", "map_sums"] | None: ...
 
 global___ApplyUpdatesRequest = ApplyUpdatesRequest
 
@@ -831,6 +880,7 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     DROPPED_FEATURES_FIELD_NUMBER: builtins.int
     FACTOR_DELTAS_FIELD_NUMBER: builtins.int
+    MAP_SUMS_FIELD_NUMBER: builtins.int
     TRACEPARENT_FIELD_NUMBER: builtins.int
     model: builtins.str
     traceparent: builtins.str
@@ -855,6 +905,8 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
     def dropped_features(self) -> global___DroppedFeatures: ...
     @property
     def factor_deltas(self) -> global___FactorDeltas: ...
+    @property
+    def map_sums(self) -> global___MapSums: ...
     def __init__(
         self,
         *,
@@ -868,11 +920,12 @@ class StreamUpdatesRequest(google.protobuf.message.Message):
         features: global___Features | None = ...,
         dropped_features: global___DroppedFeatures | None = ...,
         factor_deltas: global___FactorDeltas | None = ...,
+        map_sums: global___MapSums | None = ...,
         traceparent: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "producer", b"producer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "model", b"model", "producer", b"producer", "traceparent", b"traceparent"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas"] | None: ...
+    def HasField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "map_sums", b"map_sums", "producer", b"producer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["availability", b"availability", "change", b"change", "dropped_features", b"dropped_features", "embeddings", b"embeddings", "factor_deltas", b"factor_deltas", "factors", b"factors", "features", b"features", "interactions", b"interactions", "labels", b"labels", "map_sums", b"map_sums", "model", b"model", "producer", b"producer", "traceparent", b"traceparent"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["change", b"change"]) -> typing.Literal["interactions", "labels", "availability", "embeddings", "factors", "features", "dropped_features", "factor_deltas", "map_sums"] | None: ...
 
 global___StreamUpdatesRequest = StreamUpdatesRequest
 

@@ -72,6 +72,7 @@ __all__ = [
     "FEATURES",
     "INTERACTIONS",
     "LABELS",
+    "MAP_SUMS",
     "AvailabilityColumns",
     "BagColumns",
     "ColumnError",
@@ -119,6 +120,7 @@ FACTORS = "factors"
 FEATURES = "features"
 DROPPED_FEATURES = "dropped_features"
 FACTOR_DELTAS = "factor_deltas"
+MAP_SUMS = "map_sums"
 _COLUMN_DTYPES: dict[str, np.dtype[Any]] = {
     "user_ids": KEYS,
     "item_ids": KEYS,
@@ -142,7 +144,8 @@ _COLUMN_NUMBERS = _numbers(updates_pb2.Interactions, *_COLUMN_DTYPES)
 _COLUMNS = {name: (_COLUMN_NUMBERS[name], dtype) for name, dtype in _COLUMN_DTYPES.items()}
 _OPTIONAL = tuple(_COLUMNS)[2:]
 _NO_IDS: npt.NDArray[np.uint64] = np.empty(0, KEYS)
-_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, EMBEDDINGS, FEATURES, DROPPED_FEATURES, FACTORS, FACTOR_DELTAS
+_OF_CONTENT = EMBEDDINGS, FEATURES, DROPPED_FEATURES
+_CHANGES = INTERACTIONS, LABELS, AVAILABILITY, *_OF_CONTENT, FACTORS, FACTOR_DELTAS, MAP_SUMS
 _CHANGE_NUMBERS = _numbers(updates_pb2.ApplyUpdatesRequest, *_CHANGES)
 _CHANGE_NAMES = {number: name for name, number in _CHANGE_NUMBERS.items()}
 _MODEL, _PRODUCER = _numbers(updates_pb2.ApplyUpdatesRequest, "model", "producer").values()

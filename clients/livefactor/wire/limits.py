@@ -46,6 +46,9 @@ FEATURE_WEIGHT_MAX = 1000.0
 DELTA_NUMBERS_MAX = 3 << 18
 """Deltas of all rows of a batch: 3 MiB, and the ids and biases fit into a message beside them."""
 
+MAP_NUMBERS_MAX = 3 << 17
+"""Numbers of the sums of a map, 8 bytes each."""
+
 LABEL_BYTES_MAX = 1024
 """Bytes of a label. The server rejects the row of a longer one."""
 

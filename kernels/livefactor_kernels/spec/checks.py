@@ -263,9 +263,15 @@ def _check_merge(spec: ModelSpec) -> None:
         return
     is_norm = _finite32(most) and 1e-6 <= most <= 1e30
     require(is_norm, "merge.norm_max", "1e-6..1e30 with merge.learning_rate", most)
-    learns = spec.rule in (Rule.SGD, Rule.SOFTMAX)
-    rule = "sgd or softmax with merge.learning_rate, because rule solve solves rows from their events"
+    # Rule SOLVE takes sums of the map of user vectors, and no deltas of rows.
+    learns = spec.rule in (Rule.SGD, Rule.SOFTMAX) or spec.embeddings.user_dimension > 0
+    rule = (
+        "sgd or softmax with merge.learning_rate, because rule solve solves rows from their events, "
+        "or solve with embeddings.user_dimension"
+    )
     require(learns, "rule", rule, Rule(spec.rule).name.lower())
+    is_open = not spec.privacy.epsilon or spec.rule != Rule.SOLVE
+    require(is_open, "privacy.epsilon", "0 with rule solve", spec.privacy.epsilon)
     # With FTRL the factors follow from sums of gradients, so the next step would undo a delta.
     is_other = spec.optimizer.kind != OptimizerKind.FTRL
     require(is_other, "optimizer.kind", "another one than ftrl with merge.learning_rate", "ftrl")

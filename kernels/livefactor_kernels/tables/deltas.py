@@ -67,7 +67,10 @@ class Deltas(NamedTuple):
 
 
 def add(spec: ModelSpec, array_of: Callable[[str], np.ndarray], deltas: Deltas) -> None:
-    """Adds a record to the arrays of its side, which `array_of` gives by name."""
+    """Adds a record to the arrays of its side, which `array_of` gives by name.
+
+    Steps of the optimiser are slow here: `cpu_deltas` compiles them.
+    """
     if spec.merge.optimizer_step:
         _step_rows(spec, array_of, deltas)
         return
@@ -88,16 +91,26 @@ def add(spec: ModelSpec, array_of: Callable[[str], np.ndarray], deltas: Deltas) 
 
 def _step_rows(spec: ModelSpec, array_of: Callable[[str], np.ndarray], deltas: Deltas) -> None:
     """Steps the rows of a record by the optimiser."""
-    rate, stored = np.float32(spec.merge.learning_rate), array_of("factors")
-    rates = StepRates.of(spec)._replace(rate=rate, bias_rate=rate)
-    table, a = _Rows(array_of), _factor(spec, deltas, 1.0)
+    stored, table, rates = array_of("factors"), _Rows(array_of), step_rates(spec)
     gradients = np.zeros((len(deltas.rows), stored.shape[1]), np.float32)
-    gradients[:, : spec.k] = -(a * deltas.factors)
-    biases = [None] * len(deltas.rows) if deltas.bias is None else -(a * deltas.bias)
+    gradients[:, : spec.k], found = pseudo_gradients(spec, deltas)
+    biases = [None] * len(deltas.rows) if found is None else found
     x = np.empty_like(gradients)
     for place, (row, gradient, bias) in enumerate(zip(deltas.rows.tolist(), gradients, biases, strict=True)):
         x[place] = step_row(spec, rates, table, row, gradient, bias)
     stored[deltas.rows] = rounded_rows(spec, deltas.side, deltas.rows, deltas.revision, x)
+
+
+def step_rates(spec: ModelSpec) -> StepRates:
+    """The rates with which contributions step rows."""
+    rate = np.float32(spec.merge.learning_rate)
+    return StepRates.of(spec)._replace(rate=rate, bias_rate=rate)
+
+
+def pseudo_gradients(spec: ModelSpec, deltas: Deltas) -> tuple[np.ndarray, np.ndarray | None]:
+    """g of the factors, float32[n, k], and of the biases, float32[n] or None."""
+    a = _factor(spec, deltas, 1.0)
+    return -(a * deltas.factors), None if deltas.bias is None else -(a * deltas.bias)
 
 
 class _Rows:

@@ -32,6 +32,7 @@ from livefactor_server.changes.columns import apply_columns, skip_columns
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
 from livefactor_server.changes.content.factors import FactorsChange
 from livefactor_server.changes.content.features import DroppedFeaturesChange, FeaturesChange
+from livefactor_server.changes.content.map_sums import MapSumsChange
 from livefactor_server.changes.content.release import ReleaseChange
 from livefactor_server.changes.deltas import DeltasChange
 from livefactor_server.changes.engine import EngineChange
@@ -74,6 +75,7 @@ __all__ = [
     "InteractionsChange",
     "KeyedChange",
     "LabelsChange",
+    "MapSumsChange",
     "OpenProducerChange",
     "Placement",
     "Record",
@@ -122,6 +124,7 @@ _ALL: tuple[type[Change], ...] = (
     HeldChange,
     AcceptedChange,
     DroppedChange,
+    MapSumsChange,
 )
 
 CHANGES: dict[int, type[Change]] = {kind.kind: kind for kind in _ALL}

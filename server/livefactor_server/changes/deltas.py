@@ -44,9 +44,9 @@ def deltas_misfit(spec: ModelSpec, columns: DeltaColumns) -> str:
 
 def merge_misfit(spec: ModelSpec, columns: DeltaColumns) -> str:
     """As `deltas_misfit`, for deltas that have no need of privacy."""
+    if spec.rule == Rule.SOLVE:
+        return "a model of rule solve takes none, because it solves rows from their events"
     if not spec.merge.learning_rate:
-        if spec.rule == Rule.SOLVE:
-            return "a model of rule solve takes none, because it solves rows from their events"
         return "this model takes none (merge.learning_rate is 0)"
     if columns.deltas.shape[1] != spec.k:
         return f"expected dimension {spec.k}, which is k of the model, got {columns.deltas.shape[1]}"

@@ -13,6 +13,7 @@ from livefactor_server.changes.bodies import decode_bodies
 from livefactor_server.changes.content.embeddings import EmbeddingsChange
 from livefactor_server.changes.content.factors import FactorsChange, misfit
 from livefactor_server.changes.content.features import FeaturesChange
+from livefactor_server.changes.content.map_sums import MapSumsChange, map_sums_misfit
 from livefactor_server.changes.content.release import ReleaseChange, release_misfit
 from livefactor_server.changes.deltas import DeltasChange, deltas_misfit
 from livefactor_server.changes.history.quarantine import learned
@@ -137,6 +138,10 @@ def _misfit_of_records(records: Sequence[Record], spec: ModelSpec) -> str:
             deltas = DeltasChange.from_log(bytes(record.body)).columns
             if reason := deltas_misfit(spec, deltas):
                 return f"revision {record.revision} has deltas: {reason}"
+        if record.kind == Kind.MAP_SUMS:
+            map_sums = MapSumsChange.from_log(bytes(record.body)).columns
+            if reason := map_sums_misfit(spec, map_sums):
+                return f"revision {record.revision} has map sums: {reason}"
         if record.kind == Kind.RELEASE:
             sums = ReleaseChange.from_log(bytes(record.body)).columns
             if reason := release_misfit(spec, sums):

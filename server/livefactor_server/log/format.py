@@ -167,6 +167,7 @@ class Kind(IntEnum):
     HELD = 22
     ACCEPTED = 23
     DROPPED = 24
+    MAP_SUMS = 25
 
 
 @dataclass(slots=True)

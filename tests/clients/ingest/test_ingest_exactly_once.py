@@ -18,7 +18,7 @@ from livefactor.ingest.config import ConfigError, FieldRule, IngestConfig, Join,
 from livefactor.ingest.dead_letters import DeadLetters, DeadLettersFull
 from livefactor.ingest.ingester import Ingester
 from livefactor.ingest.intake import Counts
-from livefactor.ingest.journal import Journal, JournalError
+from livefactor.ingest.journal import Entry, Journal, JournalError
 from livefactor.ingest.sources import SourceError
 from livefactor.ingest.sources.files import FileSource
 from livefactor.pushing.producer import Producer
@@ -293,3 +293,14 @@ def test_a_source_that_fails_ends_the_ingester_with_its_error(
     monkeypatch.setattr(FileSource, "run", fail)
     with pytest.raises(SourceError, match="gone"):
         ingest(config(fake, tmp_path))
+
+
+def test_the_journal_gives_back_batches_of_equal_rows(tmp_path: Path) -> None:
+    """Columns of one value are written as one value. Those of an older journal were not."""
+    batches = [[["u"] * n, [7] * n, [1.0] * n, [1.0, *[2.0] * (n - 1)]] for n in (1, 2, 5)]
+    with Journal(tmp_path / "state") as journal:
+        for sequence, rows in enumerate([*batches, []], 1):
+            journal.append(Entry(sequence, rows, {}))
+    assert (tmp_path / "state" / "journal").read_text().count("1.0") == 6
+    with Journal(tmp_path / "state") as journal:
+        assert [entry.rows for entry in journal.entries] == [*batches, []]

@@ -153,6 +153,22 @@ def test_a_contribution_can_be_a_step_of_the_optimizer(kind: OptimizerKind) -> N
     assert unmoved.tobytes() == before["factors"][others].tobytes()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_with_limits_and_narrow_factors_have_the_bits_of_the_reference(
+    kind: OptimizerKind, dtype: FactorDtype
+) -> None:
+    limits = Regularization(gradient_norm_max=0.2, row_norm_max=0.15)
+    spec = replace(SPEC, merge=Merge(0.1, 3.0, True), optimizer=Optimizer(kind), regularization=limits)
+    models = [filled(name, check(replace(spec, factor_dtype=dtype))) for name in ("reference", "cpu")]
+    for revision, side in enumerate((ITEMS, USERS, ITEMS), start=2):
+        for model in models:
+            model.add(contribution(side, 5.0, 2.0, revision))
+    reference, cpu = (state_sections(model) for model in models)
+    for section, array in reference.items():
+        assert array.tobytes() == cpu[section].tobytes(), section
+
+
 def test_specs_that_cannot_merge_are_refused_with_the_reason() -> None:
     ftrl = Optimizer(OptimizerKind.FTRL)
     for spec, text in (

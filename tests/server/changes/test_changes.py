@@ -17,6 +17,7 @@ from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.deltas import encode_deltas
 from livefactor.wire.factors import encode_factors
+from livefactor.wire.map_sums import encode_map_sums
 from livefactor_kernels.spec.model import Embeddings, Features, Limits, Merge, ModelSpec, Privacy, Solve
 from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import (
@@ -66,6 +67,10 @@ SPEC = preset(
 )
 MERGING = preset("clicks_sgd", k=2, merge=Merge(0.5, 100.0), limits=SPEC.limits)
 """A spec that takes deltas, which rule solve does not."""
+MAPPING = replace(
+    SPEC, solve=Solve(unobserved=1.0), embeddings=Embeddings(0, user_dimension=2), merge=Merge(1.0, 100.0)
+)
+"""A spec that takes sums of the map of users, which do not go with factors of another model."""
 PRIVATE = replace(MERGING, privacy=Privacy(8.0, 1e-6, 60, 1.0, 2.0))
 TELLING = replace(SPEC, solve=Solve(unobserved=1.0), features=Features(8, 2))
 """A spec that takes features, which do not go with factors of another model."""
@@ -91,6 +96,7 @@ BODIES = {
     wire.FACTOR_DELTAS: encode_deltas(
         updates_pb2.SIDE_ITEM, [10, 12], np.array([[1, 2], [3, 4]]), np.array([5, 6]), 2.0
     ),
+    wire.MAP_SUMS: encode_map_sums(np.diag([1.0, 2.0, 4.0]), np.ones((3, 8)), 0.5),
 }
 """A message for each field of an ApplyUpdatesRequest."""
 
@@ -104,6 +110,7 @@ class Base:
 def spec_of(kind: type[Change]) -> ModelSpec:
     return {
         Kind.FACTOR_DELTAS: MERGING,
+        Kind.MAP_SUMS: MAPPING,
         Kind.RELEASE: PRIVATE,
         Kind.FEATURES: TELLING,
         Kind.DROPPED_FEATURES: TELLING,
@@ -210,6 +217,9 @@ def test_what_each_change_does_to_a_state() -> None:
     merged = done[Kind.FACTOR_DELTAS].backend
     assert merged.published == (0, 2) and not done[Kind.FACTOR_DELTAS].events
     assert merged.sections(1, 2)["bias"].tolist() == [5.0, 6.0]
+    summed = done[Kind.MAP_SUMS].backend
+    assert summed.published == (0, 0) and not done[Kind.MAP_SUMS].events
+    assert summed.state()["user_prior.gram"].tolist() == [0.5, 0, 0, 0, 1, 0, 0, 0, 2]
     # The state has no items, so nothing of the sum is left, and it is charged nevertheless.
     assert done[Kind.RELEASE].backend.published == (0, 0)
     assert done[Kind.RELEASE].ledger.arrays()["privacy"].tolist() == [3, 1, 1]

@@ -14,6 +14,7 @@ from livefactor_kernels.solve.prior import (
     DESCRIBED,
     GRAM,
     MAP,
+    NEXT,
     NONE,
     OF_USERS,
     PROGRESS,
@@ -24,6 +25,7 @@ from livefactor_kernels.solve.prior import (
     with_one,
 )
 from livefactor_kernels.solve.prior.rows import PriorRows
+from livefactor_kernels.solve.prior.sums import VISITED, MapSums, factor_of
 from livefactor_kernels.spec.model import ITEMS, USERS, ModelSpec
 
 
@@ -58,6 +60,7 @@ class Prior(PriorRows):
     ) -> None:
         """A map of zeros. `array_of` gives the sections of the rows of the side by name."""
         super().__init__(spec, side, array_of, side == USERS)
+        self._spec = spec
         self._arithmetic, d = arithmetic, dimension_of(spec, side)
         self._names = {name: name if side == ITEMS else f"{OF_USERS}{name}" for name in SECTIONS}
         self._gram, self._rows = np.zeros((d + 1, d + 1)), np.zeros((d + 1, spec.k))
@@ -88,7 +91,12 @@ class Prior(PriorRows):
 
     def learn(self) -> None:
         """See `PriorRows.learn`."""
-        self._arithmetic.regress(self._gram, self._rows, self._map)
+        learned = np.empty_like(self._map)
+        # The sums of others may have no regression.
+        with np.errstate(all="ignore"):
+            self._arithmetic.regress(self._gram, self._rows, learned)
+        if np.isfinite(learned).all():
+            self._map[:] = learned
 
     # ------------------------------------------------------------------ a record of interactions
 
@@ -146,6 +154,22 @@ class Prior(PriorRows):
             self._add(row)
             self._arithmetic.add_rows(self._rows, self._vectors(row), present, nothing)
             self._progress[CHANGES] += 1
+
+    # ------------------------------------------------------------------ a record of sums
+
+    def add_sums(self, sums: MapSums, count: int) -> np.ndarray:
+        """Adds the sums of others (`sums.py`). The side has `count` rows.
+
+        Returns the rows that `map_cold` will write, uint32[n].
+        """
+        a = factor_of(self._spec, sums)
+        self._gram += a * sums.gram
+        self._rows += a * sums.rows
+        self.learn()
+        self._progress[CHANGES] = self._progress[NEXT] = 0
+        self._count = count
+        self._sweep(VISITED)
+        return self._written()
 
 
 @contextmanager

@@ -38,6 +38,7 @@ SKIPPABLE = frozenset(
         Kind.EMBEDDINGS,
         Kind.FACTORS,
         Kind.FACTOR_DELTAS,
+        Kind.MAP_SUMS,
         Kind.EVICT,
         Kind.HELD,
         Kind.ACCEPTED,
