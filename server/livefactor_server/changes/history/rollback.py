@@ -8,9 +8,9 @@ it would have had alone: draws depend on its own revision, and rows are given ou
 the records that are left.
 
 Interactions, labels, availability, embeddings, features, factors, deltas, evictions, batches in
-quarantine and decisions on them can be skipped. Like SWITCH, the record does not change a state step by step:
-whoever wants the state at or after it makes one from the log. A state with other skipped revisions
-passes the record without effect.
+quarantine and decisions on them can be skipped. Like SWITCH, the record does not change a state
+step by step: whoever wants the state at or after it makes one from the log. A state with other
+skipped revisions passes the record without effect.
 """
 
 from __future__ import annotations
