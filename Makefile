@@ -121,8 +121,8 @@ test test-floor test-federated: export NUMBA_CACHE_DIR ?= $(or $(XDG_CACHE_HOME)
 test test-long test-floor test-federated: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: test
-test: $(VENV)/.stamp-dev ## Runs the whole suite.
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+test: $(VENV)/.stamp-dev ## Runs the whole suite; WORKERS=3 sets the number of processes.
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),logical --maxprocesses 4) --dist worksteal $(ARGS)
 
 .PHONY: test-long
 test-long: $(VENV)/.stamp-dev ## Runs the tests that take minutes each.

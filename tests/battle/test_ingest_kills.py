@@ -25,7 +25,7 @@ from server_process import Child, Server, WarmStart, wait_until
 Serve = Callable[..., Server]
 
 KILLS, KILLS_LONG = 3, 50
-EVENTS_A_KILL = 4000
+EVENTS_A_KILL, EVENTS_A_KILL_LONG = 1500, 4000
 MODEL = "m"
 SEED = 20_261_130
 
@@ -213,13 +213,12 @@ def test_kills_of_every_part_lose_and_double_nothing(
         models.create(MODEL, "clicks_sgd", k=8)
     (tmp_path / "sources.toml").write_text(SOURCES.format(target=server.target, source=events.source))
     chance = random.Random(SEED)
-    kills = KILLS_LONG if is_long else KILLS
+    kills, events_a_kill = (KILLS_LONG, EVENTS_A_KILL_LONG) if is_long else (KILLS, EVENTS_A_KILL)
     child = ingester(warm, tmp_path)
     killed = {"ingester": 0, "server": 0, "broker": 0}
     for kill in range(kills):
-        adding = threading.Thread(
-            target=events.add, args=(range(kill * EVENTS_A_KILL, (kill + 1) * EVENTS_A_KILL),)
-        )
+        numbers = range(kill * events_a_kill, (kill + 1) * events_a_kill)
+        adding = threading.Thread(target=events.add, args=(numbers,))
         adding.start()
         victim = list(killed)[kill % 3]
         if victim == "broker":
@@ -237,7 +236,7 @@ def test_kills_of_every_part_lose_and_double_nothing(
         else:
             events.kill()
         adding.join()
-    count = kills * EVENTS_A_KILL
+    count = kills * events_a_kill
     learned = 0
     while learned < count:
         # Events come one a message. How long all of them take depends on the machine.

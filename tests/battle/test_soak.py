@@ -26,7 +26,7 @@ from server_process import Server
 
 Serve = Callable[..., Server]
 SECONDS_LONG, CLIENTS_LONG = float(os.environ.get("BATTLE_SOAK_S", "1800")), 500
-SECONDS, CLIENTS = 6.0, 20
+SECONDS, CLIENTS = 3.0, 20
 SLOPE_MAX = 60.0
 """MB an hour. An hour of this load adds no row, so only noise is left."""
 

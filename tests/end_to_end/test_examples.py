@@ -140,7 +140,7 @@ def test_search(copied: Path, engine: str) -> None:
     if engine == "postgres" and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")
     command = [sys.executable, str(copied / "search" / "search.py"), "--engine", engine]
-    output = run([*command, "--purchases", "20000", "--searches", "300"], timeout_s=280)
+    output = run([*command, "--purchases", "8000", "--searches", "200"], timeout_s=280)
     found = re.findall(r": (0\.\d+), in the later half (0\.\d+)$", output, re.MULTILINE)
     engine, ranked, with_words = (float(whole) for whole, _ in found)
     assert min(ranked, with_words) > 1.5 * engine, output

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _few_looks_for_cycles() -> Iterator[None]:
     """Collects cyclic garbage less often.
 

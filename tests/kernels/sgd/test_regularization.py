@@ -165,7 +165,8 @@ def test_dropped_columns_are_made_up_for() -> None:
     assert np.std(errors) > 0.05
 
 
-@settings(max_examples=12)
+# Each kind of spec has kernels of its own, so all runs compile and keep the same ones.
+@settings(max_examples=12, derandomize=True)
 @given(data=st.data())
 def test_extreme_numbers_stay_finite(data) -> None:
     kind = data.draw(st.sampled_from(OptimizerKind), "kind")

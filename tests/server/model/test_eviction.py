@@ -73,8 +73,12 @@ def test_live_replayed_and_restored_states_are_equal_on_both_backends(tmp_path: 
     root, revisions = closed_root(rig), evictions(tmp_path)
     assert len(revisions) >= 2
     assert replayed_root(tmp_path) == root
-    assert replayed_root(tmp_path, "reference") == root
     with Log.open(tmp_path / "log", read_only=True) as log:
+        # The reference takes seconds for each hundred events of `auto`, so it ends soon after the
+        # first eviction.
+        end = revisions[0] + 3 if name == "auto" else log.last_revision
+        expected = root if end == log.last_revision else state_root(replay(tmp_path, log, "cpu", end))
+        assert state_root(replay(tmp_path, log, "reference", end)) == expected
         assert state_root(recover(tmp_path, log, "cpu")) == root
         # One record at a time gives the bits of many.
         state = replay(tmp_path, log, "cpu", 0)

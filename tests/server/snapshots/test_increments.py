@@ -63,15 +63,15 @@ def is_incremental(rig: Rig, snapshot_id: str) -> bool:
     return chains.is_incremental(rig.folder / "snapshots" / snapshot_id)
 
 
-def test_a_chain_of_50_restores_to_each_state(rig: Rig, tmp_path: Path) -> None:
+def test_a_chain_of_20_restores_to_each_state(rig: Rig, tmp_path: Path) -> None:
     push(rig, 0, 6000)
     store, taken, roots = replay.snapshot_store(rig.folder), [], []
-    for seed in range(1, 52):
+    for seed in range(1, 22):
         push(rig, seed)
         taken.append(take(rig))
         roots.append(rig.root())
     assert not is_incremental(rig, taken[0]) and all(is_incremental(rig, each) for each in taken[1:])
-    for at in (*range(0, 51, 7), 50):
+    for at in range(0, 21, 4):
         state = replay.from_snapshot(store, taken[at], rig.log, "cpu")
         assert state_root(state) == roots[at]
     # What a client fetches is the whole snapshot, with the bytes of one that was never incremental.
