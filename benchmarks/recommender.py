@@ -106,7 +106,7 @@ def fitted_als(counts: Any) -> Any:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", nargs="+", default=["auto", "clicks", "purchases", "clicks_sgd"])
+    parser.add_argument("--preset", nargs="+", default=["auto", "clicks", "purchases"])
     parser.add_argument("--batch", type=int, help="events of a record; default: that of Recommender")
     arguments = parser.parse_args()
     for name in arguments.preset:

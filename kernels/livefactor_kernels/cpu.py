@@ -227,7 +227,8 @@ class CpuModel:
         popularity = self.items.history.get("popularity", self.items.bias)
         self.head.open()
         if self._mixer is not None:
-            self._mixer.learn(UpdateRun.of(updates), self, popularity[:items], self.items.bias[:items])
+            run, users = UpdateRun.of(updates), self.published[USERS]
+            self._mixer.learn(run, self, users, popularity[:items], self.items.bias[:items])
         if told is not None:
             told.map_cold()
         if self._fits_features:

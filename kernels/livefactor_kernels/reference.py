@@ -301,7 +301,8 @@ class ReferenceModel:
             items = self.published[ITEMS]
             if self._mixer is not None:
                 run, popularity = UpdateRun.of([update]), self.items.popularity[:items]
-                self._mixer.learn(run, self, popularity, self.items.bias[:items])
+                users = self.published[USERS]
+                self._mixer.learn(run, self, users, popularity, self.items.bias[:items])
             learned = update if self._reservoir is None else self._reservoir.extend(update)
             told = self._told(USERS)
             if told is not None:

@@ -150,6 +150,9 @@ SPECS: dict[str, ModelSpec] = {
     "solve-mix-roots": solve_spec(
         history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5, 5, 2, True, 3.0)
     ),
+    "solve-mix-baskets": solve_spec(
+        history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5, 5, 1, baskets=True)
+    ),
     "solve-replay": solve_spec(micro_batch=8, replay=Replay(24, 0.75)),
     "solve-replay-B1": solve_spec(micro_batch=1, replay=Replay(24, 2.5), counts=Counts()),
     "solve-replay-squared": solve_spec(Loss.SQUARED, micro_batch=7, replay=Replay(500, 1.0)),

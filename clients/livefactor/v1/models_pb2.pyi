@@ -540,6 +540,7 @@ class Mix(google.protobuf.message.Message):
     PREDICTED_FIRST_FIELD_NUMBER: builtins.int
     RECENT_START_FIELD_NUMBER: builtins.int
     NEIGHBOR_ROOTS_FIELD_NUMBER: builtins.int
+    BASKETS_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
     """The learning rate of the weights, up to 1. 0: no mix."""
     recent_half_life: builtins.float
@@ -560,6 +561,11 @@ class Mix(google.protobuf.message.Message):
     """Similar users give an item the square root of their gains, so that an item of many of them does not
     outweigh all other experts. Needs neighbors.
     """
+    baskets: builtins.bool
+    """Events of a user without times that stand side by side in a record are predicted as a basket: none
+    of them is known when the others are predicted. Models whose users hardly come back do not do this.
+    Needs neighbors.
+    """
     def __init__(
         self,
         *,
@@ -569,9 +575,12 @@ class Mix(google.protobuf.message.Message):
         predicted_first: builtins.int | None = ...,
         recent_start: builtins.float | None = ...,
         neighbor_roots: builtins.bool | None = ...,
+        baskets: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_baskets", b"_baskets", "_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "baskets", b"baskets", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_baskets", b"_baskets", "_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "baskets", b"baskets", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_baskets", b"_baskets"]) -> typing.Literal["baskets"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
     @typing.overload

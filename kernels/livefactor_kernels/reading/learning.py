@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from livefactor_kernels.reading import (
     MIX,
     POPULARITY,
     POPULARITY_MIN,
+    RETURN_SHARE,
+    RETURNS,
+    RUNS,
     SINCE,
     SQUARES,
     SUM,
@@ -115,11 +119,13 @@ class Mixer:
         cuts = np.flatnonzero(is_first).tolist()
         return [run[first:last] for first, last in pairwise([0, *(cut for cut in cuts if cut), len(run)])]
 
-    def learn(self, run: UpdateRun, source: Source, popularity: np.ndarray, bias: np.ndarray) -> None:
+    def learn(
+        self, run: UpdateRun, source: Source, users: int, popularity: np.ndarray, bias: np.ndarray
+    ) -> None:
         """Learns from a group of records (`groups`), before the model does.
 
-        `popularity` (the section) and `bias` float32[n] are those of the items that had rows before
-        the records.
+        `users` is the number of users that had rows before the records. `popularity` (the section)
+        and `bias` float32[n] are those of the items that had rows before the records.
         """
         items = len(bias)
         if self.is_decay_due(items):
@@ -133,7 +139,11 @@ class Mixer:
             first = run[0]
             is_predicted = self._predicted(UpdateRun.of([first]), np.array([items]))
             if is_predicted.any():
-                self._arithmetic.predict(self._key, first, is_predicted, source, bias, self._mix)
+                self._arithmetic.predict(
+                    self._key, self._in_baskets(first), is_predicted, source, bias, self._mix
+                )
+        if self._spec.mix.baskets:
+            self._count_runs(run, users)
         self._events += run.joined.fresh
 
     def begin(self, source: Source, popularity: np.ndarray, bias: np.ndarray) -> None:
@@ -184,6 +194,44 @@ class Mixer:
         items = source.state()[GRAM].reshape(2, self._spec.k + 1, self._spec.k + 1)[ITEMS]
         counts = self._counts(popularity)
         self._newcomers.describe(source, rows, had_prior, has_prior, counts, bias, self._mix, items[-1, -1])
+
+    def _in_baskets(self, update: Update) -> Update:
+        """The record, in which all events of a run have one time, if runs are baskets."""
+        if not self._spec.mix.baskets:
+            return update
+        runs, returns = self._mix[RUNS], self._mix[RETURNS]
+        if not returns or returns * RETURN_SHARE < runs:
+            return update
+        is_timed = np.zeros(update.user_rows.size, bool) if update.times is None else update.times != 0
+        if is_timed.all():
+            return update
+        # No event has a negative time.
+        times = -1 - np.cumsum(np.append(False, update.user_rows[1:] != update.user_rows[:-1]))
+        if update.times is not None:
+            times = np.where(is_timed, update.times, times)
+        return replace(update, times=times.astype(np.int64))
+
+    def _count_runs(self, run: UpdateRun, users: int) -> None:
+        """Counts the runs of records, given the number of users before them."""
+        update = run.joined
+        rows = update.user_rows[: update.fresh]
+        if not rows.size:
+            return
+        starts = np.append(False, rows[1:] != rows[:-1])
+        if update.times is not None:
+            is_timed = update.times[: update.fresh] != 0
+            if is_timed.all():
+                return
+            starts[1:] |= is_timed[:-1]
+            starts &= ~is_timed
+        # Whether a run at the start of a record goes on from the record before is not known.
+        firsts = run.ends[:-1]
+        starts[firsts[firsts < rows.size]] = False
+        places = np.flatnonzero(starts)
+        records = np.searchsorted(run.ends, places, side="right")
+        known = np.concatenate([[users], run.user_counts[:-1]])
+        self._mix[RUNS] += places.size
+        self._mix[RETURNS] += np.count_nonzero(rows[places] < known[records])
 
     def _counts(self, popularity: np.ndarray) -> np.ndarray:
         """The section as counts by item and kind, float32[n, kinds]. It is a view."""

@@ -158,6 +158,8 @@ def _check_mix(spec: ModelSpec) -> None:
     require(_finite32(start) and 0.0 <= start <= 8.0, "mix.recent_start", "0..8", start)
     roots = spec.mix.neighbor_roots
     require(not roots or similar > 0, "mix.neighbors", "above 0 with mix.neighbor_roots", similar)
+    baskets = spec.mix.baskets
+    require(not baskets or similar > 0, "mix.neighbors", "above 0 with mix.baskets", similar)
     if not rate:
         return
     require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with a mix", spec.loss)

@@ -246,6 +246,7 @@ class Mix:
         neighbors: number of similar users whose last events score, up to `MAX_SIMILAR_USERS`, or 0.
         predicted_first: of the first events, one in so many is predicted to learn from, 1 to 8.
         neighbor_roots: whether similar users give an item the square root of their gains.
+        baskets: whether events without times that stand side by side are predicted as a basket.
     """
 
     learning_rate: float = 0.0
@@ -254,6 +255,7 @@ class Mix:
     predicted_first: int = 8
     neighbor_roots: bool = False
     recent_start: float = 1.0
+    baskets: bool = False
 
 
 @dataclass(frozen=True, slots=True)

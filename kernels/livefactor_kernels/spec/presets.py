@@ -114,6 +114,7 @@ _PRESETS: dict[str, ModelSpec] = {
             predicted_first=2,
             neighbor_roots=True,
             recent_start=4.0,
+            baskets=True,
         ),
         auto=Auto(ratings_events=1000),
         limits=Limits(value_abs_max=1e6),

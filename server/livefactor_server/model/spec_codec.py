@@ -67,7 +67,7 @@ _LATER = {
     "history": ("paged",),
     "embeddings": ("user_dimension",),
     "features": ("prior_events",),
-    "mix": ("recent_half_life", "neighbors", "predicted_first", "neighbor_roots", "recent_start"),
+    "mix": ("recent_half_life", "neighbors", "predicted_first", "neighbor_roots", "recent_start", "baskets"),
     "solve": ("unobserved_density", "ridge_events", "start_events"),
     "softmax": ("group_events",),
     "regularization": ("adversarial_weight", "adversarial_share"),

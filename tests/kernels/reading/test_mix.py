@@ -23,6 +23,7 @@ from livefactor_kernels.reading import (
     POPULARITY,
     POPULARITY_MIN,
     REPEATS,
+    RUNS,
     SQUARES,
     SUM,
     WEIGHT_START,
@@ -101,19 +102,61 @@ def test_weights_follow_what_predicts() -> None:
     assert (popular >= 0).all() and (taste[:, POPULARITY] >= POPULARITY_MIN).all()
 
 
+def baskets_model(timed: bool, mix: Mix, records: int = 40) -> CpuModel:
+    """A model that has learned pairs of items. They come at one time, or side by side without a
+    time.
+    """
+    model, rng = CpuModel(mix_spec(mix=mix)), np.random.default_rng(4)
+    for record in range(1, records + 1):
+        users = np.repeat(rng.permutation(USERS)[:20], 2)
+        items = np.repeat(2 * rng.integers(0, 50, 20), 2)
+        items[1::2] += 1
+        times = np.full(users.size, record, np.int64) if timed else None
+        push(model, users.tolist(), items.tolist(), times=times)
+    return model
+
+
+def most_of_counts(model: CpuModel) -> float:
+    return float(weights(model)[GROUPS - 1, COUNTS:REPEATS].max())
+
+
 def test_a_basket_does_not_foresee_itself() -> None:
     """Items that come at one time are not predicted from one another."""
-    most = {}
-    for timed in (False, True):
-        model, rng = CpuModel(mix_spec()), np.random.default_rng(4)
-        for record in range(1, 41):
-            users = np.repeat(rng.permutation(USERS)[:20], 2)
-            items = np.repeat(2 * rng.integers(0, 50, 20), 2)
-            items[1::2] += 1
-            times = np.full(users.size, record, np.int64) if timed else None
-            push(model, users.tolist(), items.tolist(), times=times)
-        most[timed] = weights(model)[GROUPS - 1, COUNTS:REPEATS].max()
+    most = {timed: most_of_counts(baskets_model(timed, Mix(0.2))) for timed in (False, True)}
     assert most[True] < 2 * WEIGHT_START < 0.5 * most[False]
+
+
+def test_events_side_by_side_are_a_basket_if_users_come_back() -> None:
+    plain, baskets = (Mix(0.2, 0.5, 10, baskets=on) for on in (False, True))
+    assert most_of_counts(baskets_model(False, baskets)) < 2 * WEIGHT_START
+    assert most_of_counts(baskets_model(False, plain)) > 4 * WEIGHT_START
+    # With times, the field changes nothing.
+    same = [weights(baskets_model(True, mix)) for mix in (plain, baskets)]
+    assert np.array_equal(*same)
+
+
+def test_runs_are_counted_record_by_record() -> None:
+    model = CpuModel(mix_spec(mix=Mix(0.2, 0.5, 10, baskets=True)))
+    push(model, [1, 1, 2, 2, 2, 3], [1, 2, 3, 4, 5, 6])
+    # The first run of a record may go on from the record before. Users 2 and 3 are new.
+    assert model.state()[MIX][RUNS:].tolist() == [2, 0]
+    push(model, [3, 1, 1, 4], [1, 2, 3, 4])
+    assert model.state()[MIX][RUNS:].tolist() == [4, 1]
+    push(model, [3, 1, 1, 4], [1, 2, 3, 4], times=np.array([5, 5, 0, 0], np.int64))
+    # Events with times are in no run.
+    assert model.state()[MIX][RUNS:].tolist() == [6, 3]
+
+
+def test_a_log_that_lists_user_after_user_has_no_baskets() -> None:
+    """Everything that is known of a user stands side by side there."""
+    learned_mixes = []
+    for on in (False, True):
+        model, rng = CpuModel(mix_spec(mix=Mix(0.2, 0.5, 10, baskets=on))), np.random.default_rng(4)
+        for record in range(30):
+            users = np.repeat(np.arange(4) + 4 * record, 10)
+            push(model, users.tolist(), by_taste(users, rng).tolist())
+        learned_mixes.append(np.array(model.state()[MIX][:RUNS]))
+    assert np.array_equal(*learned_mixes)
 
 
 def test_a_new_user_gets_what_is_popular() -> None:
@@ -307,6 +350,7 @@ def test_few_events_of_a_long_stream_are_predicted() -> None:
         ("mix.predicted_first", {"mix": Mix(0.1, predicted_first=9)}),
         ("mix.recent_start", {"mix": Mix(0.1, 1.0, recent_start=8.5)}),
         ("mix.neighbors", {"mix": Mix(0.1, 1.0, neighbor_roots=True)}),
+        ("mix.neighbors", {"mix": Mix(0.1, 1.0, baskets=True)}),
         ("loss", {"loss": Loss.BPR, "negatives": 1, "rule": Rule.SGD, "solve": Solve()}),
         ("history.half_life", {"history": History(16, 16, 1.5)}),
         ("counts.neighbors", {"counts": Counts()}),
