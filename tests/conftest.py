@@ -33,6 +33,7 @@ _TIMED = (
     "clients",
     "end_to_end",
     "federated",
+    "server/following",
     "server/rpc",
     "server/served",
     "server/hosting",

@@ -76,7 +76,7 @@ def models_open_on_trial() -> None:
     real = Hosting.open_all
 
     def open_all(self: Hosting, *arguments: Any) -> None:
-        while (self._data.parent / "models-wait").exists():
+        while (self.data.parent / "models-wait").exists():
             time.sleep(0.01)
         real(self, *arguments)
 

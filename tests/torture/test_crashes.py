@@ -16,7 +16,7 @@ import pytest
 from engine_rig import FaultyIO, Rig, batch, replayed_root
 from livefactor_server.hosting.acts.rollback import to_moment
 from livefactor_server.hosting.earlier import Moment
-from livefactor_server.hosting.retention import Policy, Retention
+from livefactor_server.hosting.retaining.retention import Policy, Retention
 from livefactor_server.log.store import LogGap
 from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.audit import replay_model

@@ -50,7 +50,7 @@ def combined(
 ) -> tuple[np.ndarray, np.float32, Gains]:
     """The factors float32[kp], the bias and the gains of a user.
 
-    mix: float64[35, 37, 41 or 43], the section. gram: float64[k + 1, k + 1], of the items. folds:
+    mix: float64[35, 37, 41 or 44], the section. gram: float64[k + 1, k + 1], of the items. folds:
     float32[FOLDS, kp], the user's rows with each half-life. counts: the gains with each of
     `COUNT_HALF_LIVES`, of the same rows. neighbors: the gains from similar users. events: the
     number of remembered events.

@@ -28,7 +28,7 @@ MAX_K, MAX_HISTORY, MAX_REPLAY_SIZE, MAX_DIMENSION = 1024, 8192, 1 << 20, 1024
 MAX_FEATURES_PER_ID = 64
 SPEC_BYTES_MAX = 1 << 16
 RATES_SIZE = 5
-MIX_SIZE, RECENT_MIX_SIZE, SIMILAR_MIX_SIZE, BASKETS_MIX_SIZE = 35, 37, 41, 43
+MIX_SIZE, RECENT_MIX_SIZE, SIMILAR_MIX_SIZE, BASKETS_MIX_SIZE = 35, 37, 41, 44
 SIGHTINGS_DEPTH, SIGHTINGS_WIDTH = 4, 1 << 18
 _FACTORS = ""
 """Stands for the dtype of the spec's factors in the table below."""
@@ -344,7 +344,7 @@ _BESIDE = (
     _Beside("mean", "I64", lambda spec: 2),
     # The mix: the weights of 8 experts for 4 groups of users, and 3 sums about popularity; with
     # recent popularity also its 2 factors, with similar users 4 more weights, and
-    # with baskets 2 numbers of runs.
+    # with baskets 3 numbers about runs.
     _Beside("mix", "F64", _mixed, lambda spec: spec.mix.learning_rate > 0),
     *_map_sections("prior", "items"),
     # The ledger of differential privacy: the window, its releases, all releases.

@@ -133,7 +133,9 @@ predicted like events of one time: as one visit, and without each other. Let R b
 in the records before, without a run at the start of a record, and R' the number of those whose user
 had a row before the record. Runs are taken for baskets if R' is above 0 and R' * `RETURN_SHARE` is
 at least R. So they are not if a log lists all events of one user after the other. Histories do not
-know runs: in them each of these events is a visit.
+know runs: in them each of these events is a visit. If all events of the records before that have a
+time have the same time T, it says nothing: predictions take events with the time T for events
+without a time, and so does the count of runs.
 
 Starts. A record of factors before the first event sets the counts of the m items with a start to
 what the factors say. Let t_i = max(x . y_i, 0), where x is the sum of the users' rows in the Gram
@@ -154,8 +156,9 @@ events count. If what a newcomer has of them is removed, its counts and p are 0.
 The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and r and p are
 float32. Sums run from left to right. The section `mix` has the weights by group and expert, then
 the events since the last decay, sum p and sum p**2, then b and B with recent popularity, then w[u,
-8] by group with similar users, then R and R' with baskets. draw(t, d, c) is `random.draw_below`
-with the key of `random.MIX_DOMAIN`."""
+8] by group with similar users, then R, R' and T with baskets. T is 0 before the first time, and -1
+after the second one. draw(t, d, c) is `random.draw_below` with the key of
+`random.MIX_DOMAIN`."""
 
 from __future__ import annotations
 
@@ -200,8 +203,8 @@ BLEND, LEARNED_BLEND = SQUARES + 1, SQUARES + 2
 """Places of b and B, with recent popularity."""
 NEIGHBOR_WEIGHTS = LEARNED_BLEND + 1
 """Place of the weights of similar users, by group."""
-RUNS, RETURNS = NEIGHBOR_WEIGHTS + GROUPS, NEIGHBOR_WEIGHTS + GROUPS + 1
-"""Places of R and R', with baskets."""
+RUNS, RETURNS, ONE_TIME = (NEIGHBOR_WEIGHTS + GROUPS + place for place in range(3))
+"""Places of R, R' and T, with baskets."""
 BLEND_MAX, BLEND_RATE = 8.0, 10.0
 RETURN_SHARE = 64
 """Runs are baskets if one in so many is that of a user who comes back."""
@@ -233,7 +236,7 @@ def moments(total: float, squares: float, count: float) -> Moments:
 
 
 def initial(spec: ModelSpec) -> np.ndarray:
-    """The section of a new model, float64[35], float64[37], float64[41] or float64[43]."""
+    """The section of a new model, float64[35], float64[37], float64[41] or float64[44]."""
     section = np.zeros(BLEND if kinds_of(spec) == 1 else NEIGHBOR_WEIGHTS)
     section[BLEND:] = np.float32(spec.mix.recent_start)
     weights = section[: GROUPS * NEIGHBORS].reshape(GROUPS, NEIGHBORS)
@@ -242,7 +245,7 @@ def initial(spec: ModelSpec) -> np.ndarray:
     if spec.mix.neighbors:
         section = np.append(section, np.full(GROUPS, WEIGHT_START))
         section[NEIGHBOR_WEIGHTS] = 0.0
-    return np.append(section, [0.0, 0.0]) if spec.mix.baskets else section
+    return np.append(section, np.zeros(3)) if spec.mix.baskets else section
 
 
 def group_of(events: int, has_start: bool = False) -> int:

@@ -14,6 +14,7 @@ from livefactor_kernels.reading import (
     FOLDS,
     GROUPS,
     MIX,
+    ONE_TIME,
     POPULARITY,
     POPULARITY_MIN,
     RETURN_SHARE,
@@ -143,7 +144,7 @@ class Mixer:
                     self._key, self._in_baskets(first), is_predicted, source, bias, self._mix
                 )
         if self._spec.mix.baskets:
-            self._count_runs(run, users)
+            self._observe(run, users)
         self._events += run.joined.fresh
 
     def begin(self, source: Source, popularity: np.ndarray, bias: np.ndarray) -> None:
@@ -196,34 +197,38 @@ class Mixer:
         self._newcomers.describe(source, rows, had_prior, has_prior, counts, bias, self._mix, items[-1, -1])
 
     def _in_baskets(self, update: Update) -> Update:
-        """The record, in which all events of a run have one time, if runs are baskets."""
+        """The record with the times that predictions use: all events of a run have one."""
         if not self._spec.mix.baskets:
             return update
+        rows, times = update.user_rows, self._times(update)
         runs, returns = self._mix[RUNS], self._mix[RETURNS]
-        if not returns or returns * RETURN_SHARE < runs:
-            return update
-        is_timed = np.zeros(update.user_rows.size, bool) if update.times is None else update.times != 0
-        if is_timed.all():
-            return update
-        # No event has a negative time.
-        times = -1 - np.cumsum(np.append(False, update.user_rows[1:] != update.user_rows[:-1]))
-        if update.times is not None:
-            times = np.where(is_timed, update.times, times)
-        return replace(update, times=times.astype(np.int64))
+        if returns and returns * RETURN_SHARE >= runs:
+            # No event has a negative time.
+            numbers = -1 - np.cumsum(np.append(False, rows[1:] != rows[:-1]))
+            times = np.where(times == 0, numbers, times)
+        return replace(update, times=times)
 
-    def _count_runs(self, run: UpdateRun, users: int) -> None:
-        """Counts the runs of records, given the number of users before them."""
+    def _times(self, update: Update) -> np.ndarray:
+        """The times int64[n] of a record. They are 0 while all times of the log are one."""
+        if update.times is None:
+            return np.zeros(update.user_rows.size, np.int64)
+        times: np.ndarray = np.where(update.times == self._mix[ONE_TIME], 0, update.times)
+        return times
+
+    def _observe(self, run: UpdateRun, users: int) -> None:
+        """Looks at the times of records and counts their runs, given the number of users before."""
         update = run.joined
         rows = update.user_rows[: update.fresh]
         if not rows.size:
             return
-        starts = np.append(False, rows[1:] != rows[:-1])
-        if update.times is not None:
-            is_timed = update.times[: update.fresh] != 0
-            if is_timed.all():
-                return
-            starts[1:] |= is_timed[:-1]
-            starts &= ~is_timed
+        if update.times is not None and self._mix[ONE_TIME] >= 0:
+            given = update.times[: update.fresh]
+            given = given[given != 0]
+            if given.size:
+                one = self._mix[ONE_TIME] or given[0]
+                self._mix[ONE_TIME] = one if (given == one).all() else -1
+        is_timed = self._times(update)[: update.fresh] != 0
+        starts = np.append(False, (rows[1:] != rows[:-1]) | is_timed[:-1]) & ~is_timed
         # Whether a run at the start of a record goes on from the record before is not known.
         firsts = run.ends[:-1]
         starts[firsts[firsts < rows.size]] = False

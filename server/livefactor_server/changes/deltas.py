@@ -52,7 +52,12 @@ def merge_misfit(spec: ModelSpec, columns: DeltaColumns) -> str:
         return f"expected dimension {spec.k}, which is k of the model, got {columns.deltas.shape[1]}"
     if columns.biases is not None and not spec.optimizer.bias_learning_rate:
         return "biases of this model stay 0 (optimizer.bias_learning_rate)"
-    weight, most = columns.weight, spec.limits.weight_max
+    return weight_misfit(spec, columns.weight)
+
+
+def weight_misfit(spec: ModelSpec, weight: float) -> str:
+    """Why a model with `spec` cannot take a contribution of this weight, "" if it can."""
+    most = spec.limits.weight_max
     if not 0.0 <= weight <= np.float32(most):
         return f"weight: expected above 0 and at most {most:g}, got {weight:g}"
     return ""

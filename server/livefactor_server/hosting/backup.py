@@ -14,6 +14,7 @@ Snapshots never change. Files and snapshots that are gone leave the backup, too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from livefactor.wire.limits import MODEL_NAME
 from livefactor_server.log.store import Log, LogDamaged, LogError
@@ -108,9 +110,8 @@ def back_up(data: Path, backup: Path) -> list[ModelBackup]:
         OSError: the system reports an error.
     """
     made = _models(data, backup, _manifest(backup))
-    text = json.dumps({"time": time.time(), "models": [asdict(each) for each in made]}, indent=1)
     draft = backup / f"{TEMPORARY}{MANIFEST}"
-    draft.write_text(text + "\n")
+    draft.write_bytes(_encoded({"time": time.time(), "models": [asdict(each) for each in made]}))
     os.replace(draft, backup / MANIFEST)
     sync_folder(backup)
     return made
@@ -138,17 +139,31 @@ def model_folders(data: Path) -> list[Path]:
     ]
 
 
+def _encoded(fields: dict[str, Any]) -> bytes:
+    """The bytes of backup.json: the fields, and their hash."""
+    digest = hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+    return json.dumps(fields | {"sha256": digest}, indent=1).encode() + b"\n"
+
+
 def _manifest(backup: Path) -> dict[str, int]:
-    """The revisions of the models in a backup. Empty if there is none."""
+    """The revisions of the models in a backup. Empty if there is none.
+
+    Raises:
+        BackupError: the file is damaged, or the folder is a server's.
+    """
     try:
-        found = json.loads((backup / MANIFEST).read_text())
-        return {each["model"]: each["revision"] for each in found["models"]}
+        data = (backup / MANIFEST).read_bytes()
+        fields = {name: each for name, each in json.loads(data).items() if name != "sha256"}
+        # An earlier version wrote no hash.
+        if data not in (_encoded(fields), json.dumps(fields, indent=1).encode() + b"\n"):
+            raise ValueError("it was changed")
+        return {str(each["model"]): int(each["revision"]) for each in fields["models"]}
     except FileNotFoundError:
         if backup.exists() and (backup / "lock").exists():
             raise BackupError(f"{backup} is the data folder of a server, and no backup") from None
         return {}
-    except (ValueError, KeyError, TypeError):
-        raise BackupError(f"{backup / MANIFEST} cannot be read; make the backup in a new folder") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BackupError(f"{backup / MANIFEST} is damaged; make the backup in a new folder") from None
 
 
 def _model(source: Path, target: Path, before: int) -> ModelBackup:
@@ -266,6 +281,7 @@ def restore(backup: Path, data: Path) -> list[ModelBackup]:
     """
     if not (backup / MANIFEST).is_file():
         raise BackupError(f"{backup} is no backup: it has no file {MANIFEST}")
+    _manifest(backup)
     if (data / "models").is_dir() and any((data / "models").iterdir()):
         raise BackupError(f"{data} has models already; name another folder")
     return _models(backup, data, {})

@@ -15,7 +15,7 @@ from livefactor.errors import SnapshotInvalid
 from livefactor_kernels.spec.model import SpecError
 from livefactor_server.hosting.identity import ForeignFolder
 from livefactor_server.log.store import LogError
-from livefactor_server.snapshots.replay import ReplayError
+from livefactor_server.snapshots.replay import BeginningLost, ReplayError
 from livefactor_server.statuses import Refused, precondition
 from livefactor_server.text import plain
 
@@ -26,10 +26,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A model that cannot be opened. `reason` is one line for the operator."""
+    """A model that cannot be opened. `reason` is one line for the operator.
+
+    `lost` says that a follower needs a new copy of the leader's model.
+    """
 
     name: str
     reason: str
+    lost: bool = False
 
     def refusal(self) -> Refused:
         """The answer to calls for the model."""
@@ -52,7 +56,7 @@ class Faults:
         if reason is None:
             logger.error("model %s: an unexpected error at its opening", name, exc_info=error)
             reason = "an unexpected error; the server's log has it"
-        self._faults[name] = Fault(name, reason)
+        self._faults[name] = Fault(name, reason, isinstance(error, BeginningLost))
         FAULT.labels(name).set(1)
         logger.error("model %s is not served: %s", name, reason)
 

@@ -27,7 +27,7 @@ from livefactor.wire.limits import MODEL_NAME
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.text import plain
 
-_NEW, _INSTEAD, _GONE = ".new-", ".instead-", ".gone-"
+_NEW, _INSTEAD, _OVER, _GONE = ".new-", ".instead-", ".over-", ".gone-"
 _ASIDE = re.compile(rf"{MODEL_NAME.pattern}\.set-aside-\d+")
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ class Folders:
             if path.name.startswith((_NEW, _GONE)):
                 shutil.rmtree(path)
             elif path.name.startswith(_INSTEAD):
-                self._take_place(path.name.removeprefix(_INSTEAD))
+                self._take_place(path.name.removeprefix(_INSTEAD), keeps=True)
+            elif path.name.startswith(_OVER):
+                self._take_place(path.name.removeprefix(_OVER), keeps=False)
 
     def names(self) -> list[str]:
         """The names of all models, in order. Other entries of the folder are ignored."""
@@ -92,15 +94,16 @@ class Folders:
         sync_folder(self._folder)
         return self.path(name)
 
-    def replace(self, name: str, fill: Callable[[Path], None]) -> Path:
+    def replace(self, name: str, fill: Callable[[Path], None], keeps: bool = True) -> Path:
         """Makes the folder of a model, and sets aside what stands there. Returns where that is.
 
-        After a crash one of the two folders stands there.
+        Without `keeps` what stands there is removed. After a crash one of the two folders stands
+        there.
         """
         new = self._filled(name, fill)
-        os.rename(new, self._folder / f"{_INSTEAD}{name}")
+        os.rename(new, self._folder / f"{_INSTEAD if keeps else _OVER}{name}")
         sync_folder(self._folder)
-        return self._take_place(name)
+        return self._take_place(name, keeps)
 
     def _filled(self, name: str, fill: Callable[[Path], None]) -> Path:
         new = self._folder / f"{_NEW}{name}"
@@ -113,9 +116,13 @@ class Folders:
             raise
         return new
 
-    def _take_place(self, name: str) -> Path:
-        aside = self.set_aside(name)
-        os.rename(self._folder / f"{_INSTEAD}{name}", self.path(name))
+    def _take_place(self, name: str, keeps: bool) -> Path:
+        aside = self.path(name)
+        if keeps:
+            aside = self.set_aside(name)
+        elif aside.exists():
+            self.remove(name)
+        os.rename(self._folder / f"{_INSTEAD if keeps else _OVER}{name}", self.path(name))
         sync_folder(self._folder)
         return aside
 

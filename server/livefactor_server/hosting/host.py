@@ -99,10 +99,10 @@ Progress = Callable[[str, int, int], None]
 
 
 class Hosting:
-    """All models of a data folder. Thread-safe."""
+    """All models of a data folder, which is `data`. Thread-safe."""
 
     def __init__(self, data: Path, settings: HostingSettings) -> None:
-        self._data = data
+        self.data = data
         self._settings = settings
         self._models: dict[str, Hosted] = {}
         self._faults = Faults(data)
@@ -143,10 +143,7 @@ class Hosting:
             self._create(DEFAULT_MODEL, made)
         default = self._models.get(DEFAULT_MODEL)
         if default and spec and default.engine.state.spec != spec:
-            logger.warning(
-                "model %s: it keeps its spec, which differs from the one in the settings",
-                DEFAULT_MODEL,
-            )
+            logger.warning("model %s: it keeps its spec, which differs from the settings", DEFAULT_MODEL)
         self._open_for_calls = True
         self._compiler = compiling.compile_later(replace(plan, log=True))
         if self.following is not None:
@@ -397,30 +394,34 @@ class Hosting:
         with self._lock:
             self._add(name, fill)
 
-    def replace_with_copy(self, name: str, fill: Callable[[Path], None]) -> Path:
+    def lost(self) -> list[str]:
+        """See `following.follower.Models`."""
+        return [fault.name for fault in self._faults.all() if fault.lost]
+
+    def replace_with_copy(self, name: str, fill: Callable[[Path], None], keeps: bool = True) -> Path:
         """See `following.follower.Models`."""
 
         def fill_and_close(folder: Path) -> None:
             fill(folder)
-            before.engine.drain()
-            before.stop(take_last=False)
+            if before is not None:
+                before.end()
 
         with self._lock:
             if self._draining:
                 raise unavailable("server: draining")
-            before = self.get(name)
-            aside = self._folders.replace(name, fill_and_close)
+            before = self._models.get(name)
+            aside = self._folders.replace(name, fill_and_close, keeps)
             self._models[name] = self._open(name, None)
-            before.engine.withdraw()
+            self._faults.forget(name)
+            if before is not None:
+                before.engine.withdraw()
             return aside
 
     def reopen(self, name: str) -> None:
         """See `following.follower.Models`. The old state answers meanwhile."""
         with self._lock:
             if not self._draining:
-                before = self.get(name)
-                before.engine.drain()
-                before.stop(take_last=False)
+                (before := self.get(name)).end()
                 self._models[name] = self._open(name, None)
                 before.engine.withdraw()
 
@@ -467,8 +468,7 @@ class Hosting:
             hosted = self.get(name)
             del self._models[hosted.name]
             hosted.engine.withdraw()
-            hosted.engine.drain()
-            hosted.stop(take_last=False)
+            hosted.end()
             self._folders.remove(hosted.name)
 
     def finish_updates(self) -> None:

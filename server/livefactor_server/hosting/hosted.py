@@ -97,6 +97,11 @@ class Hosted:
         start = partial(replay.start_of, self.folder, engine.log, backend)
         return engine.promote(spec, start, progress)
 
+    def end(self) -> None:
+        """Finishes accepted batches, and stops without a last snapshot."""
+        self.engine.drain()
+        self.stop(take_last=False)
+
     def stop(self, take_last: bool) -> None:
         """Stops the challengers, the keeper and the board. The engine is drained already.
 

@@ -1,7 +1,8 @@
 """The identity of a model's folder: `model.json` holds the model's name and the lineage of its log.
 
 It is written with the model. A folder that an earlier version made gets it when it is opened. So a
-log that was copied here from another model is found, even where it is whole.
+log that was copied here from another model is found, even where it is whole. The file has a hash of
+itself, so that a changed byte is found. Earlier versions wrote none.
 
 `term.json` beside it has the term of the model. A follower that becomes the leader logs a record
 TERM, with a term above the one before. A start reads only the end of a log, so the file repeats the
@@ -11,6 +12,7 @@ fenced model takes no updates, also after a restart, until it follows the newer 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -38,18 +40,48 @@ def write(folder: Path, name: str, lineage: uuid.UUID) -> None:
     """
     temporary = folder / f".{FILE}"
     temporary.unlink(missing_ok=True)
-    fields = {"model": name, "lineage": str(lineage)}
-    write_file(temporary, [json.dumps(fields, sort_keys=True).encode() + b"\n"])
+    write_file(temporary, [_encoded({"model": name, "lineage": str(lineage)})])
     os.rename(temporary, folder / FILE)
     sync_folder(folder)
 
 
+def _encoded(fields: dict[str, str]) -> bytes:
+    """The bytes of the file: the fields, and their hash."""
+    return _json(fields | {"sha256": hashlib.sha256(_json(fields)).hexdigest()})
+
+
+def _json(fields: dict[str, str]) -> bytes:
+    return json.dumps(fields, sort_keys=True).encode() + b"\n"
+
+
 def _read(folder: Path) -> tuple[str, str]:
-    """(name, lineage), or two empty texts where the file is missing or unreadable."""
+    """(name, lineage), or two empty texts where there is no file.
+
+    Raises:
+        ForeignFolder: the file is damaged.
+    """
     try:
-        fields = json.loads((folder / FILE).read_bytes())
-        return str(fields["model"]), str(fields["lineage"])
-    except (OSError, ValueError, KeyError, TypeError):
+        data = (folder / FILE).read_bytes()
+        found = json.loads(data)
+        fields = {"model": str(found["model"]), "lineage": str(found["lineage"])}
+    except FileNotFoundError:
+        return "", ""
+    except (ValueError, KeyError, TypeError):
+        data, fields = b"", {}
+    # An earlier version wrote no hash.
+    if not fields or data not in (_encoded(fields), _json(fields)):
+        raise ForeignFolder(
+            f"{folder / FILE} is damaged; if this folder is the model's own, remove the file, and the next start"
+            " writes it again"
+        )
+    return fields["model"], fields["lineage"]
+
+
+def _other(folder: Path) -> tuple[str, str]:
+    """What `_read` gives, or two empty texts where the file cannot be read."""
+    try:
+        return _read(folder)
+    except (OSError, ForeignFolder):
         return "", ""
 
 
@@ -62,18 +94,19 @@ def check(folder: Path, lineage: uuid.UUID, others: Iterable[Path]) -> None:
         others: the folders of the other models of the server.
 
     Raises:
-        ForeignFolder: the log is another model's, or the whole folder is a copy.
-        OSError: the identity cannot be written.
+        ForeignFolder: the log is another model's, the whole folder is a copy, or the file is
+            damaged.
+        OSError: the identity cannot be read or written.
     """
     name, own = _read(folder)
     if own and own != str(lineage):
-        owner = next((other.name for other in others if _read(other)[1] == str(lineage)), "")
+        owner = next((other.name for other in others if _other(other)[1] == str(lineage)), "")
         whose = f"model {owner!r}" if owner else "another model"
         raise ForeignFolder(
             f"its log belongs to {whose}: it has lineage {lineage}, and this model has lineage {own}"
         )
     if name and name != folder.name:
-        if any(other.name == name and _read(other)[1] == own for other in others):
+        if any(other.name == name and _other(other)[1] == own for other in others):
             raise ForeignFolder(f"its folder is a copy of model {name!r}: both have lineage {own}")
         # The operator gave the folder another name.
         own = ""

@@ -18,14 +18,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from prometheus_client import Gauge
 
 from livefactor.snapshots.checkpoint import Checkpoint
 from livefactor.snapshots.format import Manifest
 from livefactor_server.engine.engine import Engine
-from livefactor_server.hosting.retention import Policy, Retention, archive_of
+from livefactor_server.hosting.retaining.archive import Archive
+from livefactor_server.hosting.retaining.retention import Policy, Retention, archive_of
 from livefactor_server.log.store import LogError
 from livefactor_server.snapshots.signing import signed
 from livefactor_server.snapshots.store import SnapshotDiskFull, SnapshotStore
@@ -47,6 +50,13 @@ RETENTION_S = 60.0
 
 CHECK_S = 0.1
 """Maximum seconds for which the keeper verifies earlier segments at each poll."""
+
+RETENTION_FAILED = Gauge(
+    "livefactor_retention_failed",
+    "1 if the last look at the retention of the log ended with an error, such as an archive that cannot be"
+    " reached.",
+    ["model"],
+)
 
 logger = logging.getLogger(__name__)
 
@@ -99,16 +109,15 @@ class Keeper:
         self._unchecked: Iterator[int] | None = engine.log.check_earlier()
         policy = settings.retention
         self._retention = None if policy is None else Retention(engine, store, policy)
+        if policy is not None:
+            RETENTION_FAILED.labels(engine.name).set(0)
         self._retained = time.monotonic() - RETENTION_S
         self._thread = threading.Thread(target=self._watch, name=f"keeper-{engine.name}", daemon=True)
 
     @property
-    def archive(self) -> Path | None:
-        """The folder with archived segments of this model. None if nothing is archived."""
-        policy = self._settings.retention
-        if policy is None or policy.archive is None:
-            return None
-        return archive_of(policy.archive, self._engine)
+    def archive(self) -> Archive | None:
+        """The archived segments of this model. None if nothing is archived."""
+        return archive_of(self._settings.retention, self._engine)
 
     def start(self) -> None:
         """Starts to watch the number of events."""
@@ -175,6 +184,9 @@ class Keeper:
         """
         self._stopped.set()
         self._thread.join()
+        if self._retention is not None:
+            with suppress(KeyError):
+                RETENTION_FAILED.remove(self._engine.name)
         newest = self.store.list()[-1:]
         if take_last and (not newest or newest[0].revision != self._engine.state.revision):
             try:
@@ -208,9 +220,11 @@ class Keeper:
             return
         self._retained = time.monotonic()
         try:
-            self._retention.run()
+            self._retention.run(self._stopped.is_set)
+            RETENTION_FAILED.labels(self._engine.name).set(0)
         except (Refused, LogError, OSError, queue.Empty) as error:
             text = error.text if isinstance(error, Refused) else error
+            RETENTION_FAILED.labels(self._engine.name).set(1)
             logger.warning(
                 "model %s: its log was not shortened; the next try is later: %s", self._engine.name, text
             )

@@ -98,6 +98,13 @@ def read_slots(view: memoryview) -> list[Slot]:
     return sorted(found, reverse=True)
 
 
+def both_used(view: memoryview) -> bool:
+    """Whether both slots of a segment were written. A torn write leaves the other one whole, or
+    empty.
+    """
+    return all(any(view[start : start + BLOCK_BYTES]) for start in range(0, DATA_START, BLOCK_BYTES))
+
+
 def _read_slot(block: bytes) -> Slot | None:
     if len(block) < BLOCK_BYTES or not block.startswith(TAIL_MAGIC):
         return None

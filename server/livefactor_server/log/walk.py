@@ -48,7 +48,7 @@ from livefactor_server.log.format import (
 from livefactor_server.log.gaps import Gap, Hole
 from livefactor_server.log.parsing import read_group_head, read_records
 from livefactor_server.log.sealing import opened
-from livefactor_server.log.tail import Slot, place_of, read_slots, with_tail
+from livefactor_server.log.tail import Slot, both_used, place_of, read_slots, with_tail
 
 SEGMENT_NAME = re.compile(r"(\d{20})\.log")
 _NO_MAGIC = bytes(len(GROUP_MAGIC))
@@ -345,7 +345,7 @@ class Walk:
         """Yields the groups that end in the last block of the log. Sets `end` and `tail`."""
         segment, first_bad = self.segments[index], self._bad
         slots = [slot for slot in read_slots(view) if self._is_ours(slot)]
-        if not slots and nonzero_end(view, DATA_START) > DATA_START:
+        if not slots and (nonzero_end(view, DATA_START) > DATA_START or both_used(view)):
             raise LogDamaged(segment.path, 0, "both tail slots are damaged")
         start, chosen = self._at, None
         for slot in slots:

@@ -10,12 +10,14 @@ from livefactor_kernels.spec.presets import DEFAULT_PRESET
 from livefactor_server.engine.answering.served import Served
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Submission
+from livefactor_server.hosting.forgetting.job import is_unfinished
 from livefactor_server.hosting.host import DEFAULT_MODEL, Hosted, Hosting
 from livefactor_server.rpc.guards import Call
 from livefactor_server.rpc.lanes import Lane
 from livefactor_server.rpc.loop import Loop
 from livefactor_server.rpc.positions import Positions
 from livefactor_server.rpc.streams import Streams
+from livefactor_server.statuses import unavailable
 
 WAITING_BYTES_MAX = 64 << 20
 """Maximum bytes of the messages of the calls that wait for a slot of a lane."""
@@ -119,7 +121,12 @@ class Calls:
         self.settings = settings
         self.loop = loop
         self.gathering = Gathering(loop)
-        self.served = Served(settings.served_bytes_max, settings.served_s)
+        self.served = Served(
+            settings.served_bytes_max,
+            settings.served_s,
+            folder=hosting.data / "served",
+            is_lost=lambda model: is_unfinished(hosting.data / "models" / model),
+        )
         self.updates = self._lane("updates", settings.update_slots)
         self.scores = self._lane("scores", settings.score_slots, OVERLOAD_SCORES_A_CORE * _cores())
         self.snapshots = self._lane("snapshots", settings.snapshot_slots)
@@ -132,6 +139,17 @@ class Calls:
         self.streams = Streams(settings.streams_max, settings.stream_idle_s, loop)
         # It runs what would block the loop: large batches, and waits for room in a queue.
         self.stream_threads = self._lane("streams", settings.streams_max)
+
+    def forget_served(self, model: str) -> None:
+        """Drops the kept answers of a model. Any thread may call it.
+
+        Raises:
+            Refused: UNAVAILABLE if their file could not be overwritten.
+        """
+        try:
+            self.served.forget(model)
+        except OSError as error:
+            raise unavailable("disk: kept answers could not be removed; send the call again") from error
 
     def model(self, call: Call, name: str) -> Hosted:
         """The model with this name, which the call may use. "" means "default".

@@ -123,6 +123,7 @@ def delete_model(calls: Calls, raw: bytes, call: Call) -> bytes:
         raise invalid("model: DeleteModel requires a name")
     call.allow(request.model)
     calls.hosting.delete(request.model)
+    calls.forget_served(request.model)
     return models_pb2.DeleteModelResponse().SerializeToString()
 
 
@@ -188,7 +189,7 @@ async def forget(calls: Calls, requests: Requests, send: Send, call: Call) -> No
     if request.dry_run:
         return
     running = await calls.promotions.run(0, hosted.forgetter.begin, subjects)
-    calls.served.forget(hosted.name)
+    await calls.promotions.run(0, calls.forget_served, hosted.name)
     outcome, told = asyncio.wrap_future(running.outcome), None
     while not (await asyncio.wait({outcome}, timeout=INTERVAL_S))[0]:
         call.check()

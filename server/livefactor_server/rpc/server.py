@@ -208,6 +208,7 @@ class RpcServer:
         if self._health is not None:
             self._health.end()
         await self._server.stop(max(0.0, grace_s))
+        self._calls.served.close()
 
 
 def _health() -> Health | None:

@@ -94,12 +94,16 @@ def challenger_store(model_folder: Path) -> SnapshotStore:
     return SnapshotStore(model_folder / _CHALLENGERS)
 
 
+class BeginningLost(ReplayError):
+    """The log lacks its beginning, so the state without the subjects of an erasure is unknown."""
+
+
 def recover(model_folder: Path, log: Log, backend: str, progress: Progress | None = None) -> ModelState:
     """The state at the end of the log, from the newest snapshot with its spec that verifies.
 
     Raises:
         ReplayError: the log and the snapshots contradict each other, or a record does not fit the
-            state before it.
+            state before it. BeginningLost if no state is without whom an erasure named.
         SpecError: the spec in the log is invalid.
     """
     own, gap = snapshot_store(model_folder).list(), log.gap
@@ -126,7 +130,13 @@ def recover(model_folder: Path, log: Log, backend: str, progress: Progress | Non
         # The last switch is before the part of the log that was read. The newest snapshot has its
         # spec.
         spec_body = own[-1].spec
-    return follow(start_of(model_folder, log, backend, spec_body), log, progress=progress)
+    try:
+        start = start_of(model_folder, log, backend, spec_body)
+    except ReplayError as error:
+        if log.lacks and log.acts.erased:
+            raise BeginningLost(str(error)) from error
+        raise
+    return follow(start, log, progress=progress)
 
 
 def start_of(

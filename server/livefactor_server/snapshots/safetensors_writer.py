@@ -15,10 +15,11 @@ from types import TracebackType
 from livefactor.snapshots.files import CHANGES_FILE
 from livefactor.snapshots.format import MANIFEST_FILE, Layout, Place
 
-SYNC_BYTES = 32 << 20
+SYNC_BYTES = 4 << 20
 """Number of written bytes after which the files are synced.
 
-A small and steady load delays the syncs of the log less than one large sync.
+A sync of the log waits for the one of a snapshot, so an acknowledgement is late by the time that
+the disk takes for so many bytes.
 """
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW

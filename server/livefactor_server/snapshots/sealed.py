@@ -27,13 +27,13 @@ from livefactor.snapshots import format as fmt
 from livefactor.snapshots.files import CHANGES_FILE, SEALED_FILE, open_file
 from livefactor.snapshots.format import Layout, Place
 from livefactor_server.log.sealing import NONCE_BYTES, TAG_BYTES, Key, present
+from livefactor_server.snapshots.safetensors_writer import SYNC_BYTES
 
 _MAGIC = b"lvfsnap1"
 _HEAD = struct.Struct("<8s4s16s")
 _END = struct.Struct("<Q8s")
 _INDEX, _INDEX_NONCE = "index", b"\xff" * NONCE_BYTES
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-SYNC_BYTES = 32 << 20
 FRAME_BYTES = 1 << 20
 """Bytes of an incremental snapshot that a frame has, at least, but the last one."""
 

@@ -139,12 +139,26 @@ def test_runs_are_counted_record_by_record() -> None:
     model = CpuModel(mix_spec(mix=Mix(0.2, 0.5, 10, baskets=True)))
     push(model, [1, 1, 2, 2, 2, 3], [1, 2, 3, 4, 5, 6])
     # The first run of a record may go on from the record before. Users 2 and 3 are new.
-    assert model.state()[MIX][RUNS:].tolist() == [2, 0]
+    assert model.state()[MIX][RUNS:].tolist() == [2, 0, 0]
     push(model, [3, 1, 1, 4], [1, 2, 3, 4])
-    assert model.state()[MIX][RUNS:].tolist() == [4, 1]
-    push(model, [3, 1, 1, 4], [1, 2, 3, 4], times=np.array([5, 5, 0, 0], np.int64))
-    # Events with times are in no run.
-    assert model.state()[MIX][RUNS:].tolist() == [6, 3]
+    assert model.state()[MIX][RUNS:].tolist() == [4, 1, 0]
+    push(model, [3, 1, 1, 4], [1, 2, 3, 4], times=np.array([5, 6, 0, 0], np.int64))
+    # Events with times are in no run, and there are two times.
+    assert model.state()[MIX][RUNS:].tolist() == [6, 3, -1]
+
+
+def test_one_time_for_all_events_is_no_time() -> None:
+    found = {}
+    for time in (0, 9):
+        model, rng = CpuModel(mix_spec(mix=Mix(0.2, 0.5, 10, baskets=True))), np.random.default_rng(3)
+        for _ in range(30):
+            users = rng.integers(0, USERS, 40)
+            items = by_taste(users, rng)
+            push(model, users.tolist(), items.tolist(), times=np.full(40, time))
+        found[time] = weights(model)[GROUPS - 1]
+    # The histories differ, because events of one time are one visit.
+    assert found[9][:FOLDS].sum() > 1.5 * FOLDS * WEIGHT_START
+    assert found[9][POPULARITY] == pytest.approx(found[0][POPULARITY], abs=0.2)
 
 
 def test_a_log_that_lists_user_after_user_has_no_baskets() -> None:

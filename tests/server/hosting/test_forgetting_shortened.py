@@ -22,7 +22,8 @@ from livefactor_server.hosting.forgetting import archive as archives
 from livefactor_server.hosting.forgetting import job as jobs
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
-from livefactor_server.hosting.retention import Policy
+from livefactor_server.hosting.retaining.archive import FolderArchive
+from livefactor_server.hosting.retaining.retention import Policy
 from livefactor_server.log.disk import FileIO
 from livefactor_server.snapshots import strangers
 from livefactor_server.snapshots.audit import replay_model
@@ -52,7 +53,7 @@ class Shop:
     """A model whose log was shortened, and what it got: revision -> body."""
 
     rig: Rig
-    archive: Path | None = None
+    archive: Path | str | None = None
     sent: dict[int, bytes] = field(default_factory=dict)
 
     def push(self, seeds: range) -> None:
@@ -430,18 +431,19 @@ def test_a_crash_between_two_stages_only_delays(
     assert crash_and_resume(template, tmp_path / "m", spoil)
 
 
-@pytest.mark.parametrize("name", ["copy_durably", "sync_folder", "take_over"])
+@pytest.mark.parametrize("name", ["fetch", "sync_folder", "take_over"])
 def test_a_crash_while_the_archive_is_read_or_written_only_delays(
     template, tmp_path: Path, monkeypatch, name: str
 ) -> None:
-    given, calls = getattr(archives, name), list[int]()
+    owner = FolderArchive if name == "fetch" else archives
+    given, calls = getattr(owner, name), list[int]()
 
     def crash(*arguments: object) -> object:
         calls.append(1)
-        if len(calls) == (1 if name == "take_over" else 2):
+        if len(calls) == (2 if name == "fetch" else 1):
             raise Crash
         return given(*arguments)
 
-    monkeypatch.setattr(archives, name, crash)
+    monkeypatch.setattr(owner, name, crash)
     is_ended = crash_and_resume(template, tmp_path / "m", lambda each: None)
     assert is_ended == ((template[0].parent.name.startswith("archive")) or name == "take_over")

@@ -19,7 +19,7 @@ from livefactor_server.hosting.acts.rollback import Batches, to_moment, without
 from livefactor_server.hosting.earlier import Moment
 from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
-from livefactor_server.hosting.retention import Policy, Retention
+from livefactor_server.hosting.retaining.retention import Policy, Retention
 from livefactor_server.judging.observer import ObserverSettings
 from livefactor_server.judging.screening import BATCHES_MIN, ScreenSettings
 from livefactor_server.log.store import Log

@@ -24,7 +24,7 @@ from livefactor_server.hosting.forgetting.forgetter import Forgetter
 from livefactor_server.hosting.host import Hosted
 from livefactor_server.hosting.hosted import describe
 from livefactor_server.hosting.keeper import Keeper, KeeperSettings
-from livefactor_server.hosting.retention import Policy, PolicyError, Retention
+from livefactor_server.hosting.retaining.retention import Policy, PolicyError, Retention
 from livefactor_server.log.store import Log, LogGap
 from livefactor_server.rpc import encode
 from livefactor_server.snapshots.audit import replay_model
@@ -74,11 +74,11 @@ def test_the_text_of_a_policy() -> None:
 
 
 def test_the_settings_of_a_server() -> None:
-    settings = ServerSettings(log_keep="30d", log_archive=Path("archive"))
+    settings = ServerSettings(log_keep="30d", log_archive="archive")
     assert settings.hosting().keeper.retention == Policy.of("30d", Path("archive"))
     assert ServerSettings().hosting().keeper.retention is None
     with pytest.raises(EntryError, match="--log-archive needs --log-keep"):
-        ServerSettings(log_archive=Path("archive")).entry()
+        ServerSettings(log_archive="archive").entry()
     command = typer.main.get_command(app)
     asked = click.testing.CliRunner().invoke(command, ["serve", "--log-keep", "soon"])
     assert asked.exit_code == 2 and "30d, 100GB or 5000000r" in asked.output

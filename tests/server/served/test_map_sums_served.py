@@ -181,6 +181,8 @@ def test_bad_sums_are_refused_as_a_whole(server: livefactor.Local) -> None:
 
 
 def test_a_spec_that_cannot_take_the_sums_cannot_be_promoted(server: livefactor.Local) -> None:
+    with server.producer("nobody", model="shop") as producer:
+        producer.push_map_sums(np.zeros((D + 1, D + 1)), np.zeros((D + 1, K))).result()
     with server.models() as models:
         nothing = {"merge": {"learning_rate": 0.0, "norm_max": 0.0}}
         for changes in (nothing, {"k": 4}, {"embeddings": {"user_dimension": 3}}):

@@ -15,6 +15,7 @@ import typer.main
 import livefactor
 from livefactor.errors import NotFound
 from livefactor_server.cli.app import app
+from livefactor_server.engine.answering.journal import Claim
 from livefactor_server.engine.answering.served import Served
 from livefactor_server.log.store import Log
 from livefactor_server.snapshots.audit import replay_model
@@ -44,6 +45,11 @@ def run(server: livefactor.Local, *arguments: str) -> Any:
     return click.testing.CliRunner().invoke(
         command, ["explain", "-m", "m", "--target", server.target, *arguments]
     )
+
+
+def claim(served: Served, score_id: int, outcome: tuple[int, int, int], owner: Any) -> bool:
+    (is_first,) = served.claim([Claim(score_id, outcome, owner)])
+    return is_first
 
 
 def learned(folder: Path) -> dict[str, str]:
@@ -133,11 +139,11 @@ def test_a_batch_that_is_sent_again_is_no_duplicate_of_itself(tmp_path: Path) ->
     answer = served.keep("m", b"request", b"answer")
     score_id = int.from_bytes(answer[-8:], "little")
     owner = (b"shop", 7, b"digest", 0)
-    assert served.claim(score_id, (1, 2, 0), owner)
-    assert served.claim(score_id, (1, 2, 0), (b"shop", 7, b"digest", 0))
-    assert not served.claim(score_id, (1, 2, 0), (b"shop", 7, b"digest", 1))
-    assert not served.claim(score_id, (1, 2, 0), (b"shop", 8, b"digest", 0))
-    assert served.claim(score_id, (1, 3, 0), (b"shop", 8, b"digest", 0))
+    assert claim(served, score_id, (1, 2, 0), owner)
+    assert claim(served, score_id, (1, 2, 0), (b"shop", 7, b"digest", 0))
+    assert not claim(served, score_id, (1, 2, 0), (b"shop", 7, b"digest", 1))
+    assert not claim(served, score_id, (1, 2, 0), (b"shop", 8, b"digest", 0))
+    assert claim(served, score_id, (1, 3, 0), (b"shop", 8, b"digest", 0))
 
 
 def test_kept_answers_are_bounded_in_bytes_and_in_time() -> None:
@@ -147,7 +153,7 @@ def test_kept_answers_are_bounded_in_bytes_and_in_time() -> None:
     assert served.nbytes <= 10_000 and 3 <= len(served) < 10
     assert served.get(ids[0]) is None and served.get(ids[-1]) is not None
     for item in range(100):
-        served.claim(ids[-1], (1, item, 0), (b"p", item, b"", 0))
+        claim(served, ids[-1], (1, item, 0), (b"p", item, b"", 0))
     assert served.nbytes <= 10_000
     now[0] += 61
     assert served.get(ids[-1]) is None and served.nbytes == 0 and not len(served)

@@ -17,6 +17,7 @@ from livefactor.wire.map_sums import MapSumColumns, decode_map_sums
 from livefactor_kernels.solve.prior.sums import MapSums
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes.change import Record, ReplayError, WireChange
+from livefactor_server.changes.deltas import weight_misfit
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
 from livefactor_server.model.state import ModelState
@@ -40,10 +41,7 @@ def map_sums_misfit(spec: ModelSpec, columns: MapSumColumns) -> str:
         return f"expected dimension {d}, which is embeddings.user_dimension, got {columns.dimension}"
     if columns.rows.shape[1] != spec.k:
         return f"rows: expected {spec.k} numbers a row, which is k of the model, got {columns.rows.shape[1]}"
-    weight, most = columns.weight, spec.limits.weight_max
-    if not 0.0 <= weight <= np.float32(most):
-        return f"weight: expected above 0 and at most {most:g}, got {weight:g}"
-    return ""
+    return weight_misfit(spec, columns.weight)
 
 
 @dataclass(slots=True)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from livefactor_kernels.spec.names import DEFAULT_PRESET, PRESET_NAMES
+from livefactor_kernels.spec.names import DEFAULT_PRESET
+from livefactor_server.cli.serve.checks import known_archive, known_policy, known_preset
 
 if TYPE_CHECKING:
     from livefactor_server.access.entry import Entry
@@ -40,23 +41,6 @@ CLIENT_VARIABLES = (
 
 class EntryError(ValueError):
     """Settings do not fit together."""
-
-
-def _known_preset(value: str) -> str:
-    if value and value not in PRESET_NAMES:
-        raise typer.BadParameter(f"expected one of {', '.join(PRESET_NAMES)}, or '', got {value!r}")
-    return value
-
-
-def _known_policy(value: str) -> str:
-    from livefactor_server.hosting.retention import Policy, PolicyError
-
-    try:
-        if value:
-            Policy.of(value)
-    except PolicyError as error:
-        raise typer.BadParameter(str(error)) from None
-    return value
 
 
 def _option(help: str, **rules: Any) -> Any:
@@ -132,7 +116,7 @@ class ServerSettings:
         str,
         _option(
             "Preset of the model 'default', which is made if the data folder is empty. '' makes no model.",
-            callback=_known_preset,
+            callback=known_preset,
         ),
     ] = DEFAULT_PRESET
     spec: Annotated[
@@ -219,13 +203,17 @@ class ServerSettings:
         _option(
             "How much of each log to keep at least, such as 30d, 100GB or 5000000r (revisions). Older segments"
             " go once a verified snapshot stands in for them. '' keeps all.",
-            callback=_known_policy,
+            callback=known_policy,
         ),
     ] = ""
     log_archive: Annotated[
-        Path | None,
-        _option("Folder that these segments are moved to. Without it, --log-keep deletes them."),
-    ] = None
+        str,
+        _option(
+            "Folder, or URL of fsspec such as s3://bucket/logs, that these segments are moved to. '' lets"
+            " --log-keep delete them.",
+            callback=known_archive,
+        ),
+    ] = ""
     judge_record_share: Annotated[
         float, _option("Share of the records whose events are judged. 0 turns the judge off.", min=0, max=1)
     ] = 0.015625
@@ -338,7 +326,7 @@ class ServerSettings:
         from livefactor_server.access.entry import Entry
         from livefactor_server.access.grants import Grants
 
-        if self.log_archive is not None and not self.log_keep:
+        if self.log_archive and not self.log_keep:
             raise EntryError("--log-archive needs --log-keep")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise EntryError("--tls-cert and --tls-key need each other")
@@ -391,7 +379,7 @@ class ServerSettings:
         from livefactor_server.hosting.following.leader import Leader
         from livefactor_server.hosting.host import HostingSettings
         from livefactor_server.hosting.keeper import KeeperSettings
-        from livefactor_server.hosting.retention import Policy
+        from livefactor_server.hosting.retaining.retention import Policy
         from livefactor_server.snapshots.signing import read_signing_key
 
         name = self.preset or DEFAULT_PRESET

@@ -23,6 +23,7 @@ from livefactor_kernels.spec.model import ModelSpec
 from livefactor_server.changes import InteractionsChange
 from livefactor_server.changes.content.bags import check_context
 from livefactor_server.changes.joined import JoinedChange
+from livefactor_server.engine.answering.journal import Claim as Claimed
 from livefactor_server.engine.answering.served import Served
 from livefactor_server.engine.submission import Submission
 
@@ -83,16 +84,20 @@ def join(
     digest = hashlib.sha256(body).digest()
 
     def claim(item: Submission) -> None:
+        joined = [row for row, is_known in enumerate(is_joined) if is_known]
+        owners = [(item.producer, item.sequence, digest, row) for row in joined]
+        are_first = served.claim(
+            Claimed(ids[row], outcomes[row], owner) for row, owner in zip(joined, owners, strict=True)
+        )
         rejected = [
             (row, int(updates_pb2.REJECT_REASON_DUPLICATE_OUTCOME))
-            for row, (score_id, joined) in enumerate(zip(ids, is_joined, strict=True))
-            if joined
-            and not served.claim(score_id, outcomes[row], (item.producer, item.sequence, digest, row))
+            for row, is_first in zip(joined, are_first, strict=True)
+            if not is_first
         ]
         if rejected:
             item.reject_rows(rejected)
         counts = len(is_joined) - len(rejected), len(rejected)
-        unknown = sum(not joined and score_id != 0 for joined, score_id in zip(is_joined, ids, strict=True))
+        unknown = sum(not known and score_id != 0 for known, score_id in zip(is_joined, ids, strict=True))
         for kind, count in (
             ("joined", sum(is_joined) - counts[1]), ("duplicate", counts[1]), ("unknown", unknown),
         ):  # fmt: skip

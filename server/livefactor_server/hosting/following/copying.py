@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from livefactor_server.hosting.backup import copy_model
+from livefactor_server.log.store import Log, LogGap
+from livefactor_server.snapshots.replay import log_folder
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 
 PIECE_BYTES = 1 << 20
@@ -105,3 +107,27 @@ def receive(pieces: Iterable[Received], folder: Path) -> None:
         raise CopyFailed("the leader sent no log")
     for inner in sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True):
         sync_folder(inner)
+
+
+def receive_after(pieces: Iterable[Received], folder: Path, own: Path) -> None:
+    """Receives the files of a model whose log goes on where that of the model in `own` ends.
+
+    Raises:
+        CopyFailed: the files cannot be a model's, or the log does not have all records of `own`.
+        LogError: one of the logs is damaged.
+        OSError: the disk reports an error.
+    """
+    receive(pieces, folder)
+    with (
+        Log.open(log_folder(own), read_only=True) as ours,
+        Log.open(log_folder(folder), read_only=True) as theirs,
+    ):
+        last = ours.last_revision
+        try:
+            found = (
+                next((each.hash for each in theirs.read(last)), b"") if last <= theirs.last_revision else b""
+            )
+        except LogGap as gap:
+            raise CopyFailed(f"the logs cannot be compared: {gap}") from None
+        if (ours.lineage, ours.last_hash) != (theirs.lineage, found):
+            raise CopyFailed(f"its log does not have all records up to revision {last}")

@@ -21,7 +21,7 @@ from livefactor_server.hosting.following.leader import Leader
 from livefactor_server.log.errors import LogError, LogGap
 from livefactor_server.log.format import Entry, Kind
 from livefactor_server.log.store import Log
-from livefactor_server.snapshots.replay import ReplayError, log_folder
+from livefactor_server.snapshots.replay import BeginningLost, ReplayError, log_folder
 from livefactor_server.statuses import Refused
 
 REST_S, REST_S_MAX = 0.05, 1.0
@@ -45,6 +45,8 @@ LAG_S = Gauge(
     ["model"],
 )
 
+_COPY_ERRORS = (copying.CopyFailed, LogError, OSError, Refused, ReplayError)
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,9 +59,13 @@ class Models(Protocol):
     def followed(self, name: str) -> tuple[Engine, Path]:
         """The engine of a model, and the model's folder."""
 
-    def replace_with_copy(self, name: str, fill: Callable[[Path], None]) -> Path:
+    def lost(self) -> list[str]:
+        """The models that cannot be opened, because their log lacks its beginning."""
+
+    def replace_with_copy(self, name: str, fill: Callable[[Path], None], keeps: bool = True) -> Path:
         """Puts a copy of the leader's model in place of a model. Returns the folder that keeps what
-        was there. `fill` writes the files; until it is done the model answers.
+        was there; without `keeps` that is removed. `fill` writes the files; until it is done the
+        model answers.
         """
 
     def reopen(self, name: str) -> None:
@@ -137,6 +143,9 @@ class ModelFollower:
                     rest_s = REFUSED_REST_S if self._is_refused else REST_S
                     self._is_refused = True
                     continue
+            except BeginningLost as error:
+                rest_s = REST_S if self._copy_again(error) else REFUSED_REST_S
+                continue
             except (Mismatch, LogError, Refused, ReplayError) as error:
                 self._note(str(error))
             except Exception:
@@ -161,13 +170,24 @@ class ModelFollower:
             aside = self._models.replace_with_copy(
                 self.name, lambda folder: copying.receive(self._leader.copy(self.name), folder)
             )
-        except (grpc.RpcError, copying.CopyFailed, LogError, OSError, Refused) as error:
+        except (*_COPY_ERRORS, grpc.RpcError) as error:
             logger.warning("model %s: it cannot be copied from the leader yet: %s", self.name, error)
             return False
         logger.warning(
             "model %s: its log has records that %s, the leader in term %d, never had; it is kept in %s, and the"
             " model is a copy of the leader's now", self.name, self._leader.target, term, aside,
         )  # fmt: skip
+        self._is_refused, self.error = False, ""
+        return True
+
+    def _copy_again(self, lost: BeginningLost) -> bool:
+        """Takes a new copy of the leader's model, because the present state is unknown."""
+        try:
+            copy_over(self.name, self._models, self._leader)
+        except (*_COPY_ERRORS, grpc.RpcError) as error:
+            text = error.details() if isinstance(error, grpc.RpcError) else error
+            self._note(f"{lost}; it cannot be copied from the leader yet: {text}")
+            return False
         self._is_refused, self.error = False, ""
         return True
 
@@ -247,6 +267,27 @@ def _marks(log: Log) -> Iterator[following_pb2.Mark]:
         back *= 2
 
 
+def copy_over(name: str, models: Models, leader: Leader) -> None:
+    """Puts a copy of the leader's model in place of one whose state cannot be computed.
+
+    An erasure came, and the log lacks its beginning. The files have who was erased, so they are
+    removed. The copy has all of their records.
+
+    Raises:
+        grpc.RpcError, CopyFailed, LogError, OSError, Refused, ReplayError: it cannot be copied yet.
+            The model is as it was, or the copy stands there and cannot be opened.
+    """
+
+    def fill(folder: Path) -> None:
+        copying.receive_after(leader.copy(name), folder, folder.with_name(name))
+
+    models.replace_with_copy(name, fill, keeps=False)
+    logger.warning(
+        "model %s: its log lacked its beginning, so the state after an erasure could not be computed; the model"
+        " is a copy of %s now, and its old files are removed", name, leader.target,
+    )  # fmt: skip
+
+
 class Following:
     """All models of a server that follows a leader. Thread-safe.
 
@@ -264,6 +305,8 @@ class Following:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self.error = ""
+        # When a model that could not be copied is tried again.
+        self._lost_at = 0.0
         self._thread = threading.Thread(target=self._look, name="follow", daemon=True)
 
     def start(self) -> None:
@@ -299,18 +342,31 @@ class Following:
         while True:
             rest_s = LOOK_S
             try:
+                self._copy_lost()
                 self._copy_new(self.calls.models())
                 self.error = ""
             except grpc.RpcError as error:
                 self._note(f"{error.code().name}: {error.details()}")
                 rest_s = REST_S_MAX
-            except (copying.CopyFailed, LogError, OSError, Refused) as error:
+            except _COPY_ERRORS as error:
                 self._note(str(error))
             except Exception:
                 if not self._stopped.is_set():
                     logger.exception("a model of the leader could not be copied")
             if self._stopped.wait(rest_s):
                 return
+
+    def _copy_lost(self) -> None:
+        if time.monotonic() < self._lost_at:
+            return
+        for name in self._models.lost():
+            try:
+                copy_over(name, self._models, self.calls)
+            except _COPY_ERRORS as error:
+                logger.warning("model %s: it cannot be copied from %s yet: %s", name, self.leader, error)
+                self._lost_at = time.monotonic() + REFUSED_REST_S
+            else:
+                self._add(name)
 
     def _copy_new(self, names: Iterable[str]) -> None:
         for name in names:

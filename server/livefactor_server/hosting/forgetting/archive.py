@@ -9,15 +9,14 @@ Afterwards the retention of the log moves the segments to the archive again.
 
 from __future__ import annotations
 
-import filecmp
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from livefactor_server.changes.history.erase import Erased, Subjects
-from livefactor_server.hosting.retention import copy_durably
+from livefactor_server.hosting.retaining.archive import Archive
 from livefactor_server.log.disk import FileIO
 from livefactor_server.log.errors import LogDamaged, LogError
 from livefactor_server.log.format import DATA_START, BadGroup, Record, hash_function, hash_name_of
@@ -30,13 +29,16 @@ from livefactor_server.snapshots.erasures import Report
 from livefactor_server.snapshots.safetensors_writer import sync_folder
 
 _DRAFT = ".put-back"
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """The archived segments that fill the gap of a log. `after` is the segment behind the gap."""
+    """The archived segments that fill the gap of a log. `after` is the segment behind the gap.
 
+    The paths of the segments say where they would be in the log.
+    """
+
+    archive: Archive
     segments: tuple[Segment, ...]
     after: Segment
 
@@ -60,8 +62,18 @@ class Archived:
 
         Raises:
             LogError: they are damaged, or they do not fit to each other and to the log.
+            OSError: the archive cannot be read.
         """
-        io, firsts = FileIO(), (self.segments[0], self.after)
+        try:
+            yield from self._groups()
+        except LogDamaged as damage:
+            if damage.path not in {each.path for each in self.segments}:
+                raise
+            place = f"{self.archive.text}/{damage.path.name}"
+            raise LogError(f"the log is damaged: {place}, byte {damage.offset}: {damage.reason}") from None
+
+    def _groups(self) -> Iterator[Sequence[Record]]:
+        io, firsts = _ArchiveIO(self), (self.segments[0], self.after)
         try:
             heads = [read_group_head(io.map(each.path), DATA_START, DATA_START, each.path) for each in firsts]
         except BadGroup as bad:
@@ -79,29 +91,53 @@ class Archived:
             raise LogDamaged(self.segments[-1].path, DATA_START, "the log does not follow it in the chain")
 
 
-def lacking(log: Log, archive: Path | None, model_folder: Path) -> tuple[Archived | None, str]:
-    """The archived segments that make a log whole, or None and why they cannot be used."""
+class _ArchiveIO(FileIO):
+    """Reads archived segments from their archive, and the log from its files."""
+
+    def __init__(self, archived: Archived) -> None:
+        super().__init__()
+        self._archive, self._paths = archived.archive, {each.path for each in archived.segments}
+
+    def map(self, path: Path) -> memoryview:
+        """See `FileIO`."""
+        return self._archive.read(path.name) if path in self._paths else super().map(path)
+
+
+def lacking(log: Log, archive: Archive | None, model_folder: Path) -> tuple[Archived | None, str]:
+    """The archived segments that make a log whole, or None and why they cannot be used.
+
+    Raises:
+        OSError: the archive cannot be reached.
+    """
     if log.gap is None or log.first_revision:
         return None, "the events before its first snapshot are in no archive of this model"
     if archive is None:
         return None, "the server has no --log-archive"
     present = {each.path.name for each in log.segments}
     found = [
-        Segment(path, int(path.stem), path.stat().st_size)
-        for path in sorted(archive.glob("*.log"))
-        if path.stem.isdigit()
-        and path.name not in present
-        and log.gap.first <= int(path.stem) <= log.gap.last
+        each
+        for each in _segments(log, archive, present)
+        if each.path.stem.isdigit() and log.gap.first <= each.first <= log.gap.last
     ]
     if not found or found[0].first != log.gap.first:
-        return None, f"the archive {archive} lacks the segment with revision {log.gap.first}"
+        return None, f"the archive {archive.text} lacks the segment with revision {log.gap.first}"
     if stale := _stale(log, model_folder, [each.path.name for each in found]):
         return None, stale
     free = shutil.disk_usage(model_folder).free
     if (needed := sum(each.size for each in found)) > free:
         return None, f"the archived segments have {needed:,} bytes, and the disk has room for {free:,}"
     after = next(each for each in log.segments if each.first > log.gap.last)
-    return Archived(tuple(found), after), ""
+    return Archived(archive, tuple(found), after), ""
+
+
+def _segments(log: Log, archive: Archive, present: Container[str]) -> list[Segment]:
+    """The archived segments that are not present in the log, by name."""
+    folder = log.segments[0].path.parent
+    return [
+        Segment(folder / name, int(stem) if (stem := Path(name).stem).isdigit() else -1, size)
+        for name, size in sorted(archive.sizes().items())
+        if name not in present
+    ]
 
 
 def _stale(log: Log, model_folder: Path, names: Iterable[str]) -> str:
@@ -131,7 +167,7 @@ def put_back(log: Log, archived: Archived) -> tuple[str, ...]:
     try:
         for each in archived.segments:
             draft, target = folder / f"{each.path.name}{_DRAFT}", folder / each.path.name
-            copy_durably(each.path, draft)
+            archived.archive.fetch(each.path.name, draft)
             made.append(Segment(target, each.first, each.size, 0))
             os.replace(draft, target)
         sync_folder(folder)
@@ -150,45 +186,37 @@ def clean(folder: Path) -> None:
         path.unlink()
 
 
-def take_over(log: Log, archive: Path) -> tuple[str, ...]:
+def take_over(log: Log, archive: Archive) -> tuple[str, ...]:
     """Gives archived segments the bytes of those in the log, where they differ.
 
-    Returns the names of those that it changed. What was there before is overwritten with zeros.
+    Returns the names of those that it changed.
 
     Raises:
         OSError: the archive cannot be written. A second call goes on.
     """
-    changed = []
-    for segment in log.segments:
-        target = archive / segment.path.name
-        if not target.exists() or filecmp.cmp(segment.path, target, shallow=False):
-            continue
-        draft = archive / f".{segment.path.name}"
-        copy_durably(segment.path, draft)
-        with target.open("r+b") as old:
-            size = target.stat().st_size
-            for at in range(0, size, _PIECE_BYTES):
-                old.write(bytes(min(_PIECE_BYTES, size - at)))
-            old.flush()
-            os.fsync(old.fileno())
-        os.replace(draft, target)
-        sync_folder(archive)
-        changed.append(segment.path.name)
-    return tuple(changed)
+    there = archive.sizes()
+    paths = [each.path for each in log.segments if each.path.name in there]
+    return tuple(path.name for path in paths if archive.put(path))
 
 
 def naming(
-    log: Log, paths: Sequence[Path], subjects: Subjects, until: int, check: Callable[[], None]
-) -> list[Path]:
-    """Which archived segments that the log lacks name a subject, or cannot be read."""
-    if not paths or log.gap is None or not all(path.stem.isdigit() for path in paths):
-        return list(paths)
+    log: Log, archive: Archive, subjects: Subjects, until: int, check: Callable[[], None]
+) -> list[str]:
+    """The places of archived segments that the log lacks and that name a subject, or cannot be
+    read.
+
+    Raises:
+        OSError: the archive cannot be listed.
+    """
+    segments = _segments(log, archive, {each.path.name for each in log.segments})
+    places = {each.first: f"{archive.text}/{each.path.name}" for each in segments}
+    if not segments or log.gap is None or not all(each.path.stem.isdigit() for each in segments):
+        return [f"{archive.text}/{each.path.name}" for each in segments]
     after = next(each for each in log.segments if each.first > log.gap.last)
-    archived = Archived(tuple(Segment(path, int(path.stem), path.stat().st_size) for path in paths), after)
-    found = set[int]()
+    archived, found = Archived(archive, tuple(segments), after), set[int]()
     try:
         for record, _, _ in strangers.naming(archived.groups(), subjects, until, check):
             found.add(max(first for first in archived.firsts if first <= record.revision))
     except (LogError, OSError):
-        return list(paths)
-    return [path for path, first in zip(paths, archived.firsts, strict=True) if first in found]
+        return list(places.values())
+    return [place for first, place in places.items() if first in found]

@@ -405,17 +405,14 @@ class Forgetter:
     def _rewrite_archive(self, job: Job, erase: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Takes the subjects out of archived segments that the log has.
 
-        Returns the names of those that were rewritten, and the paths of those that the log lacks
+        Returns the names of those that were rewritten, and the places of those that the log lacks
         and that name a subject, or cannot be read.
         """
-        folder, log = self._keeper.archive, self._engine.log
-        if folder is None or not folder.is_dir():
+        archive, log = self._keeper.archive, self._engine.log
+        if archive is None:
             return (), ()
-        changed = archives.take_over(log, folder)
-        in_log = {each.path.name for each in log.segments}
-        others = [path for path in sorted(folder.glob("*.log")) if path.name not in in_log]
-        named = archives.naming(log, others, job.subjects, erase, self._tick)
-        return changed, tuple(map(str, named))
+        changed = archives.take_over(log, archive)
+        return changed, tuple(archives.naming(log, archive, job.subjects, erase, self._tick))
 
 
 _FAILED = "forget: a stage failed; see the server's log; it is tried again"

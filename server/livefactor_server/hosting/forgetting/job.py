@@ -75,6 +75,11 @@ class Job:
             raise ValueError(f"{folder / FILE} is damaged: {error}") from None
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a model has an unfinished job, or is gone."""
+    return not folder.is_dir() or (folder / FILE).exists()
+
+
 def end(folder: Path) -> None:
     """Overwrites the file with zeros and removes it, durably."""
     path = folder / FILE

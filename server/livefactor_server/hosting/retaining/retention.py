@@ -14,13 +14,11 @@ the record means.
 
 from __future__ import annotations
 
-import filecmp
 import logging
-import os
 import queue
 import re
-import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,11 +28,11 @@ from livefactor.snapshots.format import Manifest
 from livefactor_server.changes import NO_REJECTS, RetentionChange
 from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Ack, Submission
+from livefactor_server.hosting.retaining.archive import Archive, archive_at, place_of
 from livefactor_server.log.errors import LogError
 from livefactor_server.log.gaps import Retained
 from livefactor_server.log.walk import Segment
 from livefactor_server.snapshots.replay import skips
-from livefactor_server.snapshots.safetensors_writer import sync_folder
 from livefactor_server.snapshots.store import SnapshotNotFound, SnapshotStore
 from livefactor_server.statuses import Refused
 
@@ -59,19 +57,22 @@ class Policy:
     Attributes:
         amount: revisions, microseconds or bytes.
         unit: "r" for revisions, "d" for time, "B" for bytes.
-        archive: the folder that deleted segments are moved to. None deletes them.
+        archive: the folder or URL that deleted segments are moved to. None deletes them.
     """
 
     amount: int
     unit: str
-    archive: Path | None = None
+    archive: Path | str | None = None
 
     @classmethod
-    def of(cls, text: str, archive: Path | None = None) -> Policy:
+    def of(cls, text: str, archive: Path | str | None = None) -> Policy:
         """Reads a policy such as 30d, 100GB or 5000000r.
+
+        `archive` is a folder, or the text of a folder or of a URL; "" is none.
 
         Raises:
             PolicyError: the text is no policy.
+            BadArchive: nothing can be archived at the URL.
         """
         found = _AMOUNT.fullmatch(text)
         if found is None or not int(found[1]):
@@ -79,6 +80,8 @@ class Policy:
                 f"expected a number with a unit, such as 30d, 100GB or 5000000r (revisions), got {text!r}"
             )
         amount, unit = int(found[1]) * _UNITS[found[2]], found[2]
+        if isinstance(archive, str):
+            archive = place_of(archive) if archive else None
         return cls(amount, "B" if unit.endswith("B") else unit, archive)
 
 
@@ -89,10 +92,11 @@ class Retention:
         self._engine, self._store, self._policy = engine, store, policy
         self._verified: set[str] = set()
 
-    def run(self) -> int:
+    def run(self, is_stopped: Callable[[], bool] = lambda: False) -> int:
         """Deletes what the policy does not keep. Returns the number of deleted segments.
 
-        While a promotion learns the log, nothing is deleted.
+        While a promotion learns the log, nothing is deleted. `is_stopped` is asked before each
+        segment is archived; if it is true, nothing is deleted, and the next pass does it.
 
         Raises:
             Refused: the record was refused.
@@ -103,9 +107,9 @@ class Retention:
             # The keeper has not verified the earlier segments yet.
             return 0
         with self._engine.no_promotion() as alone:
-            return self._delete() if alone else 0
+            return self._delete(is_stopped) if alone else 0
 
-    def _delete(self) -> int:
+    def _delete(self, is_stopped: Callable[[], bool]) -> int:
         log = self._engine.log
         segments = self._unwanted()
         snapshot = self._snapshot() if segments else None
@@ -119,8 +123,12 @@ class Retention:
             return 0
         note = self._recorded(segments, snapshot)
         doomed = log.behind(note.last)
-        for segment in doomed if self._policy.archive is not None else ():
-            self._archive(segment)
+        archive = archive_of(self._policy, self._engine)
+        if archive is not None:
+            for segment in doomed:
+                if is_stopped():
+                    return 0
+                archive.put(segment.path)
         log.drop(note)
         logger.warning("model %s: %s", self._engine.name, log.gap)
         return len(doomed)
@@ -197,38 +205,12 @@ class Retention:
         assert isinstance(result, Ack)
         return Retained.from_body(body, item.time_us)
 
-    def _archive(self, segment: Segment) -> None:
-        """Copies a segment to the archive, durably, and compares the copy with it."""
-        assert self._policy.archive is not None
-        folder = archive_of(self._policy.archive, self._engine)
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / segment.path.name
-        if target.exists() and filecmp.cmp(segment.path, target, shallow=False):
-            # It was put back for an erasure, which did not change it.
-            return
-        draft = folder / f".{segment.path.name}"
-        copy_durably(segment.path, draft)
-        os.replace(draft, target)
-        for each in (folder, folder.parent):
-            sync_folder(each)
 
-
-def copy_durably(source: Path, target: Path) -> None:
-    """Copies a file, syncs the copy, and compares it with the file.
-
-    Raises:
-        OSError: the disk reports an error, or the copy differs.
-    """
-    shutil.copyfile(source, target)
-    with target.open("rb") as copy:
-        os.fsync(copy.fileno())
-    if not filecmp.cmp(source, target, shallow=False):
-        raise OSError(f"{target}: the copy differs from {source}")
-
-
-def archive_of(archive: Path, engine: Engine) -> Path:
-    """The folder of a model in an archive."""
-    return archive / f"{engine.name}-{engine.log.lineage}"
+def archive_of(policy: Policy | None, engine: Engine) -> Archive | None:
+    """The archive of a model. None if nothing is archived."""
+    if policy is None or policy.archive is None:
+        return None
+    return archive_at(policy.archive, f"{engine.name}-{engine.log.lineage}")
 
 
 def _last_of(segment: Segment, segments: list[Segment]) -> int:
