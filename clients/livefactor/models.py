@@ -14,7 +14,7 @@ from livefactor.channel import CONNECT_S, DEADLINE_S, READ_RETRY_S
 from livefactor.errors import LivefactorError
 from livefactor.position import Position, position_of
 from livefactor.pushing.deltas import delta_body
-from livefactor.pushing.labels import SIDES
+from livefactor.pushing.labels import FEATURE_SIDES, SIDES
 from livefactor.results.contest import Contest, contest_of
 from livefactor.results.descriptions import FeatureReport, Lead, ProducerReport, description_of, producer_of
 from livefactor.results.descriptions import ModelDescription as ModelDescription
@@ -130,15 +130,15 @@ class Models(ModelsBase, BlockingClient):
         self, name: str = "default", side: str = "item", *, limit: int = 100, weakest_first: bool = False,
         timeout: float = LONG_DEADLINE_S,
     ) -> Plan[tuple[FeatureReport, ...]]:  # fmt: skip
-        """The features of a side ("user" or "item") that carry the most weight, or the least.
+        """The features of a side that carry the most weight, or the least.
 
-        limit: at most 4096. Raises NotFound, ValueError for another side, and InvalidArgument if
-        the model has no features.
+        side: "user", "item", or "context" for the features of events. limit: at most 4096. Raises
+        NotFound, ValueError for another side, and InvalidArgument if there are no such features.
         """
-        if side not in SIDES:
-            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
+        if side not in FEATURE_SIDES:
+            raise ValueError(f"side: expected 'user', 'item' or 'context', got {side!r}")
         request = models_pb2.ListFeaturesRequest(
-            model=name, side=SIDES[side], limit=limit, weakest_first=weakest_first
+            model=name, side=FEATURE_SIDES[side], limit=limit, weakest_first=weakest_first
         )
         data = yield from self._call("ListFeatures", request, name, timeout)
         found = models_pb2.ListFeaturesResponse.FromString(data).features

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from livefactor_kernels.pins import Pin
-from livefactor_kernels.reading.context import Statistics
+from livefactor_kernels.reading.context import Moves, Statistics
 from livefactor_kernels.scoring import Candidates
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.solve.prior.sums import MapSums
@@ -213,8 +213,14 @@ class Backend(Protocol):
         The caller holds the gate. Only a model with features (`spec.features`) has it.
         """
 
-    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> None:
+    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> Moves:
         """Learns the context of events with item rows uint32[n], after their record is learned.
+
+        The caller holds the gate. Only a model with context (`spec.context`) has it.
+        """
+
+    def drop_context(self, keys: np.ndarray, revision: int) -> None:
+        """Forgets the features of context with keys uint64[n], and sets the revision.
 
         The caller holds the gate. Only a model with context (`spec.context`) has it.
         """

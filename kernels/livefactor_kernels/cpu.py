@@ -10,7 +10,7 @@ import numpy as np
 from livefactor_kernels.history.cpu import Recorder
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cpu import Pin, PinBoard
-from livefactor_kernels.reading.context import Statistics
+from livefactor_kernels.reading.context import Moves, Statistics
 from livefactor_kernels.reading.context.cpu import CpuArithmetic as ContextArithmetic
 from livefactor_kernels.reading.context.learning import Context
 from livefactor_kernels.reading.cpu import CpuArithmetic
@@ -376,10 +376,16 @@ class CpuModel:
             self.pins.protect(update, self._rule.prepare([update]))
             self._rule.learn(update)
 
-    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> None:
+    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> Moves:
         """See `backend.Backend.learn_context`."""
         assert self._context is not None
-        self._context.learn(self.gather(ITEMS, item_rows)[0][:, : self.spec.k], bags)
+        return self._context.learn(self.gather(ITEMS, item_rows)[0][:, : self.spec.k], bags)
+
+    def drop_context(self, keys: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.drop_context`."""
+        assert self._context is not None
+        self._context.drop(keys)
+        self.advance(revision)
 
     def context(self, keys: np.ndarray) -> Statistics:
         """See `backend.Backend.context`."""

@@ -29,7 +29,7 @@ from livefactor_kernels.numbers import scalar
 from livefactor_kernels.numbers.random import INIT_DOMAIN, INIT_ROUNDING_DOMAIN, domain_key
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.cuda import CudaPin, DeviceSections, Pins, as_floats, as_sections, fetch_rows
-from livefactor_kernels.reading.context import Statistics
+from livefactor_kernels.reading.context import Moves, Statistics
 from livefactor_kernels.replay import most_events
 from livefactor_kernels.replay.cpu import Reservoir
 from livefactor_kernels.scoring import Candidates
@@ -224,8 +224,12 @@ class CudaModel:
         """See `backend.Backend.drop_features`. No spec on this backend has features."""
         raise AssertionError("features: `spec.checks.check_cuda` refuses them")
 
-    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> None:
+    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> Moves:
         """See `backend.Backend.learn_context`. No spec on this backend has context."""
+        raise AssertionError("context: `spec.checks.check_cuda` refuses it")
+
+    def drop_context(self, keys: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.drop_context`. No spec on this backend has context."""
         raise AssertionError("context: `spec.checks.check_cuda` refuses it")
 
     def context(self, keys: np.ndarray) -> Statistics:

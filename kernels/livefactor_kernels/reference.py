@@ -16,7 +16,7 @@ import numpy as np
 from livefactor_kernels.history.reference import Recorder
 from livefactor_kernels.pins import PinnedState
 from livefactor_kernels.pins.reference import ReferencePin, gather
-from livefactor_kernels.reading.context import Statistics
+from livefactor_kernels.reading.context import Moves, Statistics
 from livefactor_kernels.reading.context.learning import Context
 from livefactor_kernels.reading.context.reference import ReferenceArithmetic as ContextArithmetic
 from livefactor_kernels.reading.learning import Mixer
@@ -233,10 +233,16 @@ class ReferenceModel:
         if update is not None:
             self._rule.learn(update)
 
-    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> None:
+    def learn_context(self, item_rows: np.ndarray, bags: Bags) -> Moves:
         """See `backend.Backend.learn_context`."""
         assert self._context is not None
-        self._context.learn(self.gather(ITEMS, item_rows)[0][:, : self.spec.k], bags)
+        return self._context.learn(self.gather(ITEMS, item_rows)[0][:, : self.spec.k], bags)
+
+    def drop_context(self, keys: np.ndarray, revision: int) -> None:
+        """See `backend.Backend.drop_context`."""
+        assert self._context is not None
+        self._context.drop(keys)
+        self.advance(revision)
 
     def context(self, keys: np.ndarray) -> Statistics:
         """See `backend.Backend.context`."""

@@ -4,7 +4,8 @@ A leader and a follower run in processes of their own on this machine. One event
 goes to the leader. The lag is the time from its acknowledgement to the follower's answer of a Score
 that waits for the position. Such a call without a position to wait for is beside it, because the
 lag contains a call. Each is measured idle, and while a producer pushes batches of 8,192 events at
-half of its peak rate. Idle and loaded blocks take turns.
+half of the peak rate, which is that of both together: events a second until the follower has them.
+Idle and loaded blocks take turns.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def measure(rounds: int = 3, events: int = 300, peak_s: float = 3.0) -> dict[str
         _wait_for_model(follower)
         # The first block waits until the follower has caught up, and warms up.
         probe.block(Clock(), "", 20, START_TIMEOUT_S)
-        peak, carried = paced.peak(leader, MODEL, BATCH, ITEMS, peak_s), []
+        peak, carried = probe.peak(leader, peak_s), []
         for _ in range(rounds):
             probe.block(clock, "", events)
             with paced.running(leader, MODEL, LOAD_SHARE * peak, BATCH, ITEMS) as load:
@@ -76,6 +77,14 @@ class Probe:
                 lambda u=user, i=item, p=position: self._scorer.score(u, i, min_position=p, timeout=timeout),
             )
             clock.take(f"follower_call{suffix}", lambda u=user, i=item: self._scorer.score(u, i))
+
+    def peak(self, leader: str, seconds: float) -> float:
+        """Events per second of a producer without pauses, until the follower has the last one."""
+        with paced.running(leader, MODEL, 0.0, BATCH, ITEMS) as load:
+            time.sleep(seconds)
+        started = time.perf_counter()
+        self.block(Clock(), "", 1, START_TIMEOUT_S)
+        return load.events / (load.seconds + time.perf_counter() - started)
 
     def close(self) -> None:
         """Closes both connections."""

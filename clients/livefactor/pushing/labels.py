@@ -33,6 +33,8 @@ and a text that comes again is labelled again.
 
 USERS, ITEMS = "user", "item"
 SIDES = {USERS: updates_pb2.SIDE_USER, ITEMS: updates_pb2.SIDE_ITEM}
+FEATURE_SIDES = SIDES | {"context": updates_pb2.SIDE_CONTEXT}
+"""Whose features a model can list and drop."""
 """The contract's number of each side."""
 
 

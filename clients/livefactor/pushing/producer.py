@@ -23,7 +23,7 @@ from livefactor.pushing.delivery import WINDOW_BATCHES
 from livefactor.pushing.deltas import delta_body, map_sums_body
 from livefactor.pushing.embeddings import as_factors, as_vectors, embedding_bodies, factor_bodies
 from livefactor.pushing.features import context_bodies, feature_bodies, interactions_body, shown_by
-from livefactor.pushing.labels import ITEMS, SIDES, USERS, label_cuts, read_ids
+from livefactor.pushing.labels import FEATURE_SIDES, ITEMS, SIDES, USERS, label_cuts, read_ids
 from livefactor.pushing.rows import row_columns
 from livefactor.pushing.sending import OPEN_DEADLINE_S
 from livefactor.wire.bags import as_bags, as_shared_bags
@@ -280,15 +280,16 @@ class Producer(ProducerBase):
     ) -> Plan[Receipt]:
         """Take features out of all ids of a side ("user" or "item"), after all rows pushed before.
 
-        names: of one feature or several; one that no id has does nothing. Their places are free for
-        further features. Raises the errors of `push_labels`.
+        With side "context" the model forgets features of context instead, until an event has them
+        again. names: of one feature or several; one that does not exist does nothing. Their places
+        are free for further features. Raises the errors of `push_labels`.
         """
-        if side not in SIDES:
-            raise ValueError(f"side: expected 'user' or 'item', got {side!r}")
+        if side not in FEATURE_SIDES:
+            raise ValueError(f"side: expected 'user', 'item' or 'context', got {side!r}")
         texts = [names] if isinstance(names, str) else list(names)
         bodies = []
         for start, stop in label_cuts(texts, self.batch):
-            bodies.append((stop - start, encode_dropped_features(SIDES[side], texts[start:stop])))
+            bodies.append((stop - start, encode_dropped_features(FEATURE_SIDES[side], texts[start:stop])))
         return (yield from self._taken_bodies(DROPPED_FEATURES, bodies, timeout))
 
     @blocking

@@ -13,9 +13,11 @@ from livefactor.wire.plain import plain
 
 @dataclass(frozen=True, slots=True)
 class FeatureReport:
-    """A feature of a side. ids: how many users or items have it.
+    """A feature of a side, or of context. ids: how many users or items have it.
 
-    strength: the length of its row of factors; 0 if nothing was learned of it.
+    strength: the length of its row of factors; 0 if nothing was learned of it. Of context, ids
+    counts events, of which older ones count less, and strength says how far the items of these
+    events are from those of all; events that have it by chance make it about 1.
     """
 
     name: str

@@ -66,9 +66,10 @@ def check_content(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
             require(min(progress) >= 0, f"{prefix}.progress", "holds a negative number")
             summed, told = int((described == 2).sum()), f"counts other {side} than {side}.described"
             require(progress[2] == summed, f"{prefix}.progress", told)
+    names = ["labels.user", "labels.item"]
     if "context.keys" in tensors:
         _check_context(manifest, tensors, require)
-    names = ["labels.user", "labels.item"]
+        names.append("context.labels")
     for side in ("user", "item") if "features.item.keys" in tensors else ():
         _check_features(manifest, tensors, side, require)
         names.append(f"features.{side}.labels")

@@ -306,10 +306,13 @@ def _mixed(spec: Spec) -> int:
 
 _BESIDE = (
     # The context of events: the counts of its features, sums over items, the keys of the features
-    # in the order of their places, and the sums of each feature.
+    # in the order of their places, their texts, as those of labels, and the sums of each feature.
     _Beside("context.counts", "F64", _any_length, _has_context, Content.AMOUNTS),
     _Beside("context.gram", "F64", lambda spec: (spec.k + 1) ** 2, _has_context),
     _Beside("context.keys", "U64", _any_length, _has_context, Content.DISTINCT),
+    _Beside("context.labels.keys", "U64", _any_length, _has_context),
+    _Beside("context.labels.offsets", "U64", _any_length, _has_context),
+    _Beside("context.labels.text", "U8", _any_length, _has_context),
     _Beside("context.sums", "F64", _any_length, _has_context),
     # The number of accepted interactions.
     _Beside("events", "U64", lambda spec: 1),

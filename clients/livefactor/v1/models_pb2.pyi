@@ -1893,7 +1893,7 @@ global___ListFeaturesRequest = ListFeaturesRequest
 
 @typing.final
 class FeatureReport(google.protobuf.message.Message):
-    """A feature of a side."""
+    """A feature of a side, or of context."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1902,10 +1902,13 @@ class FeatureReport(google.protobuf.message.Message):
     STRENGTH_FIELD_NUMBER: builtins.int
     name: builtins.str
     ids: builtins.int
-    """The number of users or items that have it."""
+    """The number of users or items that have it. Of context: the number of events that had it, of which
+    older ones count less.
+    """
     strength: builtins.float
     """The length of its row of factors: how far a weight of 1 moves the row of an id without events. 0:
-    nothing was learned of it.
+    nothing was learned of it. Of context: how far the mean item of its events is from that of all events,
+    in standard errors. Events that have it by chance make it about 1.
     """
     def __init__(
         self,

@@ -211,9 +211,9 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListFeatures(self, request, context):
-        """The features of a side, with what the model has learned of them (docs/content.md).
+        """The features of a side, or of context, with what the model has learned of them (docs/content.md).
         - NOT_FOUND: there is no such model.
-        - INVALID_ARGUMENT: the model has no features, or the side is unknown.
+        - INVALID_ARGUMENT: the model has no such features, or the side is unknown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -127,9 +127,9 @@ class ModelServiceStub:
         livefactor.v1.models_pb2.ListFeaturesRequest,
         livefactor.v1.models_pb2.ListFeaturesResponse,
     ]
-    """The features of a side, with what the model has learned of them (docs/content.md).
+    """The features of a side, or of context, with what the model has learned of them (docs/content.md).
     - NOT_FOUND: there is no such model.
-    - INVALID_ARGUMENT: the model has no features, or the side is unknown.
+    - INVALID_ARGUMENT: the model has no such features, or the side is unknown.
     """
 
     ListProducers: grpc.UnaryUnaryMultiCallable[
@@ -272,9 +272,9 @@ class ModelServiceAsyncStub:
         livefactor.v1.models_pb2.ListFeaturesRequest,
         livefactor.v1.models_pb2.ListFeaturesResponse,
     ]
-    """The features of a side, with what the model has learned of them (docs/content.md).
+    """The features of a side, or of context, with what the model has learned of them (docs/content.md).
     - NOT_FOUND: there is no such model.
-    - INVALID_ARGUMENT: the model has no features, or the side is unknown.
+    - INVALID_ARGUMENT: the model has no such features, or the side is unknown.
     """
 
     ListProducers: grpc.aio.UnaryUnaryMultiCallable[
@@ -437,9 +437,9 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: livefactor.v1.models_pb2.ListFeaturesRequest,
         context: _ServicerContext,
     ) -> typing.Union[livefactor.v1.models_pb2.ListFeaturesResponse, collections.abc.Awaitable[livefactor.v1.models_pb2.ListFeaturesResponse]]:
-        """The features of a side, with what the model has learned of them (docs/content.md).
+        """The features of a side, or of context, with what the model has learned of them (docs/content.md).
         - NOT_FOUND: there is no such model.
-        - INVALID_ARGUMENT: the model has no features, or the side is unknown.
+        - INVALID_ARGUMENT: the model has no such features, or the side is unknown.
         """
 
     @abc.abstractmethod

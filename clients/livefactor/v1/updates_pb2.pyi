@@ -69,6 +69,8 @@ class _SideEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeW
     """INVALID_ARGUMENT."""
     SIDE_USER: _Side.ValueType  # 1
     SIDE_ITEM: _Side.ValueType  # 2
+    SIDE_CONTEXT: _Side.ValueType  # 3
+    """The features of events and of Score calls. Only ListFeatures and DroppedFeatures take it."""
 
 class Side(_Side, metaclass=_SideEnumTypeWrapper):
     """The side of the model that an id belongs to."""
@@ -77,6 +79,8 @@ SIDE_UNSPECIFIED: Side.ValueType  # 0
 """INVALID_ARGUMENT."""
 SIDE_USER: Side.ValueType  # 1
 SIDE_ITEM: Side.ValueType  # 2
+SIDE_CONTEXT: Side.ValueType  # 3
+"""The features of events and of Score calls. Only ListFeatures and DroppedFeatures take it."""
 global___Side = Side
 
 class _RejectReason:
@@ -709,9 +713,10 @@ global___MapSums = MapSums
 
 @typing.final
 class DroppedFeatures(google.protobuf.message.Message):
-    """Takes features out of all bags of a side, and gives their places to further features. A name that is no
-    feature does nothing. A message is refused as a whole with INVALID_ARGUMENT if the model's spec has no
-    features, or if the side is unknown.
+    """Takes features out of all bags of a side, and gives their places to further features. With SIDE_CONTEXT
+    the model forgets features of context instead, until an event has them again. A name that is no feature
+    does nothing. A message is refused as a whole with INVALID_ARGUMENT if the model's spec has no features
+    or no context, or if the side is unknown.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -14,7 +14,7 @@ from livefactor_kernels.spec.model import Loss
 from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_server.challenging.steps import Judged, Step
 from livefactor_server.judging.metrics import ndcg_at
-from livefactor_server.judging.places import places, predictions
+from livefactor_server.judging.places import places, predictions, shift_of
 from livefactor_server.log.columns import Columns
 from livefactor_server.log.store import Record
 from livefactor_server.model import spec_codec
@@ -50,7 +50,7 @@ class Learner:
         """The gain of each event, float64[n], by the model as it is. More is better.
 
         For squared loss it is the negative squared error. Otherwise it is the NDCG@`RANKED_AT` of
-        the item among all items.
+        the item among all items, with the context of the event if the model has context.
         """
         begin_s, backend = time.thread_time(), self.state.backend
         users = backend.users.find(judged.users, backend.published[USERS])
@@ -58,7 +58,8 @@ class Learner:
         if self.state.spec.loss == Loss.SQUARED:
             gains: np.ndarray = -np.square(predictions(backend, users, items) - judged.values)
         else:
-            gains = ndcg_at(RANKED_AT, places(backend, users, items, RANKED_AT))
+            shift = shift_of(backend, judged.context)
+            gains = ndcg_at(RANKED_AT, places(backend, users, items, RANKED_AT, shift))
         self.judge_s += time.thread_time() - begin_s
         return gains
 

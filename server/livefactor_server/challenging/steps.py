@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from livefactor.wire.columns import BagColumns
+from livefactor_kernels.solve.features import Bags
 from livefactor_server.changes.bodies import decode_bodies
+from livefactor_server.changes.content.bags import context_bags, joined_bags
 from livefactor_server.changes.events import Events
 from livefactor_server.changes.history.quarantine import LEARNED, learned
 from livefactor_server.judging import choice
@@ -80,11 +83,15 @@ def _sizes(records: Sequence[Record]) -> np.ndarray:
 
 
 class Judged(NamedTuple):
-    """The n judged events of a step: keys uint64[n], and values float32[n] after event types."""
+    """The n judged events of a step: keys uint64[n], and values float32[n] after event types.
+
+    `context` are their bags, None if no event has any.
+    """
 
     users: np.ndarray
     items: np.ndarray
     values: np.ndarray
+    context: Bags | None = None
 
 
 def judged_events(step: Step, seed: int, share: float, meanings: Meanings, ranks: bool) -> Judged:
@@ -101,7 +108,15 @@ def judged_events(step: Step, seed: int, share: float, meanings: Meanings, ranks
     if not found:
         return Judged(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.float32))
     parts = [_judged(piece, seed, share, meanings, ranks) for piece in found]
-    return Judged(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    *columns, bags = zip(*parts, strict=True)
+    context = None
+    if any(each is not None for each in bags):
+        sizes = [part.users.size for part in parts]
+        context = joined_bags(
+            [Bags.empty(n) if own is None else own for n, own in zip(sizes, bags, strict=True)]
+        )
+    users, items, values = (np.concatenate(column) for column in columns)
+    return Judged(users, items, values, context)
 
 
 class _Piece(NamedTuple):
@@ -111,6 +126,7 @@ class _Piece(NamedTuple):
     events: Events
     users: np.ndarray
     items: np.ndarray
+    context: BagColumns | None = None
 
 
 def _pieces(records: Sequence[Record]) -> Iterator[_Piece]:
@@ -134,11 +150,11 @@ def _pieces(records: Sequence[Record]) -> Iterator[_Piece]:
             columns = change.columns
             ends = np.array([len(columns)])
             events = Events(ends, columns.values, columns.weights, columns.event_types, columns.times_us)
-            yield _Piece(record.revision, events, columns.user_ids, columns.item_ids)
+            yield _Piece(record.revision, events, columns.user_ids, columns.item_ids, columns.context)
 
 
 def _judged(piece: _Piece, seed: int, share: float, meanings: Meanings, ranks: bool) -> Judged:
-    revision, events, users, items = piece
+    revision, events, users, items, context = piece
     sizes = np.diff(events.ends, prepend=0)
     revisions = np.repeat(np.arange(revision, revision + sizes.size, dtype=np.uint64), sizes)
     places = np.arange(users.size) - np.repeat(events.ends - sizes, sizes)
@@ -147,4 +163,5 @@ def _judged(piece: _Piece, seed: int, share: float, meanings: Meanings, ranks: b
     chosen = choice.event_lots(seed, revisions, places) < share
     if ranks:
         chosen &= values > 0
-    return Judged(users[chosen], items[chosen], values[chosen])
+    bags = None if context is None else context_bags(context.select(chosen))
+    return Judged(users[chosen], items[chosen], values[chosen], bags)

@@ -15,6 +15,7 @@ import numpy as np
 from livefactor.v1 import updates_pb2
 from livefactor.wire import columns as wire
 from livefactor.wire.columns import Columns
+from livefactor.wire.keys import keys_of
 from livefactor_kernels.spec.model import Loss, ModelSpec
 from livefactor_server.changes.change import KeyedChange, Placement, Record, require_rows
 from livefactor_server.changes.content.bags import check_context, context_bags
@@ -166,7 +167,12 @@ def _learn_context(state: ModelState, columns: Columns, placement: Placement) ->
     counts = np.ones(len(columns), bool) if values is None else values > 0
     if placement.learned is not None:
         counts &= placement.learned
-    state.backend.learn_context(placement.item_rows[counts], context_bags(columns.context.select(counts)))
+    told = columns.context.select(counts)
+    placed, forgotten = state.backend.learn_context(placement.item_rows[counts], context_bags(told))
+    state.context.drop(forgotten)
+    if placed.size:
+        names = dict(zip(keys_of(told.names).tolist(), told.names, strict=True))
+        state.context.put(placed, [names[key] for key in placed.tolist()])
 
 
 def _reasons(columns: Columns, spec: ModelSpec) -> np.ndarray | None:

@@ -3,6 +3,9 @@
 `Judge.before` reads the judged events of a run before the model learns them, and `Judge.after`
 evaluates them.
 
+An event is ranked with the context that it carries, at weight 1, which is that of a Score call that
+names none. Losses are those of the rule, which does not learn context, so they are without it.
+
 A judged event is scored at the state before its run. Large records, records under light load, and
 replayed records are applied one by one. For them this is the state before the record. When many
 small records arrive at once, the state can be up to `RUN_WORK_MAX` of the engine of work older.
@@ -163,7 +166,7 @@ class Judge:
             sizes = np.array([record.change.rows for record in picked], np.int64)
             most = self._settings.events_per_record_max
             chosen = choice.choose(self._spec.seed, revisions, sizes, most)
-            sample = scoring.sample_of(picked, chosen)
+            sample = scoring.sample_of(picked, chosen, self._spec.context.size > 0)
             sample = sample._replace(values=self._learned(sample.values))
             if len(sample.events):
                 self._pending = self._read(sample, picked[-1].header.time_us)
@@ -246,9 +249,7 @@ class Judge:
         _, sample, negatives, candidates, ranked, read, asked, best = pending
         self._popularity.settle(int(sample.item_counts.max()))
         rows, there = self._loss_rows(sample, read, negatives)
-        drawn = scoring.ranks_among_drawn(
-            read, ranked, sample.item_rows[ranked], candidates, self._popularity
-        )
+        drawn = scoring.ranks_among_drawn(read, sample.item_rows[ranked], candidates, self._popularity)
         with self._lock:
             self._revision = pending.revision
             self._losses.push(rows[there], sample.types[there], read.known[there])

@@ -7,7 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from livefactor_kernels.backend import Backend
+from livefactor_kernels.reading.context.learning import factors_of
 from livefactor_kernels.reading.persons import PersonReader
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
 
 
@@ -43,6 +45,16 @@ def _lists(model: Backend, user_rows: np.ndarray, top: int, shift: np.ndarray | 
     for user, (start, stop) in enumerate(pairwise(offsets.tolist())):
         lists[user, : stop - start] = rows[start:stop]
     return lists
+
+
+def shift_of(model: Backend, context: Bags | None, weight: float = 1.0) -> np.ndarray | None:
+    """What the context of each event adds to the factors of its user, float32[n, k].
+
+    None if the events or the model have no context. The caller is the only one that uses the model.
+    """
+    if context is None or not model.spec.context.size:
+        return None
+    return np.asarray(np.float32(weight) * factors_of(model.context(context.keys), context))
 
 
 def predictions(model: Backend, user_rows: np.ndarray, item_rows: np.ndarray) -> np.ndarray:

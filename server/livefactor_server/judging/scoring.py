@@ -11,11 +11,15 @@ import numpy as np
 from livefactor_kernels.backend import Backend
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import LANES
+from livefactor_kernels.reading.context import Statistics
+from livefactor_kernels.reading.context.learning import factors_of
 from livefactor_kernels.reading.persons import PersonReader
 from livefactor_kernels.scoring.cpu_kernels import scan_kernel
+from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.spec.model import Loss
 from livefactor_kernels.tables import ITEMS, NO_ROW, USERS
-from livefactor_server.changes import InteractionsChange, Record
+from livefactor_server.changes import Change, InteractionsChange, Record
+from livefactor_server.changes.content.bags import context_bags, joined_bags
 from livefactor_server.judging import choice, metrics
 from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity
 
@@ -39,6 +43,7 @@ class Sample(NamedTuple):
         item_counts: number of items after the rows of the record were placed, uint64[m].
         lots: random numbers that decide which events are ranked (`choice`), float64[m, 2].
         companions: number of judged events in the same record, int64[m].
+        context: the bags of the events; None if no event has any, or the model has no context.
     """
 
     revisions: np.ndarray
@@ -51,14 +56,20 @@ class Sample(NamedTuple):
     item_counts: np.ndarray
     lots: np.ndarray
     companions: np.ndarray
+    context: Bags | None = None
 
     def where(self, mask: np.ndarray) -> Sample:
         """The events with a true value in `mask`, bool[m]."""
-        return Sample(*(column[mask] for column in self))
+        *columns, context = self
+        kept = {name: column[mask] for name, column in zip(self._fields, columns, strict=False)}
+        return Sample(**kept, context=None if context is None else context.take(mask))
 
 
-def sample_of(records: Sequence[Record], chosen: choice.Chosen) -> Sample:
-    """The chosen events of the records, which hold interactions, if their ids have rows."""
+def sample_of(records: Sequence[Record], chosen: choice.Chosen, has_context: bool = False) -> Sample:
+    """The chosen events of the records, which hold interactions, if their ids have rows.
+
+    With `has_context` they have their context.
+    """
     changes = [record.change for record in records]
     placements = [record.placement for record in records]
     sizes = np.array([change.rows for change in changes], np.int64)
@@ -77,6 +88,9 @@ def sample_of(records: Sequence[Record], chosen: choice.Chosen) -> Sample:
         ]
         return np.asarray(_joined(filled)[at], dtype)
 
+    context = None
+    if has_context:
+        context = _context_of(changes, np.split(chosen.events, np.cumsum(counts)[:-1]))
     sample = Sample(
         revisions=np.array([record.header.revision for record in records], np.uint64)[chosen.records],
         events=chosen.events,
@@ -88,10 +102,27 @@ def sample_of(records: Sequence[Record], chosen: choice.Chosen) -> Sample:
         item_counts=np.array([part.item_count for part in placements if part], np.uint64)[chosen.records],
         lots=chosen.lots,
         companions=counts[chosen.records],
+        context=context,
     )
     has_rows = (sample.user_rows != NO_ROW) & (sample.item_rows != NO_ROW)
     # The model does not learn the others.
     return sample if has_rows.all() else sample.where(has_rows)
+
+
+def _context_of(changes: Sequence[Change], events: Sequence[np.ndarray]) -> Bags | None:
+    """The bags of the events of each record, whose places are int64[any] and ascending."""
+    found = [change.columns.context if isinstance(change, InteractionsChange) else None for change in changes]
+    if all(columns is None for columns in found):
+        return None
+    parts = []
+    for columns, places in zip(found, events, strict=True):
+        if columns is None:
+            parts.append(Bags.empty(places.size))
+            continue
+        chosen = np.zeros(len(columns), bool)
+        chosen[places] = True
+        parts.append(context_bags(columns.select(chosen)))
+    return joined_bags(parts)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -101,16 +132,20 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 class Read(NamedTuple):
     """The scores of a sample, and the factors behind them.
 
+    Scores that rank are with the context of the event. The others are what the rule learns from.
+
     Attributes:
         own: scores of the events, float32[m].
         negatives: scores of the negatives that the model will learn from, float32[m, d].
-        candidates: scores of the sampled items, float32[s, c], for the s events to rank.
+        ranked: scores of the s events to rank, with context, float32[s].
+        candidates: scores of the sampled items for them, with context, float32[s, c].
         factors: rows of users and of items, each float32[m, kp]; unknown rows are zeros.
         known: whether the model knows the user of the event, bool[m].
     """
 
     own: np.ndarray
     negatives: np.ndarray
+    ranked: np.ndarray
     candidates: np.ndarray
     factors: tuple[np.ndarray, np.ndarray]
     known: np.ndarray
@@ -121,7 +156,7 @@ def read(
 ) -> Read:  # fmt: skip
     """Reads scores at the present revision of the backend.
 
-    As in a Score call, unpublished rows count as unknown (zeros).
+    As in a Score call, unpublished rows count as unknown (zeros), and context has weight 1.
 
     Args:
         backend: the model's backend.
@@ -132,8 +167,9 @@ def read(
         candidates: item rows of the sampled items, uint32[s, c].
     """
     m, width = len(sample.events), 1 + negatives.shape[1]
-    lists = np.column_stack((sample.item_rows, negatives))
-    item_rows = np.concatenate((lists.ravel(), candidates.ravel()))
+    lists, to_rank = np.column_stack((sample.item_rows, negatives)), sample.where(ranked)
+    among_lists = np.column_stack((to_rank.item_rows, candidates))
+    item_rows = np.concatenate((lists.ravel(), among_lists.ravel()))
     with reading():
         mean, published = backend.mean, backend.published
         persons = PersonReader(backend.spec).read(
@@ -141,18 +177,29 @@ def read(
         )
         users, user_bias = persons.factors, persons.bias
         items, item_bias = backend.gather(ITEMS, _known(item_rows, published[ITEMS]))
+        statistics = statistics_of(backend, to_rank.context)
     own = m * width
     everybody = np.arange(m)
     scores = _scores(mean, users, user_bias, everybody, items[:own], item_bias[:own], width)
-    asked = everybody[ranked]
-    among = _scores(mean, users, user_bias, asked, items[own:], item_bias[own:], candidates.shape[1])
+    asked, factors = everybody[ranked], users
+    if statistics is not None and to_rank.context is not None:
+        factors = users.copy()
+        users[asked, : backend.spec.k] += factors_of(statistics, to_rank.context)
+    among = _scores(mean, users, user_bias, asked, items[own:], item_bias[own:], among_lists.shape[1])
     if persons.followers:
         for place in range(m):
             scores[place] += persons.gains(place, lists[place])
         for place, user in enumerate(asked.tolist()):
-            among[place] += persons.gains(user, candidates[place])
-    known = sample.user_rows < published[USERS]
-    return Read(scores[:, 0], scores[:, 1:], among, (users, items[:own:width]), known)
+            among[place] += persons.gains(user, among_lists[place])
+    known, tables = sample.user_rows < published[USERS], (factors, items[:own:width])
+    return Read(scores[:, 0], scores[:, 1:], among[:, 0], among[:, 1:], tables, known)
+
+
+def statistics_of(backend: Backend, context: Bags | None) -> Statistics | None:
+    """What the model knows of the features of bags. None if they have none. The caller holds the
+    gate.
+    """
+    return None if context is None or not context.keys.size else backend.context(context.keys)
 
 
 def losses(loss: Loss, sample: Sample, read: Read) -> np.ndarray:
@@ -230,10 +277,10 @@ def _aligned_zeros(rows: int) -> np.ndarray:
 
 
 def ranks_among_drawn(
-    scores: Read, ranked: np.ndarray, rows: np.ndarray, candidates: np.ndarray, popularity: Popularity
+    scores: Read, rows: np.ndarray, candidates: np.ndarray, popularity: Popularity
 ) -> np.ndarray:
     """Ranks among the sampled items, float64[s, 3]: model, popularity, decayed popularity."""
-    columns = [metrics.ranks(scores.own[ranked], scores.candidates)]
+    columns = [metrics.ranks(scores.ranked, scores.candidates)]
     for which in (PLAIN, DECAYED):
         columns.append(metrics.ranks(popularity.scores(which, rows), popularity.scores(which, candidates)))
     return np.column_stack(columns).astype(np.float64)
@@ -256,15 +303,17 @@ class Best(NamedTuple):
 
 
 def best_items(backend: Backend, reading: Reading, sample: Sample) -> Best:
-    """The top-k list of each event's user among all published items.
+    """The top-k list of each event's user among all published items, with the event's context.
 
     The scan does not hold the lock.
     """
     with reading():
-        pin = backend.pin()
+        pin, statistics = backend.pin(), statistics_of(backend, sample.context)
     with pin:
         users, items = pin.counts
         persons = PersonReader(backend.spec).read(pin, _known(sample.user_rows, users), items)
+        if statistics is not None and sample.context is not None:
+            persons.factors[:, : backend.spec.k] += factors_of(statistics, sample.context)
         none, no_offsets = np.empty(0, np.uint32), np.zeros(len(sample.events) + 1, np.int64)
         rows, _, offsets = persons.top_k(pin, backend.items.keys, RANKED_AT, none, none, no_offsets)
     return Best(items, rows, offsets, sample.user_rows < users)

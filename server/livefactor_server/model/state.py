@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from livefactor.wire.limits import FEATURE_NAME_BYTES_MAX
 from livefactor_kernels.backend import Backend, create_backend
 from livefactor_kernels.sgd.adaptive import RATES, STEP, multiple
 from livefactor_kernels.spec.model import ModelSpec
@@ -20,7 +21,7 @@ from livefactor_server.model import eviction, spec_codec
 from livefactor_server.model import producers as producer_codec
 from livefactor_server.model.availability import FrozenMarks, Marks
 from livefactor_server.model.eviction import Touches
-from livefactor_server.model.labels import FrozenLabels, Labels
+from livefactor_server.model.labels import ENTRY_BYTES, FrozenLabels, Labels
 from livefactor_server.model.ledger import Ledger
 from livefactor_server.model.producers import FrozenProducer, ProducerTable
 from livefactor_server.model.quarantine import Quarantine
@@ -36,8 +37,8 @@ def feature_row_bytes(k: int) -> int:
 
 
 def context_row_bytes(k: int) -> int:
-    """Memory of the place of a feature of context, which is reserved for all of them."""
-    return 100 + 8 * (k + 2)
+    """Memory of a feature of context: its place and its name, reserved for all of them."""
+    return 100 + 8 * (k + 2) + ENTRY_BYTES + FEATURE_NAME_BYTES_MAX
 
 
 class Meanings:
@@ -89,6 +90,7 @@ class ModelState:
         events: number of applied events.
         labels: of users and of items.
         features: the names of the features of users and of items, by key.
+        context: the names of the features of context, by key.
         marks: the unavailable items.
         sightings: of ids without rows, with `admission.sightings`. `placed` is the same after the
             last record whose keys have rows, and belongs to the LOG stage.
@@ -113,6 +115,7 @@ class ModelState:
     producers: ProducerTable = field(default_factory=ProducerTable)
     labels: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels(shared=True)))
     features: tuple[Labels, Labels] = field(default_factory=lambda: (Labels(), Labels()))
+    context: Labels = field(default_factory=Labels)
     ledger: Ledger = field(init=False)
     quarantine: Quarantine = field(default_factory=Quarantine)
     evicted: tuple[int, tuple[np.ndarray, np.ndarray]] = (0, NO_IDS)
@@ -225,17 +228,19 @@ class ModelState:
             self.quarantine.encode(),
             (self.labels[0].freeze(), self.labels[1].freeze()),
             self.marks.freeze(),
-            tuple(names.freeze() for names in self.features) if self.spec.features.size else (),
+            self._frozen_names(),
         )
+
+    def _frozen_names(self) -> dict[str, FrozenLabels]:
+        return {name: names.freeze() for name, names in named_features(self).items()}
 
 
 @dataclass(slots=True)
 class FrozenSections:
     """Frozen state beside the table rows.
 
-    `learned` is a copy of the backend's state (`Backend.state`), of the sightings and of the
-    ledger.
-    `learned` is a copy of the backend's state (`Backend.state`), of sightings and of touches.
+    `learned` is a copy of the backend's state (`Backend.state`), of sightings, of the ledger and of
+    touches. `names` are those of `named_features`.
     """
 
     spec_body: bytes
@@ -245,7 +250,7 @@ class FrozenSections:
     quarantine: bytes
     labels: tuple[FrozenLabels, FrozenLabels]
     marks: FrozenMarks
-    features: tuple[FrozenLabels, ...] = ()
+    names: dict[str, FrozenLabels] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tensors by name, as the snapshot format defines them."""
@@ -259,10 +264,20 @@ class FrozenSections:
         for side, frozen in zip(("user", "item"), self.labels, strict=True):
             for name, array in frozen.arrays().items():
                 small[f"labels.{side}.{name}"] = array
-        for side, frozen in zip(("user", "item"), self.features, strict=False):
+        for owner, frozen in self.names.items():
             for name, array in frozen.arrays().items():
-                small[f"features.{side}.labels.{name}"] = array
+                small[f"{owner}.labels.{name}"] = array
         return small
+
+
+def named_features(state: ModelState) -> dict[str, Labels]:
+    """The names of features that the spec has, by the beginning of the names of their sections."""
+    found = {}
+    if state.spec.features.size:
+        found = {f"features.{side}": state.features[at] for at, side in enumerate(("user", "item"))}
+    if state.spec.context.size:
+        found["context"] = state.context
+    return found
 
 
 def restored(
@@ -297,8 +312,8 @@ def restored(
     state.quarantine = Quarantine.decode(waiting)
     for book, side in zip(state.labels, ("user", "item"), strict=True):
         book.load({key: tensors[f"labels.{side}.{key}"] for key in ("keys", "offsets", "text")})
-    for book, side in zip(state.features, ("user", "item"), strict=True) if spec.features.size else ():
-        book.load({key: tensors[f"features.{side}.labels.{key}"] for key in ("keys", "offsets", "text")})
+    for owner, book in named_features(state).items():
+        book.load({key: tensors[f"{owner}.labels.{key}"] for key in ("keys", "offsets", "text")})
     state.revision = revision
     state.backend.advance(revision, state.backend.users.allocated, state.backend.items.allocated)
     state.marks.load(tensors["unavailable"])

@@ -12,7 +12,7 @@ from livefactor.wire.deltas import decode_deltas
 from livefactor.wire.limits import over
 from livefactor_kernels.spec.model import SpecError
 from livefactor_kernels.spec.names import DEFAULT_PRESET
-from livefactor_server.changes.labels import SIDES
+from livefactor_server.changes.content.features import DROPPED_SIDES
 from livefactor_server.engine.answering import features
 from livefactor_server.hosting.acts import quarantine
 from livefactor_server.hosting.acts.rollback import roll_back as roll_back_model
@@ -79,12 +79,12 @@ def list_features(calls: Calls, raw: bytes, call: Call) -> bytes:
     """Handles ListFeatures."""
     request = guards.parse(models_pb2.ListFeaturesRequest, raw)
     engine = calls.model(call, request.model).engine
-    if request.side not in SIDES:
-        raise invalid("side: expected SIDE_USER or SIDE_ITEM")
+    if request.side not in DROPPED_SIDES:
+        raise invalid("side: expected SIDE_USER, SIDE_ITEM or SIDE_CONTEXT")
     if request.limit > FEATURES_LISTED_MAX:
         raise invalid(over("limit", FEATURES_LISTED_MAX, request.limit))
     limit = request.limit or FEATURES_LISTED
-    found = features.report(engine, SIDES[request.side], limit, request.weakest_first, call.check)
+    found = features.report(engine, DROPPED_SIDES[request.side], limit, request.weakest_first, call.check)
     columns = zip(found.names, found.ids.tolist(), found.strengths.tolist(), strict=True)
     return models_pb2.ListFeaturesResponse(
         position=encode.position(engine.state.lineage, found.revision),

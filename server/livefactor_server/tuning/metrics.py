@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from livefactor_kernels.reading.context.learning import factors_of
 from livefactor_kernels.solve.features import Bags
 from livefactor_server.judging.metrics import ndcg_at, recall_at
-from livefactor_server.judging.places import places, predictions
+from livefactor_server.judging.places import places, predictions, shift_of
 from livefactor_server.tuning.progressive import TOP, Stream, item_means, popular_ranks
 
 
@@ -62,10 +61,7 @@ def list_places(
 
     `context` is that of the events. `values` are not used.
     """
-    shift = None
-    if context is not None:
-        shift = np.float32(context_weight) * factors_of(model.context(context.keys), context)
-    return places(model, users, items, TOP, shift)
+    return places(model, users, items, TOP, shift_of(model, context, context_weight))
 
 
 def squared_errors(

@@ -8,7 +8,7 @@ import pytest
 from livefactor_kernels.backend import Backend
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.reading.context import GRAM, KEYS, PRIOR_EVENTS, SUMS, learning
-from livefactor_kernels.reading.context.learning import factors_of
+from livefactor_kernels.reading.context.learning import factors_of, strengths_of
 from livefactor_kernels.reference import ReferenceModel
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.solve.prior import RIDGE
@@ -103,3 +103,59 @@ def test_squared_loss_and_cuda_have_no_context() -> None:
         make_spec(Loss.BPR, negatives=1, context=Context(1 << 21))
     with pytest.raises(SpecError, match=r"context\.size: expected 0 on backend cuda"):
         check_cuda(make_spec(Loss.BPR, negatives=1, context=CONTEXT))
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_dropped_features_are_forgotten_until_an_event_has_them(spec: ModelSpec) -> None:
+    fast, judge = CpuModel(spec), ReferenceModel(spec)
+    asked = bags_of([{3: 1.0}, {4: 1.0}])
+    for model in (fast, judge):
+        learn(model, np.random.default_rng(4), 0)
+        rows = np.arange(4, dtype=np.uint32)
+        assert not model.learn_context(rows, bags_of([{3: 1.0}, {4: 1.0}, {3: 1.0}, {}])).placed.size
+        before, kept = model.state()[KEYS].tolist(), factors_of(model.context(asked.keys), asked)[1]
+        model.drop_context(np.array([3, 77, 3], np.uint64), 9)
+        assert model.revision == 9 and model.state()[KEYS].tolist() == [key for key in before if key != 3]
+        found = factors_of(model.context(asked.keys), asked)
+        assert not found[0].any() and found[1].tobytes() == kept.tobytes() and kept.any()
+        moves = model.learn_context(rows[:1], bags_of([{3: 2.0}]))
+        assert moves.placed.tolist() == [3] and not moves.forgotten.size
+        assert model.state()[KEYS].tolist()[-1] == 3 and factors_of(model.context(asked.keys), asked)[0].any()
+    assert_same(fast, judge)
+
+
+def test_a_record_tells_which_features_get_and_lose_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature 1 occurred once before the halving, and feature 2 twice. There are 12 places."""
+    monkeypatch.setattr(learning, "HALVED_EVENTS", 3.0)
+    model = CpuModel(check(SPECS["solve"]))
+    push(model, np.arange(20), np.arange(20))
+    rows = np.arange(3, dtype=np.uint32)
+    moves = model.learn_context(rows, bags_of([{1: 0.9}, {2: 1.0}, {2: 1.0}]))
+    assert moves.placed.tolist() == [1, 2] and not moves.forgotten.size
+    many = dict.fromkeys(range(10, 30), 1.0)
+    moves = model.learn_context(rows[:2], bags_of([{1: 1.0}, many]))
+    assert moves.forgotten.tolist() == [1]
+    assert moves.placed.tolist() == [1, *range(10, 20)]
+    assert model.state()[KEYS].tolist() == [2, 1, *range(10, 20)]
+
+
+def test_the_strength_tells_features_of_some_items_from_chance() -> None:
+    """Feature 1 is that of a kind of items. Feature 2 comes by chance, and feature 0 always."""
+    model = CpuModel(check(SPECS["solve"]))
+    rng = np.random.default_rng(3)
+    strengths = []
+    # Users take items of one of five kinds, so the items' rows tell the kinds.
+    users, items = np.repeat(np.arange(15), 4), np.tile(np.arange(4), 15)
+    push(model, users, 5 * items + users % 5)
+    for _ in range(4):
+        items = rng.integers(0, 20, 500)
+        bags = [{0: 1.0} | ({1: 1.0} if item % 5 == 0 else {}) for item in items.tolist()]
+        bags = [bag | ({2: 1.0} if rng.random() < 0.2 else {}) for bag in bags]
+        rows = model.items.find(items.astype(np.uint64), model.published[ITEMS])
+        model.learn_context(rows, bags_of(bags))
+        strengths.append(strengths_of(model.context(np.arange(3, dtype=np.uint64))))
+    every, some, chance = np.array(strengths).T
+    assert every.max() < 1e-3 and chance.min() > 0.1 and chance.max() < 2.0
+    assert (some > 2 * chance).all() and (np.diff(some) > 0).all()
+    assert not strengths_of(model.context(np.array([9], np.uint64))).any()
+    assert not strengths_of(CpuModel(model.spec).context(np.arange(3, dtype=np.uint64))).any()

@@ -17,6 +17,7 @@ import livefactor
 from livefactor.errors import ColumnError, InvalidArgument
 from livefactor.v1 import scoring_pb2, updates_pb2
 from livefactor.wire.keys import keys_of
+from livefactor_kernels.reading.context import learning
 from livefactor_server.cli.app import app
 from livefactor_server.snapshots.audit import replay_model
 
@@ -195,6 +196,71 @@ def test_a_file_brings_its_context_and_goes_on_where_it_ended(
     assert sorted(items) == ["item 1", "item 3", "item 5"]
 
 
+def test_a_report_tells_which_context_carries_weight_and_dropped_context_goes(
+    server: livefactor.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created(server, "told")
+    fill(server, "told")
+    with server.models() as models:
+        found = {each.name: each for each in models.features("told", "context")}
+        assert found.keys() == {"hour:3", "hour:15", "phone"} and found["phone"].ids == 2000
+        assert found["hour:3"].ids + found["hour:15"].ids == 2000
+        # Each event has "phone", so it says nothing of items.
+        assert found["phone"].strength < 0.1 < 5 < found["hour:3"].strength
+        assert [each.name for each in models.features("told", "context", limit=1, weakest_first=True)] == [
+            "phone"
+        ]
+        with server.producer("d", model="told") as producer:
+            assert producer.drop_features("context", ["phone", "unknown"]).result(10).accepted == 2
+        assert {each.name for each in models.features("told", "context")} == {"hour:3", "hour:15"}
+        with pytest.raises(InvalidArgument, match="this model has no features"):
+            models.features("told")
+        with pytest.raises(ValueError, match="side: expected 'user', 'item' or 'context', got 'shop'"):
+            models.features("told", "shop")
+        created(server, "plain", context={"size": 0})
+        with pytest.raises(InvalidArgument, match="this model has no context"):
+            models.features("plain", "context")
+    with (
+        server.producer("d", model="plain") as producer,
+        pytest.raises(InvalidArgument, match="this model has no context"),
+    ):
+        producer.drop_features("context", "phone").result(10)
+    monkeypatch.setenv("LIVEFACTOR_TARGET", server.target)
+    runner, command = click.testing.CliRunner(), typer.main.get_command(app)
+    typed = ["models", "drop-features", "told", "hour:15", "--side", "context"]
+    assert runner.invoke(command, typed).exit_code == 0
+    shown = runner.invoke(command, ["models", "features", "told", "--side", "context", "--json"])
+    assert [each["name"] for each in json.loads(shown.stdout)] == ["hour:3"]
+    assert "events" in runner.invoke(command, ["models", "features", "told", "--side", "context"]).stdout
+    # An event that has it brings it back.
+    with server.producer("p", model="told") as producer:
+        producer.push([1], [NAMES[1]], context=["hour:15"]).result(10)
+    with server.models() as models:
+        assert {each.name for each in models.features("told", "context")} == {"hour:3", "hour:15"}
+
+
+def test_names_of_forgotten_context_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums are halved after 150 events, in a replay, too."""
+    monkeypatch.setattr(learning, "HALVED_EVENTS", 150.0)
+    with livefactor.local("auto", data=tmp_path) as server:
+        with server.models() as models:
+            models.create("films", **SPEC)
+        with server.producer("p", model="films") as producer:
+            producer.push([1], [NAMES[1]], context={"once": 0.5}).result(10)
+            producer.push([1], [NAMES[1]], context={"often": 9.0}).result(10)
+        with server.models() as models:
+            assert {each.name for each in models.features("films", "context")} == {"once", "often"}
+        fill(server, "films")
+        with server.models() as models:
+            names = {each.name for each in models.features("films", "context")}
+        assert names == {"hour:3", "hour:15", "phone"}
+        with server.auditor(model="films") as auditor:
+            auditor.fetch(tmp_path / "copy", auditor.snapshot().snapshot_id)
+    text = livefactor.load(tmp_path / "copy").tensors["context.labels.text"].tobytes().decode()
+    assert sorted(text) == sorted("hour:3hour:15phone")
+    assert replay_model(tmp_path / "models" / "films", "reference", None).good
+
+
 def test_a_restart_and_a_replay_have_the_same_bits(tmp_path: Path) -> None:
     asked = {"context": ["hour:15", "new"], "context_weight": 2.0}
     with livefactor.local("auto", data=tmp_path) as server:
@@ -205,11 +271,17 @@ def test_a_restart_and_a_replay_have_the_same_bits(tmp_path: Path) -> None:
             auditor.snapshot()
         with server.producer("p", model="films") as producer:
             producer.push([70], [NAMES[3]], context=["hour:15", "new"]).result(10)
+            producer.drop_features("context", ["hour:3", "unknown"]).result(10)
         with server.scorer(model="films") as scorer:
             before = scorer.score(70, NAMES, **asked)[0].scores
+        with server.models() as models:
+            told = models.features("films", "context")
+            assert {each.name for each in told} == {"hour:15", "phone", "new"}
     with livefactor.local("auto", data=tmp_path) as again:
         with again.scorer(model="films") as scorer:
             np.testing.assert_array_equal(scorer.score(70, NAMES, **asked)[0].scores, before)
+        with again.models() as models:
+            assert models.features("films", "context") == told
         with again.auditor(model="films") as auditor:
             auditor.snapshot()
     report = replay_model(tmp_path / "models" / "films", "reference", None)

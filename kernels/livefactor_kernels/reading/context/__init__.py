@@ -22,7 +22,8 @@ Forgetting. Before the events of a record are taken, A, all B_f and all n_f are 
 room.
 
 Features get their places in the order in which they first appear. A feature for which there is no
-place (`context.size`) is not learned.
+place (`context.size`) is not learned. A dropped feature is forgotten, as by the halving, and an
+event that has it later gives it a place anew.
 
 Rows. W_f = (A + lambda I)^-1 B_f as in `solve/prior/__init__.py`, and with n events in A
 
@@ -31,6 +32,15 @@ Rows. W_f = (A + lambda I)^-1 B_f as in `solve/prior/__init__.py`, and with n ev
 in float64. The sum q is added from 0 in the order of the bag, clamped to `FACTOR_MAX`, and rounded
 to float32. It is computed for each call, from the statistics at its revision. Features without
 statistics add nothing.
+
+Strength. How far the mean item of the events with a feature is from the mean item of all, in
+standard errors: with the mean m and the covariance C of the e of all events, both from A,
+
+    strength = sqrt(n_f r_f' C r_f / k)
+
+Events that have the feature by chance make it about 1, or less if the items vary in fewer than k
+directions (Mardia, Kent and Bibby, Multivariate analysis, 1979: Hotelling's one-sample statistic).
+It is for reports alone.
 
 State. The sections are context.counts float64[F], context.gram float64[(k + 1)^2] (A), context.keys
 uint64[F], and context.sums float64[F (k + 1)].
@@ -48,6 +58,16 @@ PRIOR_EVENTS = 1.0
 FACTOR_MAX = 1e6
 
 COUNTS, GRAM, KEYS, SUMS = "context.counts", "context.gram", "context.keys", "context.sums"
+
+
+class Moves(NamedTuple):
+    """Which features a record gave places, uint64[n], and which it took their places, uint64[m].
+
+    The latter come first: a feature may be in both.
+    """
+
+    placed: np.ndarray
+    forgotten: np.ndarray
 
 
 class Statistics(NamedTuple):

@@ -6,6 +6,7 @@ The semantics are in `reading/context/__init__.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -19,11 +20,14 @@ from livefactor_kernels.reading.context import (
     KEYS,
     PRIOR_EVENTS,
     SUMS,
+    Moves,
     Statistics,
 )
 from livefactor_kernels.solve.features import Bags
 from livefactor_kernels.solve.prior.cpu import livefactor_regress_kernel
 from livefactor_kernels.spec.model import ModelSpec
+
+_NO_KEYS = np.empty(0, np.uint64)
 
 
 class Arithmetic(Protocol):
@@ -70,18 +74,20 @@ class Context:
         self._counts[: len(keys)] = sections[COUNTS]
         self._sums[: len(keys)] = sections[SUMS].reshape(-1, len(self._gram))
 
-    def learn(self, items: np.ndarray, bags: Bags) -> None:
+    def learn(self, items: np.ndarray, bags: Bags) -> Moves:
         """Takes the events of a record, whose items have the rows float32[n, k] and these bags."""
-        if self._gram[-1, -1] >= HALVED_EVENTS:
-            self._halve()
+        forgotten = self._halve() if self._gram[-1, -1] >= HALVED_EVENTS else _NO_KEYS
         told = np.flatnonzero(np.diff(bags.ends, prepend=0))
         rows = np.ones((len(told), len(self._gram)))
         rows[:, :-1] = items[told]
         self._arithmetic.add_items(self._gram, rows)
+        before = len(self._places)
         places = np.fromiter(map(self._placed, bags.keys.tolist()), np.int64, len(bags.keys))
         self._arithmetic.add_features(
             self._sums, self._counts, rows, bags.ends[told], places, bags.weights.astype(np.float64)
         )
+        placed = np.fromiter(islice(self._places, before, None), np.uint64, len(self._places) - before)
+        return Moves(placed, forgotten)
 
     def _placed(self, key: int) -> int:
         place = self._places.get(key, -1)
@@ -89,16 +95,28 @@ class Context:
             place = self._places[key] = len(self._places)
         return place
 
-    def _halve(self) -> None:
+    def _halve(self) -> np.ndarray:
+        """Halves the statistics. Returns the keys that it forgets, uint64[n]."""
         for array in (self._gram, self._sums, self._counts):
             array *= 0.5
+        return self._keep(self._counts[: len(self._places)] >= COUNT_MIN)
+
+    def drop(self, keys: np.ndarray) -> None:
+        """Forgets the features of keys uint64[n]. Others among the keys do nothing."""
+        stays = np.ones(len(self._places), bool)
+        stays[[self._places[key] for key in keys.tolist() if key in self._places]] = False
+        self._keep(stays)
+
+    def _keep(self, stays: np.ndarray) -> np.ndarray:
+        """Forgets the places where bool[n] is false. Returns their keys uint64[m]."""
         count = len(self._places)
-        kept = np.flatnonzero(self._counts[:count] >= COUNT_MIN)
+        kept = np.flatnonzero(stays)
         for array in (self._sums, self._counts):
             array[: kept.size] = array[kept]
             array[kept.size : count] = 0.0
         keys = list(self._places)
         self._places = {keys[old]: new for new, old in enumerate(kept.tolist())}
+        return np.asarray(np.array(keys, np.uint64)[~stays])
 
     def statistics(self, keys: np.ndarray) -> Statistics:
         """A copy of what is known of the features of keys uint64[m]."""
@@ -114,17 +132,36 @@ def factors_of(statistics: Statistics, bags: Bags) -> np.ndarray:
 
     `statistics` are those of `bags.keys`, in their order.
     """
-    gram, places, sums, counts = statistics
-    q = np.zeros((len(bags.ends), len(gram) - 1))
-    # Without events, or if all items have the row 0, there is nothing to solve.
-    if len(sums) and np.trace(gram[:-1, :-1]) > 0:
-        rows = np.ascontiguousarray(sums.T)
-        livefactor_regress_kernel(gram.copy(), rows)
-        rows = gram[-1, -1] / (counts + PRIOR_EVENTS) * rows[:-1]
-        start = 0
-        for bag, end in enumerate(bags.ends.tolist()):
-            for at in range(start, end):
-                if places[at] >= 0:
-                    q[bag] += float(bags.weights[at]) * rows[:, places[at]]
-            start = end
+    rows, places = rows_of(statistics), statistics.places
+    q = np.zeros((len(bags.ends), len(rows)))
+    start = 0
+    for bag, end in enumerate(bags.ends.tolist()):
+        for at in range(start, end):
+            if places[at] >= 0:
+                q[bag] += float(bags.weights[at]) * rows[:, places[at]]
+        start = end
     return np.clip(q, -FACTOR_MAX, FACTOR_MAX).astype(np.float32)
+
+
+def rows_of(statistics: Statistics) -> np.ndarray:
+    """r_f of the features of `statistics.sums`, float64[k, any]."""
+    gram, _, sums, counts = statistics
+    # Without events, or if all items have the row 0, there is nothing to solve.
+    if not len(sums) or np.trace(gram[:-1, :-1]) <= 0:
+        return np.zeros((len(gram) - 1, len(sums)))
+    rows = np.ascontiguousarray(sums.T)
+    livefactor_regress_kernel(gram.copy(), rows)
+    return np.asarray(gram[-1, -1] / (counts + PRIOR_EVENTS) * rows[:-1])
+
+
+def strengths_of(statistics: Statistics) -> np.ndarray:
+    """The strengths of the m asked features, float64[m]; 0 without statistics."""
+    gram, places, _, counts = statistics
+    rows, k = rows_of(statistics), len(gram) - 1
+    if not rows.any():
+        return np.zeros(len(places))
+    mean = gram[:-1, -1] / gram[-1, -1]
+    covariance = gram[:-1, :-1] / gram[-1, -1] - np.outer(mean, mean)
+    squares = np.einsum("kf,kf->f", rows, covariance @ rows)
+    found = np.sqrt(counts * np.maximum(squares, 0.0) / k)
+    return np.asarray(np.where(places >= 0, found[places], 0.0))

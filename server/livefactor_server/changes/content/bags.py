@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from livefactor.wire.columns import BagColumns, FeatureColumns
@@ -18,16 +20,32 @@ def check_context(columns: BagColumns, spec: ModelSpec) -> None:
     Raises:
         Refused: INVALID_ARGUMENT if the model has no context, or with the first bad row.
     """
-    if not spec.context.size:
-        raise invalid("context: this model has no context (spec: context.size)")
+    require_context(spec)
     check_bags("context", columns, MAX_FEATURES_PER_ID)
     check_names("context", columns, keys_of(columns.names))
+
+
+def require_context(spec: ModelSpec) -> None:
+    """Checks that a model has context.
+
+    Raises:
+        Refused: INVALID_ARGUMENT if it has none.
+    """
+    if not spec.context.size:
+        raise invalid("context: this model has no context (spec: context.size)")
 
 
 def context_bags(columns: BagColumns) -> Bags:
     """The checked bags by keys."""
     ends = np.cumsum(columns.counts, dtype=np.int64)
     return Bags(ends, keys_of(columns.names)[columns.features], columns.weights)
+
+
+def joined_bags(parts: Sequence[Bags]) -> Bags:
+    """The bags of all parts, end to end."""
+    sizes = np.concatenate([np.diff(part.ends, prepend=0) for part in parts])
+    keys, weights = (np.concatenate([part[column] for part in parts]) for column in (1, 2))
+    return Bags(np.cumsum(sizes), keys, weights)
 
 
 def check_bags(field: str, columns: FeatureColumns | BagColumns, per_id: int) -> None:

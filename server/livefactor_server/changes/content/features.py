@@ -29,7 +29,7 @@ from livefactor_server.changes.change import (
     keys_of_side,
     require_rows,
 )
-from livefactor_server.changes.content.bags import check_bags, check_names
+from livefactor_server.changes.content.bags import check_bags, check_names, require_context
 from livefactor_server.changes.labels import SIDES
 from livefactor_server.changes.rejects import NO_REJECTS, Rejects
 from livefactor_server.log.store import Kind
@@ -37,6 +37,10 @@ from livefactor_server.model.labels import ENTRY_BYTES
 from livefactor_server.model.state import ModelState, feature_row_bytes
 from livefactor_server.statuses import invalid
 
+CONTEXT = 2
+DROPPED_SIDES = SIDES | {updates_pb2.SIDE_CONTEXT: CONTEXT}
+"""Whose features can be dropped: those of the users (0), of the items (1), and of context (2)."""
+_DROPPED_NAMES = "users", "items", "context"
 _USUAL_K = 128
 """Factors of a row in the estimate of what admitted batches will take."""
 _DROPPED_TAG = bytes([updates_pb2.DroppedFeatures.NAMES_FIELD_NUMBER << 3 | 2])
@@ -186,7 +190,7 @@ def _feature_bytes(k: int) -> int:
 
 @dataclass(slots=True)
 class DroppedFeaturesChange(WireChange):
-    """Names of features of one side (0 for users, 1 for items) that are dropped."""
+    """Names of features that are dropped. `side` is a number of `DROPPED_SIDES`."""
 
     side: int
     names: list[str]
@@ -207,34 +211,36 @@ class DroppedFeaturesChange(WireChange):
 
         Raises:
             ColumnError: the message is malformed.
-            Refused: the model has no features, or the message has no rows, too many or no side.
+            Refused: the model has no such features, or the message has no rows, too many or no
+                side.
         """
-        require_features(spec)
         # A name takes two bytes of a message at least, so names are counted before they are parsed.
         if body.count(_DROPPED_TAG) > 2 * rows_max + len(body) // 64:
             raise invalid(f"batch: at most {rows_max} rows, got many more names")
         side, names = wire.decode_dropped_features(body)
         require_rows(len(names), rows_max)
-        if side not in SIDES:
-            raise invalid("side: expected SIDE_USER or SIDE_ITEM")
-        return cls(SIDES[side], names, body), NO_REJECTS
+        if side not in DROPPED_SIDES:
+            raise invalid("side: expected SIDE_USER, SIDE_ITEM or SIDE_CONTEXT")
+        change = cls(DROPPED_SIDES[side], names, body)
+        change.rows_outside(spec)
+        return change, NO_REJECTS
 
     @classmethod
     def from_log(cls, body: bytes) -> DroppedFeaturesChange:
         """Decodes a logged body."""
         side, names = wire.decode_dropped_features(body)
-        return cls(SIDES[side], names, body)
+        return cls(DROPPED_SIDES[side], names, body)
 
     def without_rows(self, rows: np.ndarray | list[int]) -> DroppedFeaturesChange:
         """The names without those with these numbers."""
         dropped = set(np.asarray(rows, np.int64).tolist())
         names = [name for row, name in enumerate(self.names) if row not in dropped]
-        side = next(number for number, table in SIDES.items() if table == self.side)
+        side = next(number for number, table in DROPPED_SIDES.items() if table == self.side)
         return self.from_log(wire.encode_dropped_features(side, names))
 
     def rows_outside(self, spec: ModelSpec) -> list[tuple[int, int]]:
         """See `WireChange.rows_outside`. It rejects no row."""
-        require_features(spec)
+        (require_context if self.side == CONTEXT else require_features)(spec)
         return []
 
     @classmethod
@@ -244,13 +250,17 @@ class DroppedFeaturesChange(WireChange):
             change = record.change
             assert isinstance(change, DroppedFeaturesChange)
             keys = keys_of(change.names)
-            if state.spec.features.size:
+            if change.side == CONTEXT:
+                if state.spec.context.size:
+                    state.backend.drop_context(keys, record.header.revision)
+                    state.context.drop(keys)
+            elif state.spec.features.size:
                 state.backend.drop_features(change.side, keys, record.header.revision)
                 state.features[change.side].put(keys, [""] * len(keys))
 
     def describe(self) -> str:
         """The side."""
-        return f"dropped features of {('users', 'items')[self.side]}"
+        return f"dropped features of {_DROPPED_NAMES[self.side]}"
 
 
 def require_features(spec: ModelSpec) -> None:

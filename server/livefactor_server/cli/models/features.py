@@ -17,12 +17,12 @@ from livefactor_server.cli.base import (
     table,
 )
 
-Side = Annotated[str, typer.Option(help="Side of the features: user or item.")]
+Side = Annotated[str, typer.Option(help="Whose features: user, item or context.")]
 
 
 def _require_side(side: str) -> None:
-    if side not in ("user", "item"):
-        complain(f"--side: expected user or item, got {side}")
+    if side not in ("user", "item", "context"):
+        complain(f"--side: expected user, item or context, got {side}")
         raise typer.Exit(2)
 
 
@@ -40,6 +40,8 @@ def models_features(
     """List the features that carry the most weight, or the least.
 
     The strength is the length of the row of factors of a feature. 0: nothing was learned of it.
+
+    Of context it says how far the events with the feature are from other events; 1 is chance.
     """
     from livefactor.models import Models
 
@@ -49,7 +51,7 @@ def models_features(
     if as_json:
         emit([{"name": each.name, "ids": each.ids, "strength": each.strength} for each in found])
         return
-    grid = table("feature", f"{side}s", "strength")
+    grid = table("feature", "events" if side == "context" else f"{side}s", "strength")
     for each in found:
         grid.add_row(each.name, str(each.ids), f"{each.strength:.4g}")
     console().print(grid)
@@ -63,7 +65,7 @@ def models_drop_features(
     target: Target = DEFAULT_TARGET,
     as_json: AsJson = False,
 ) -> None:
-    """Take features out of all users or items. This is in the log."""
+    """Take features out of all users or items, or forget features of context. It is in the log."""
     from livefactor.pushing.producer import Producer
 
     _require_side(side)
