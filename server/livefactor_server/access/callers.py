@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import grpc
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from livefactor_server.access.grants import Grant, Grants, Role
 from livefactor_server.statuses import denied, unauthenticated
@@ -17,7 +15,18 @@ RELAYED_NAMES = "livefactor-certificate-bin"
 
 _NAMES = ("x509_common_name", "x509_subject_alternative_name")
 
-Context = grpc.aio.ServicerContext[Any, Any]
+
+class Context(Protocol):
+    """What a call says of its caller. Contexts of grpcio have these methods."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """The metadata that the client sent."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """What TLS knows of the client."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the deadline, None without one."""
 
 
 def certificate_names(context: Context) -> list[str]:

@@ -4,7 +4,8 @@
 `models`, `challenging`, `following` and `health`. `guards` wraps every handler. `calls` is the
 state that handlers share.
 
-All calls are coroutines of one event loop (`loop`). They wait there for a slot (`lanes`), for a
-revision (`positions`), or for a peer (`streams`). `decode` and `encode` convert messages. `server`
-assembles the gRPC server.
+Calls are coroutines of one event loop (`loop`). They wait there for a slot (`lanes`), for a
+revision (`positions`), or for a peer (`streaming`). The usual small `Score` and `ApplyUpdates`
+calls need no coroutine (`direct`). `decode` and `encode` convert messages. `server` assembles the
+gRPC server.
 """

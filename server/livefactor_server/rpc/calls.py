@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from livefactor.wire import limits
 from livefactor_kernels.spec.presets import DEFAULT_PRESET
 from livefactor_server.engine.answering.served import Served
-from livefactor_server.engine.engine import Engine
-from livefactor_server.engine.submission import Submission
 from livefactor_server.hosting.forgetting.job import is_unfinished
 from livefactor_server.hosting.host import DEFAULT_MODEL, Hosted, Hosting
 from livefactor_server.rpc.guards import Call
 from livefactor_server.rpc.lanes import Lane
 from livefactor_server.rpc.loop import Loop
 from livefactor_server.rpc.positions import Positions
-from livefactor_server.rpc.streams import Streams
+from livefactor_server.rpc.streaming.streams import Streams
 from livefactor_server.statuses import unavailable
 
 WAITING_BYTES_MAX = 64 << 20
@@ -89,38 +87,15 @@ class ServiceSettings:
     served_s: float = 3600.0
 
 
-class Gathering:
-    """Hands the batches of unary calls to the engines, many at a time.
-
-    A commit costs several times what one more batch in it costs, and its threads compete with the
-    loop for the GIL. So while the loop has messages to decode, their batches are gathered, and the
-    engine gets them when the loop would wait. A lone call loses nothing by this. Only the loop's
-    thread may call the methods.
-    """
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._batches: dict[Engine, list[Submission]] = {}
-
-    def add(self, engine: Engine, batch: Submission) -> None:
-        """Adds a batch for which the engine has reserved room."""
-        self._batches.setdefault(engine, []).append(batch)
-        self._loop.when_idle(self._hand_over)
-
-    def _hand_over(self) -> None:
-        gathered, self._batches = self._batches, {}
-        for engine, batches in gathered.items():
-            engine.enqueue(batches)
-
-
 class Calls:
-    """The state that handlers share. Only the loop's thread may use what is not `hosting`."""
+    """The state that handlers share. Only the loop's thread may use the lanes, `positions` and
+    `streams`, but for what they say otherwise.
+    """
 
     def __init__(self, hosting: Hosting, settings: ServiceSettings, loop: Loop) -> None:
         self.hosting = hosting
         self.settings = settings
         self.loop = loop
-        self.gathering = Gathering(loop)
         self.served = Served(
             settings.served_bytes_max,
             settings.served_s,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,6 +23,9 @@ from google.protobuf.message import DecodeError, Message
 from livefactor.wire.columns import ColumnError
 from livefactor.wire.limits import MESSAGE_BYTES_MAX, PRODUCER_ID_BYTES_MAX, over
 from livefactor_server import metrics
+from livefactor_server.access.callers import (
+    Context as Caller,
+)
 from livefactor_server.access.callers import (
     certificate_names,
     check_model,
@@ -87,7 +91,7 @@ class Call:
         "trace",
     )
 
-    def __init__(self, context: Context, need: Need) -> None:
+    def __init__(self, context: Caller, need: Need) -> None:
         self.context = context
         self.rpc, self.is_change = need.rpc, need.is_change
         self.is_relayed = False
@@ -172,6 +176,8 @@ class Guard:
         self._message_wait, self._write_wait = TimeLimit(message_wait_s), TimeLimit(write_wait_s)
         self._open_calls_max = open_calls_max
         self._open = Counter[bool]()
+        # Calls of the loop and direct ones are counted together.
+        self._counting = threading.Lock()
         self.log = CallLog()
         # Calls whose peer reads nothing, by peer. Their last status waits in the transport.
         self._unread: Counter[str] = Counter()
@@ -187,7 +193,7 @@ class Guard:
 
         async def answer(_: object, context: Context) -> bytes:
             call = Call(context, need)
-            self._open[is_control] += 1
+            self._count(is_control, 1)
             try:
                 self._check_open(is_control)
                 self._admit(call, context, need)
@@ -205,7 +211,7 @@ class Guard:
                 failure = error
             finally:
                 call.is_over = True
-                self._open[is_control] -= 1
+                self._count(is_control, -1)
             await self._end(context, call, failure)
             raise AssertionError("abort raises")
 
@@ -221,7 +227,7 @@ class Guard:
 
         async def answer(_: object, context: Context) -> None:
             call, peer = Call(context, need), context.peer()
-            self._open[is_control] += 1
+            self._count(is_control, 1)
             try:
                 self._check_open(is_control)
                 self._admit(call, context, need)
@@ -243,7 +249,7 @@ class Guard:
                 failure = error
             finally:
                 call.is_over = True
-                self._open[is_control] -= 1
+                self._count(is_control, -1)
             await self._end(context, call, failure)
 
         return grpc.stream_stream_rpc_method_handler(answer)
@@ -265,7 +271,27 @@ class Guard:
 
         return self.stream(handle, True, need)
 
-    def _admit(self, call: Call, context: Context, need: Need) -> None:
+    def enter(self, call: Call, need: Need) -> None:
+        """A direct call begins, which then ends with `leave`. Only the thread of direct calls may
+        call it.
+
+        Raises:
+            Refused: there are too many calls, or the caller may not make this one.
+        """
+        self._count(False, 1)
+        self._check_open(False)
+        self._admit(call, call.context, need)
+
+    def leave(self, call: Call, code: str, text: str = "") -> None:
+        """A direct call has ended with this status."""
+        self._count(False, -1)
+        self._ended(call, code, text)
+
+    def _count(self, is_control: bool, calls: int) -> None:
+        with self._counting:
+            self._open[is_control] += calls
+
+    def _admit(self, call: Call, context: Caller, need: Need) -> None:
         """Finds the grant of a call, and refuses it before its message is read."""
         if need.roles is not None and self._grants is not None:
             call.admit(partial(_grant, context, self._grants, need.rpc, need.roles, self._names_of))
@@ -304,6 +330,13 @@ class Guard:
             # The connection is gone.
             self._ended(call, "CANCELLED")
             raise error
+        answer, metadata = self.refused(call, error)
+        self._ended(call, answer.code.name, answer.text)
+        await context.abort(answer.code, answer.text, metadata)
+
+    @staticmethod
+    def refused(call: Call, error: Exception) -> tuple[Refused, tuple[tuple[str, str], ...]]:
+        """The status of a call with an error, and its metadata. It is counted."""
         if isinstance(error, Refused | ColumnError):
             answer = refusal(error)
         else:
@@ -311,9 +344,8 @@ class Guard:
             answer = unavailable("server: unexpected error")
         if not call.is_relayed:
             metrics.REFUSED.labels(answer.code.name).inc()
-        self._ended(call, answer.code.name, answer.text)
         hint = ((PUSHBACK, str(answer.retry_ms)),) if answer.retry_ms else ()
-        await context.abort(answer.code, answer.text, ((REQUEST_ID, call.request_id), *hint))
+        return answer, ((REQUEST_ID, call.request_id), *hint)
 
     async def _leave(self, context: Context, call: Call, peer: str, error: Refused) -> None:
         """Ends a call without waiting until its peer reads the status."""
@@ -338,11 +370,11 @@ class Guard:
 
 
 def _grant(
-    context: Context,
+    context: Caller,
     grants: Grants,
     rpc: str,
     roles: frozenset[Role],
-    names_of: Callable[[Context], list[str]],
+    names_of: Callable[[Caller], list[str]],
 ) -> Grant:
     found = grant_of(context, grants, names_of)
     check_role(found, roles, rpc)

@@ -15,6 +15,7 @@ longer. The calls of other models are not concerned.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -91,7 +92,7 @@ class Slot:
 class Lane:
     """The slots of a kind of call, the queue before them, and the threads behind them.
 
-    Only the loop's thread may call its methods.
+    Only the loop's thread may call its methods, but for `take_at_once` and `give_back`.
     """
 
     def __init__(
@@ -118,6 +119,8 @@ class Lane:
         self._name, self._slots = name, slots
         self._waiting_max, self._waiting_bytes_max = waiting_max, waiting_bytes_max
         self._free = slots
+        # It guards `_free` and `_queues`, which calls outside the loop use, too.
+        self._lock = threading.Lock()
         # The calls that wait, by model. The next turn is that of the first model.
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         self._waiting = self._waiting_bytes = 0
@@ -128,9 +131,7 @@ class Lane:
     async def take(self, size: int, model: str = "") -> None:
         """Takes a slot, as `slot` does. The caller then calls `release` with the model."""
         pressure = self._arrived(model)
-        if self._free:
-            self._free -= 1
-        else:
+        if not self.take_at_once():
             await self._turn(size, model)
             try:
                 self._check(pressure)
@@ -138,6 +139,22 @@ class Lane:
                 self._pass_on()
                 raise
         pressure.running += 1
+
+    def take_at_once(self) -> bool:
+        """Takes a slot if one is free, however many calls arrive. Any thread may call it."""
+        with self._lock:
+            if not self._free:
+                return False
+            self._free -= 1
+            return True
+
+    def give_back(self) -> None:
+        """Gives back a slot of `take_at_once`. Any thread may call it."""
+        with self._lock:
+            if not self._queues:
+                self._free += 1
+                return
+        self._loop.post(self._pass_on)
 
     def knock(self, size: int, model: str) -> None:
         """Refuses a call that `take` would refuse now, so that its message need not be decoded.
@@ -183,7 +200,12 @@ class Lane:
     async def _turn(self, size: int, model: str) -> None:
         self._check_waiting(size)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(model, deque()).append(turn)
+        with self._lock:
+            self._queues.setdefault(model, deque()).append(turn)
+            if self._free:
+                # A slot was given back meanwhile.
+                self._free -= 1
+                self._hand_on()
         self._waiting += 1
         self._waiting_bytes += size
         try:
@@ -200,11 +222,12 @@ class Lane:
             self._waiting_bytes -= size
 
     def _leave(self, model: str, turn: asyncio.Future[None]) -> None:
-        queue = self._queues.get(model)
-        if queue is not None and turn in queue:
-            queue.remove(turn)
-            if not queue:
-                del self._queues[model]
+        with self._lock:
+            queue = self._queues.get(model)
+            if queue is not None and turn in queue:
+                queue.remove(turn)
+                if not queue:
+                    del self._queues[model]
 
     def release(self, model: str = "") -> None:
         """Gives back the slot of a call of this model. The next model in turn gets it."""
@@ -212,6 +235,11 @@ class Lane:
         self._pass_on()
 
     def _pass_on(self) -> None:
+        with self._lock:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Gives a slot to the next call that waits. The caller holds the lock."""
         while self._queues:
             model = next(iter(self._queues))
             queue = self._queues.pop(model)

@@ -10,9 +10,7 @@ import asyncio
 import ctypes
 import logging
 import os
-import selectors
 import threading
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
@@ -23,9 +21,6 @@ import grpc
 
 Result = TypeVar("Result")
 
-GATHER_S = 0.002
-"""Seconds for which a busy loop leaves calls of `Loop.when_idle` undone."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -35,33 +30,6 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
-
-
-class _Selector(selectors.DefaultSelector):
-    """A selector that makes calls before it waits, and at the latest after `GATHER_S`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._calls: dict[Callable[[], object], None] = {}
-        self._until = 0.0
-
-    def add(self, call: Callable[[], object]) -> None:
-        """Adds a call, once. Only the thread of the loop may call it."""
-        if not self._calls:
-            self._until = time.monotonic() + GATHER_S
-        self._calls[call] = None
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """See `selectors.BaseSelector.select`. The timeout is 0 if the loop has something to do."""
-        if not self._calls:
-            return super().select(timeout)
-        ready = super().select(0)
-        is_idle = not ready and (timeout is None or timeout > 0)
-        if is_idle or time.monotonic() >= self._until:
-            calls, self._calls = self._calls, {}
-            for call in calls:
-                _make(call)
-        return super().select(timeout) if is_idle else ready
 
 
 def _make(call: Callable[..., object], *arguments: Any) -> None:
@@ -94,11 +62,10 @@ class _Bell:
 
 
 class Loop:
-    """A running event loop. Any thread may call its methods, but for `when_idle`."""
+    """A running event loop. Any thread may call its methods."""
 
     def __init__(self) -> None:
-        self._selector = _Selector()
-        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self._loop = asyncio.SelectorEventLoop()
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._is_woken = False
         self._bell = _Bell()
@@ -123,13 +90,6 @@ class Loop:
     def prepare(self, function: Callable[..., object], *arguments: Any) -> None:
         """Has the loop call a function after the next `wake`."""
         self._inbox.append((function, arguments))
-
-    def when_idle(self, call: Callable[[], object]) -> None:
-        """Makes a call once when the loop has nothing else to do, at the latest after `GATHER_S`.
-
-        Only the thread of the loop may call it.
-        """
-        self._selector.add(call)
 
     def wake(self) -> None:
         """Has the loop make the prepared calls soon."""

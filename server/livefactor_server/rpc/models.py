@@ -23,7 +23,7 @@ from livefactor_server.model import spec_codec
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
-from livefactor_server.rpc.progress import INTERVAL_S, Progress
+from livefactor_server.rpc.streaming.progress import INTERVAL_S, Progress
 from livefactor_server.statuses import invalid, precondition
 
 PRODUCERS_LISTED, PRODUCERS_LISTED_MAX = 100, 1000

@@ -12,6 +12,7 @@ from livefactor_server.hosting import explaining
 from livefactor_server.hosting.explaining import Question
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
+from livefactor_server.rpc.direct.server import Later
 from livefactor_server.rpc.guards import Call
 from livefactor_server.statuses import Refused, invalid, not_found, precondition
 from livefactor_server.telemetry.calls import is_verbose
@@ -23,18 +24,30 @@ AT_ONCE_BYTES_MAX = 16 * (AT_ONCE_MAX + 2) + 512
 """Bytes of the largest message that may need no slot: ids, offsets, and a short text."""
 
 
+def score_at_once(calls: Calls, raw: bytes, call: Call, _: Later) -> bytes | None:
+    """Handles Score in the thread of direct calls, if the message is a usual small one."""
+    answer = _short_answer(calls, raw, call)
+    if answer is not None:
+        _note_revision(call, answer)
+    return answer
+
+
 async def score(calls: Calls, raw: bytes, call: Call) -> bytes:
-    """Handles Score."""
-    answer = await _answered(calls, raw, call)
+    """Handles Score in the loop."""
+    answer = _short_answer(calls, raw, call)
+    if answer is None:
+        answer = await _answered(calls, raw, call)
+    _note_revision(call, answer)
+    return answer
+
+
+def _note_revision(call: Call, answer: bytes) -> None:
     if is_verbose():
         call.revision = scoring_pb2.ScoreResponse.FromString(answer).position.revision
-    return answer
 
 
 async def _answered(calls: Calls, raw: bytes, call: Call) -> bytes:
     settings = calls.settings
-    if (answer := _short_answer(calls, raw, call)) is not None:
-        return answer
     if len(raw) > AT_ONCE_BYTES_MAX:
         _knock(calls, raw, call)
     query = decode.score_query(raw, settings.score_users_max, settings.score_rows_max)

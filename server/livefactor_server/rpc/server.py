@@ -24,9 +24,10 @@ from livefactor_server.access.grants import ANY
 from livefactor_server.hosting.host import Hosting
 from livefactor_server.rpc import binding
 from livefactor_server.rpc.calls import Calls, ServiceSettings
+from livefactor_server.rpc.direct.server import DirectServer
 from livefactor_server.rpc.guards import Guard, Need
 from livefactor_server.rpc.loop import shared_loop
-from livefactor_server.rpc.service import generic_handlers
+from livefactor_server.rpc.service import direct_methods, generic_handlers
 
 THREAD_SWITCH_S = 0.0005
 """Seconds between thread switches.
@@ -136,6 +137,8 @@ class RpcServer:
                 self.port = self._server.add_secure_port(address, entry.certificate.credentials())
         except RuntimeError as error:
             raise PortInUse(f"{address} cannot be bound ({error})") from None
+        methods = direct_methods(self._calls)
+        self._direct = DirectServer(self._server, self._loop, guard, settings.message_wait_s, methods)
 
     def listen(self) -> None:
         """Accepts calls with the health NOT_SERVING. They get UNAVAILABLE until the models are
@@ -143,6 +146,7 @@ class RpcServer:
         """
         self._set_health(False, False)
         self._loop.run(self._server.start())
+        self._direct.start()
         self._listening = True
 
     def start(self) -> None:
@@ -197,11 +201,13 @@ class RpcServer:
         ended = self._loop.start(self._stopped(deadline - time.monotonic()))
         self._hosting.drain()
         ended.result()
+        self._direct.close()
 
     def stop(self) -> None:
         """Ends all calls at once. The models stay open."""
         self._stopping.set()
         self._loop.run(self._stopped(0.0))
+        self._direct.close()
 
     async def _stopped(self, grace_s: float) -> None:
         self._calls.streams.end()

@@ -5,7 +5,8 @@ the status INVALID_ARGUMENT and not the transport's UNKNOWN. Any other exception
 logged, and the peer gets UNAVAILABLE with a fixed text (`guards.py`).
 
 A handler is a coroutine in the loop, or a function that blocks. A function runs in the threads of a
-lane, which its line names.
+lane, which its line names. The two RPCs that come most are handled at once, by a function in the
+thread of direct calls, or by their coroutine if that is not possible.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import grpc
 from livefactor_server.access.grants import ANY, Role
 from livefactor_server.rpc import challenging, following, models, scoring, snapshots, updates
 from livefactor_server.rpc.calls import Calls
+from livefactor_server.rpc.direct.server import Method
 from livefactor_server.rpc.guards import Call, Guard, Need
 
 PACKAGE = "livefactor.v1"
@@ -46,12 +48,14 @@ class Rpc(NamedTuple):
     """One RPC.
 
     `name` is "Service.Method" in the package. `roles` may call it, and so may the role admin.
+    `at_once` handles direct calls (`direct`).
     """
 
     name: str
     form: Form
     handle: Callable[..., Any]
     roles: frozenset[Role]
+    at_once: Callable[..., bytes | None] | None = None
 
     @property
     def need(self) -> Need:
@@ -72,9 +76,9 @@ class Rpc(NamedTuple):
 
 RPCS = (
     Rpc("UpdateService.OpenProducer", Form.LOOP, updates.open_producer, _PRODUCER),
-    Rpc("UpdateService.ApplyUpdates", Form.LOOP, updates.apply_updates, _PRODUCER),
+    Rpc("UpdateService.ApplyUpdates", Form.LOOP, updates.apply_updates, _PRODUCER, updates.apply_at_once),
     Rpc("UpdateService.StreamUpdates", Form.STREAM, updates.stream_updates, _PRODUCER),
-    Rpc("ScoringService.Score", Form.LOOP, scoring.score, _CONSUMER),
+    Rpc("ScoringService.Score", Form.LOOP, scoring.score, _CONSUMER, scoring.score_at_once),
     Rpc("ScoringService.Explain", Form.MODELS, scoring.explain, _AUDITOR),
     Rpc("ScoringService.FetchServed", Form.CONTROL, scoring.fetch_served, _AUDITOR),
     Rpc("SnapshotService.Snapshot", Form.STREAM, snapshots.snapshot, _AUDITOR),
@@ -111,6 +115,20 @@ RPCS = (
 def generic_handlers(calls: Calls, guard: Guard) -> list[grpc.GenericRpcHandler]:
     """One handler per service, for `grpc.aio.Server.add_generic_rpc_handlers`."""
     return handlers_of(partial(_handler, calls, guard))
+
+
+def direct_methods(calls: Calls) -> list[Method]:
+    """The RPCs that have direct calls."""
+    return [
+        Method(
+            f"/{PACKAGE}.{rpc.name.replace('.', '/')}",
+            rpc.need,
+            partial(rpc.at_once, calls),
+            partial(rpc.handle, calls),
+        )
+        for rpc in RPCS
+        if rpc.at_once is not None
+    ]
 
 
 def handlers_of(

@@ -7,7 +7,7 @@ from livefactor_server.hosting.host import DEFAULT_MODEL
 from livefactor_server.rpc import encode, guards
 from livefactor_server.rpc.calls import Calls
 from livefactor_server.rpc.guards import Call, Requests, Send
-from livefactor_server.rpc.progress import Progress
+from livefactor_server.rpc.streaming.progress import Progress
 from livefactor_server.snapshots.store import SnapshotNotFound
 from livefactor_server.statuses import not_found
 

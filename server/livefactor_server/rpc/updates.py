@@ -18,8 +18,9 @@ from livefactor_server.engine.engine import Engine
 from livefactor_server.engine.submission import Ack, Submission, Wake
 from livefactor_server.rpc import decode, encode, guards
 from livefactor_server.rpc.calls import Calls
+from livefactor_server.rpc.direct.server import LATER, Later
 from livefactor_server.rpc.guards import Call, Requests, Send
-from livefactor_server.rpc.streams import Answer, OneAhead, Stream
+from livefactor_server.rpc.streaming.streams import Answer, OneAhead, Stream
 from livefactor_server.statuses import NotLeader, Refused, busy, invalid, precondition, unavailable
 from livefactor_server.telemetry import traces
 from livefactor_server.telemetry.traces import Trace
@@ -36,7 +37,7 @@ A thread costs more than it saves up to this size.
 TERM = "livefactor-term"
 """The metadata with the newest term that a client has seen."""
 
-Reply = Callable[[Submission], Wake]
+Reply = Callable[[Submission], Wake | None]
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,37 @@ async def open_producer(calls: Calls, raw: bytes, call: Call) -> bytes:
     ).SerializeToString()
 
 
+def apply_at_once(calls: Calls, raw: bytes, call: Call, later: Later) -> bytes | None:
+    """Handles ApplyUpdates in the thread of direct calls.
+
+    That is possible if the batch is small and a slot is free.
+    """
+    update = decode.update_request(raw)
+    engine = calls.model(call, update.model).engine
+    if _is_large(engine, update, raw):
+        return None
+    call.producer = update.producer_id
+    payer = _payer(call, update)
+    engine.quotas.check(payer)
+    if not calls.updates.take_at_once():
+        return None
+    lineage = engine.state.lineage
+
+    def encoded(ack: Ack) -> bytes:
+        call.revision = ack.revision
+        return encode.apply_response(lineage, ack).SerializeToString()
+
+    later.encode_with(encoded, calls.updates.give_back)
+    batch = _batch(
+        calls, engine, update, lambda item: later.reply(item.result), payer, call.trace, call.is_late
+    )
+    _reserve(engine, batch)
+    later.gathering.add(engine, batch)
+    return LATER
+
+
 async def apply_updates(calls: Calls, raw: bytes, call: Call) -> bytes:
-    """Handles ApplyUpdates."""
+    """Handles ApplyUpdates in the loop."""
     update = decode.update_request(raw)
     engine = calls.model(call, update.model).engine
     call.producer = update.producer_id
@@ -170,17 +200,21 @@ async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submis
 
     def reserved() -> Submission:
         item = batch(reply)
-        if not engine.reserve(item):
-            raise busy(
-                "queue: the batches that wait for the model's log have its limit in bytes; try again later"
-            )
+        _reserve(engine, item)
         return item
 
-    calls.gathering.add(engine, await calls.updates.in_thread(reserved) if is_large else reserved())
+    engine.enqueue([await calls.updates.in_thread(reserved) if is_large else reserved()])
     result = await done
     if isinstance(result, Refused):
         raise result
     return result
+
+
+def _reserve(engine: Engine, batch: Submission) -> None:
+    if not engine.reserve(batch):
+        raise busy(
+            "queue: the batches that wait for the model's log have its limit in bytes; try again later"
+        )
 
 
 async def stream_updates(calls: Calls, requests: Requests, send: Send, call: Call) -> None:

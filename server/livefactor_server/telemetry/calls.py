@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import Protocol
 
@@ -52,9 +53,10 @@ class Report(Protocol):
 
 
 class CallLog:
-    """Counts calls that have ended, and writes their lines. Only one thread may call it."""
+    """Counts calls that have ended, and writes their lines. Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._second, self._lines, self._silent = 0.0, 0, 0
 
     def ended(self, call: Report, code: str, seconds: float, text: str = "") -> None:
@@ -70,13 +72,14 @@ class CallLog:
 
     def _may_speak(self) -> bool:
         now = time.monotonic()
-        if now - self._second >= 1:
-            self._second, self._lines = now, 0
-        self._lines += 1
-        if self._lines <= REFUSED_A_SECOND_MAX:
-            return True
-        self._silent += 1
-        return False
+        with self._lock:
+            if now - self._second >= 1:
+                self._second, self._lines = now, 0
+            self._lines += 1
+            if self._lines <= REFUSED_A_SECOND_MAX:
+                return True
+            self._silent += 1
+            return False
 
     def _write(self, level: int, call: Report, code: str, seconds: float, text: str) -> None:
         fields = {
@@ -89,7 +92,10 @@ class CallLog:
             "producer": call.producer[:TEXT_CHARACTERS_MAX].decode(errors="replace"),
             "revision": call.revision,
         }
-        if self._silent and code != "OK":
-            fields["refused_without_a_line"], self._silent = self._silent, 0
+        if code != "OK":
+            with self._lock:
+                silent, self._silent = self._silent, 0
+            if silent:
+                fields["refused_without_a_line"] = silent
         known = {name: value for name, value in fields.items() if value not in ("", 0)}
         logger.log(level, "%s", text or "call", extra={FIELDS: known})

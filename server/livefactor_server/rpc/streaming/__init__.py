@@ -1,0 +1,1 @@
+"""Calls with many messages: update streams, and the progress of long calls."""
