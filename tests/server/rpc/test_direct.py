@@ -169,6 +169,45 @@ def test_a_batch_whose_caller_left_before_the_log_took_it_is_not_logged(
     assert update(stubs, 3).result().position.revision == 2
 
 
+def test_a_large_batch_whose_caller_left_while_it_was_decoded_gives_its_room_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch, hosting: Hosting
+) -> None:
+    decodes, may_go, queued = threading.Event(), threading.Event(), threading.Event()
+    reserve, enqueue, left = Engine.reserve, Engine.enqueue, threading.Event()
+
+    def slow(engine: Engine, item: Any) -> bool:
+        decodes.set()
+        assert may_go.wait(PATIENCE_S)
+        return reserve(engine, item)
+
+    def noted(engine: Engine, items: Any) -> None:
+        enqueue(engine, items)
+        queued.set()
+
+    cancel = Later._cancel_task
+
+    def cancelled(later: Later) -> None:
+        cancel(later)
+        left.set()
+
+    monkeypatch.setattr(Engine, "reserve", slow)
+    monkeypatch.setattr(Engine, "enqueue", noted)
+    monkeypatch.setattr(Later, "_cancel_task", cancelled)
+    stubs = start()
+    ids = (np.arange(INLINE_INTERACTIONS_BYTES_MAX // 16 + 1) % 50).tolist()
+    rows = updates_pb2.Interactions(user_ids=ids, item_ids=ids)
+    request = updates_pb2.ApplyUpdatesRequest(model="m", interactions=rows)
+    call = stubs.updates.ApplyUpdates.future(request, timeout=PATIENCE_S)
+    assert decodes.wait(PATIENCE_S)
+    call.cancel()
+    assert left.wait(PATIENCE_S)
+    may_go.set()
+    assert queued.wait(PATIENCE_S)
+    # The next batch is behind it.
+    assert stubs.push("m", [1], [1]).position.revision == 1
+    assert hosting.get("m").engine.queued_bytes == 0
+
+
 def test_an_answer_that_comes_after_the_server_has_stopped_harms_nobody(
     start: Start,
     held: tuple[threading.Event, threading.Event],
