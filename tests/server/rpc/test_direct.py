@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from livefactor_server.log.store import Log
 from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.direct import core
 from livefactor_server.rpc.direct.server import DirectServer, Later
+from livefactor_server.rpc.guards import Call, Guard
 from livefactor_server.rpc.lanes import Lane
 from livefactor_server.rpc.loop import shared_loop
 from livefactor_server.rpc.server import RpcServer
@@ -152,18 +154,29 @@ def update(stubs: Stubs, user: int) -> Any:
 
 
 def test_a_batch_whose_caller_left_before_the_log_took_it_is_not_logged(
-    start: Start, held: tuple[threading.Event, threading.Event], hosting: Hosting
+    start: Start,
+    held: tuple[threading.Event, threading.Event],
+    hosting: Hosting,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    cancelled, leave = threading.Event(), Guard.leave
+
+    def noted(guard: Guard, call: Call, code: str, text: str = "") -> None:
+        leave(guard, call, code, text)
+        if code == "CANCELLED":
+            cancelled.set()
+
+    monkeypatch.setattr(Guard, "leave", noted)
     stubs, (waits, may_go) = start(), held
     first = update(stubs, 1)
     assert waits.wait(PATIENCE_S)
     left = update(stubs, 2)
     # It is in the queue behind the first one.
-    while hosting.get("m").engine.queued_bytes == 0:
-        pass
+    until = time.monotonic() + PATIENCE_S
+    while hosting.get("m").engine.queued_bytes == 0 and time.monotonic() < until:
+        time.sleep(0.001)
     left.cancel()
-    # A later call of the same connection arrives after the cancellation.
-    candidates(stubs)
+    assert cancelled.wait(PATIENCE_S)
     may_go.set()
     assert first.result().position.revision == 1
     assert update(stubs, 3).result().position.revision == 2
