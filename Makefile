@@ -117,6 +117,8 @@ wheel: $(VENV)/.stamp-dev ## Builds dist/*.whl with kernels that are compiled fo
 
 # Clones of the project share the kernels that their tests compile, which takes minutes.
 test test-floor test-federated: export NUMBA_CACHE_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/livefactor/kernels
+# Tests start hundreds of processes. Without bytecode on disk, each one compiles all modules that it imports.
+test test-long test-floor test-federated: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: test
 test: $(VENV)/.stamp-dev ## Runs the whole suite.
@@ -136,7 +138,7 @@ battle: $(VENV)/.stamp-dev ## Attacks, overloads and soaks a server; writes benc
 
 .PHONY: torture
 torture: $(VENV)/.stamp-dev ## Kills, cuts and changes models for a quarter of an hour; writes benchmarks/results/torture.json. KILLS=500 CUTS=500 LEADER_KILLS=100
-	@TORTURE_RESULTS=benchmarks/results/torture.json TORTURE_TAMPERED=500 TORTURE_KILLS=$(or $(KILLS),500) TORTURE_CUTS=$(or $(CUTS),500) TORTURE_CRASHES=1000 \
+	@TORTURE_RESULTS=benchmarks/results/torture.json TORTURE_TAMPERED=500 TORTURE_FLIPS=2000 TORTURE_DISKS=5 TORTURE_KILLS=$(or $(KILLS),500) TORTURE_CUTS=$(or $(CUTS),500) TORTURE_CRASHES=1000 \
 		TORTURE_LEADER_KILLS=$(or $(LEADER_KILLS),100) TORTURE_ROUNDS=20 $(BIN)/python -m pytest -n 0 -p no:rerunfailures -m 'torture and not long' --timeout=7200 $(ARGS)
 
 .PHONY: test-browser

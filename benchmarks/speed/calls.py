@@ -9,6 +9,10 @@ works, from the server's metrics. If the shares add up to more than 1, the steps
 `python -m benchmarks.speed.calls workers` measures servers with score workers: `Score` calls per
 second and per second of CPU time of all their processes, for 500 candidates without histories, and
 for 500 candidates and the best 100 of 20,000 items with preset `auto`.
+
+`python -m benchmarks.speed.calls ingest` measures `Score` calls for 500 candidates, and the empty
+call, while one producer streams batches of 8,192 events to the same model without pauses, and
+without that. The servers have score workers or none.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ from benchmarks.speed.callers import (
 from benchmarks.speed.disk import RawFile
 from benchmarks.speed.ingest import serving_process
 from benchmarks.speed.latency import fill
-from benchmarks.speed.paced import ROOT
+from benchmarks.speed.paced import ROOT, Load, running
 from benchmarks.speed.streams import ITEMS, KEY_STEP, zipf_ids
 from livefactor import Models, Producer
 from livefactor_server.log.disk import BLOCK_BYTES
@@ -56,6 +60,11 @@ ROUNDS, SECONDS = 3, 1.0
 WORKERS = (0, 1, 2, 4)
 WORKER_CALLS, WORKER_CONNECTIONS, WORKER_CALLERS = ("score_500", "auto_500", "auto_top_100"), 8, 16
 """With score workers: the calls, and the numbers of connections and of callers."""
+
+INGEST_WORKERS, INGEST_CALLERS, INGEST_CONNECTIONS, INGEST_BATCH = (0, 1, 2), 8, 4, 8_192
+"""Beside a stream at full speed: the numbers of workers, callers and connections, and the events of
+a batch.
+"""
 
 SYNCS = 100
 """Raw writes of a block in each round."""
@@ -208,6 +217,41 @@ def measure_workers(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str,
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+def measure_under_ingest(rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[str, float]:
+    """Flat figures for each number of score workers, with the ingest and without: calls per second
+    and milliseconds, and the events per second beside the calls.
+    """
+    taken: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        plain = stack.enter_context(_process("benchmarks.speed.plain_server", "threads"))
+        empty = Server(f"127.0.0.1:{int(_answer(plain))}", plain.pid)
+        servers = {}
+        for count in INGEST_WORKERS:
+            ports, process = stack.enter_context(serving_process(flags=("--score-workers", str(count))))
+            servers[count] = Server(f"127.0.0.1:{ports[0]}", process.pid)
+            fill(servers[count].target, LIVE, ITEMS)
+        callers = [
+            stack.enter_context(_process("benchmarks.speed.callers")) for _ in range(INGEST_CONNECTIONS)
+        ]
+        for number in range(rounds + 1):
+            for (count, server), is_beside, name in product(
+                servers.items(), (False, True), ("score_500", "plain")
+            ):
+                asked = empty if name == "plain" else server
+                beside = "ingest" if is_beside else "quiet"
+                load: Load | None = None
+                with ExitStack() as pushing:
+                    if is_beside:
+                        load = pushing.enter_context(running(server.target, LIVE, 0.0, INGEST_BATCH, ITEMS))
+                    figures = _job(callers, asked, name, INGEST_CALLERS, seconds)
+                if load is not None:
+                    figures["events_per_s"] = load.rate
+                # The first round warms up.
+                for unit, figure in figures.items() if number else ():
+                    taken.setdefault(f"{name}_workers_{count}_{beside}_{unit}", []).append(figure)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
 def _fill_auto(target: str) -> None:
     """Makes the model `AUTO`."""
     with Models(target) as models:
@@ -233,4 +277,5 @@ def _with_ratios(figures: dict[str, float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_workers() if sys.argv[1:] == ["workers"] else measure(), indent=1))
+    parts = {"": measure, "workers": measure_workers, "ingest": measure_under_ingest}
+    print(json.dumps(parts["".join(sys.argv[1:])](), indent=1))

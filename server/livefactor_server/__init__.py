@@ -19,14 +19,18 @@ functions of `changes`.
 Rooms, each of which imports only those below it:
 
     cli                    the command line
-    rpc, tuning            messages and handlers; the search for a spec
+    workers                processes that answer scores beside the one that learns
+    console, rpc, tuning   pages for a browser; messages and handlers; the search for a spec
     hosting, files         the models of a server; events and specs in files
+    challenging            other specs that learn the same log
     engine                 the only writer of a model, and its readers
     judging                what the model is worth, measured before it learns
     snapshots              states on disk, replay, audit
     changes                what a record asks of a model, one file a kind
     model                  the state at one revision
     log                    the records, durable and hashed
+    access                 TLS, tokens and roles
+    telemetry              request ids, lines and spans of calls
     metrics, statuses      what Prometheus reads; how a call can end
     text                   text of peers, cut and escaped
 """

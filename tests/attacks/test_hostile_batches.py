@@ -34,7 +34,7 @@ from server_process import Server, WarmStart
 Serve = Callable[..., Server]
 Rows = updates_pb2.Interactions
 
-MUTATIONS = 2000
+MUTATIONS = 700
 MUTATIONS_LONG = 10_000
 NAN, INF = float("nan"), float("inf")
 

@@ -25,11 +25,11 @@ from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots import files as snapshot_files
 from livefactor.snapshots import format as fmt
 from snapshot_refusals import VERBS, refused, refused_in_little_memory, watched
-from tally import Tally
+from tally import Tally, amount
 
 SEED = 20_240_917
-FLIPS = 2_000
-LONG_FLIPS = 10_000
+FLIPS, LONG_FLIPS = 500, 10_000
+"""Changed bytes in the suite and with the marker `long`. TORTURE_FLIPS sets the first."""
 
 
 def _flip_many(path: Path, count: int) -> None:
@@ -69,8 +69,9 @@ def test_the_watch_notices_forbidden_calls(copy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.torture
 def test_every_flipped_byte_is_found(copy: Path, tally: Tally) -> None:
-    _flip_many(copy, FLIPS)
-    tally.add("changed bytes of a snapshot and its manifest", FLIPS)
+    flips = amount("FLIPS", FLIPS)
+    _flip_many(copy, flips)
+    tally.add("changed bytes of a snapshot and its manifest", flips)
 
 
 @pytest.mark.long

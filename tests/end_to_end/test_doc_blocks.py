@@ -164,7 +164,7 @@ def test_the_blocks_of_a_page_run(page: Path, world: World) -> None:
     for block in blocks_of(page):
         if block.kind == "settings":
             tomllib.loads(block.code)
-            # The name that a page gives to "the lines above".
+            # The name that docs/privacy.md gives to its settings.
             Path("private.toml").write_text(block.code)
         elif block.kind == "python":
             run_python(block, world)

@@ -5,6 +5,7 @@ producers push.
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from server_process import Server, WarmStart
 from tally import Tally, amount
 
 CUTS = amount("CUTS", 10)
+CUTS_A_MODEL = 50
+"""A restart compares the whole log, so a long run begins with a new model now and then."""
+
 PLANTED_CUTS = 10
 SEED = 20_261_125
 DISK_BYTES = 256 << 20
@@ -36,18 +40,23 @@ def disk(tmp_path: Path) -> Iterator[LoopFileSystem]:
 
 
 class Cutting:
-    """A server with its data on `disk`.
+    """A server with its data on `disk`, in a folder of this name.
 
     Its text log and its ports are elsewhere, because they need not survive.
     """
 
-    def __init__(self, disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, *plants: str) -> None:
-        self.disk, self.chance = disk, random.Random(SEED)
-        (tmp_path / "data").symlink_to(disk.folder)
-        self.server = Server(warm, tmp_path / "data", "--preset", "", plants=("small_segments", *plants))
+    def __init__(
+        self, disk: LoopFileSystem, warm: WarmStart, folder: Path, *plants: str, seed: int = SEED
+    ) -> None:
+        self.disk, self.chance = disk, random.Random(seed)
+        folder.mkdir(exist_ok=True)
+        self.folder = disk.folder / folder.name
+        self.folder.mkdir()
+        (folder / "data").symlink_to(self.folder)
+        self.server = Server(warm, folder / "data", "--preset", "", plants=("small_segments", *plants))
         self.server.start()
         create_model(self.server)
-        self.load = Load(self.server, SEED, pause_s=0.06)
+        self.load = Load(self.server, seed, pause_s=0.06)
         self.findings = Findings()
         self.follower = Follower(self.server.model_folder(MODEL))
         self.cuts = 0
@@ -84,18 +93,21 @@ class Cutting:
 def test_nothing_acknowledged_is_lost_by_power_cuts(
     disk: LoopFileSystem, warm: WarmStart, tmp_path: Path, tally: Tally
 ) -> None:
-    cutting = Cutting(disk, warm, tmp_path)
-    try:
-        cutting.load.start()
-        for _ in range(CUTS):
-            cutting.cut()
-        cutting.finish()
-    finally:
-        cutting.server.kill()
-    found = cutting.findings
-    tally.add("power cuts", cutting.cuts, lost=found.lost + found.forgotten, twice=found.twice)
-    assert found.sound, found
-    assert found.acked > 10 * CUTS
+    for first in range(0, CUTS, CUTS_A_MODEL):
+        cuts = min(CUTS_A_MODEL, CUTS - first)
+        cutting = Cutting(disk, warm, tmp_path / f"from-{first}", seed=SEED + first)
+        try:
+            cutting.load.start()
+            for _ in range(cuts):
+                cutting.cut()
+            cutting.finish()
+        finally:
+            cutting.server.kill()
+        found = cutting.findings
+        tally.add("power cuts", cutting.cuts, lost=found.lost + found.forgotten, twice=found.twice)
+        assert found.sound, found
+        assert found.acked > 10 * cuts
+        shutil.rmtree(cutting.folder)
 
 
 @pytest.mark.torture
@@ -108,7 +120,7 @@ def test_a_planted_bug_is_caught(
 
     A single cut may miss it, if every acknowledged batch happened to be on the disk at that moment.
     """
-    cutting = Cutting(disk, warm, tmp_path, plant)
+    cutting = Cutting(disk, warm, tmp_path / "planted", plant)
     try:
         cutting.load.start()
         while not cutting.findings.forgotten and cutting.cuts < PLANTED_CUTS:

@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import livefactor_server.rpc.server  # noqa: F401 - every room of the server defines its own metrics
 from certificates import Authority
+from livefactor import models as models_module
 from livefactor.errors import FlushTimeout, LivefactorError, Unavailable
 from livefactor.models import Models
 from livefactor.pushing.batching import BatchSettings
@@ -401,8 +402,10 @@ def test_the_metrics_show_what_happened(measured: Server) -> None:
 # the first start
 
 
-def test_a_server_answers_before_its_models_are_open(serve: Serve) -> None:
+def test_a_server_answers_before_its_models_are_open(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Health says NOT_SERVING and calls are UNAVAILABLE; then the same server serves."""
+    # A call that only reads is tried again for 10 s.
+    monkeypatch.setattr(models_module, "READ_RETRY_S", 0.3)
     server = serve("--log-level", "debug", plants=("models_open_on_trial",))
     create_model(server)
     waiting = server.data.parent / "models-wait"

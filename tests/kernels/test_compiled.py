@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llvmlite import binding
 from numba.core.caching import NullCache
 
 import synthetic
+from kept import kept
 from livefactor_kernels import cpu
 from livefactor_kernels.cpu import CpuModel
 from livefactor_kernels.optimizers import Method
@@ -68,20 +70,30 @@ KERNELS |= {
 }
 
 
-class Compiled:
-    """The LLVM code and the assembly of a kernel.
+def code_of(factory: Any, baked: tuple[Any, ...], spec: ModelSpec) -> Callable[[], tuple[str, str]]:
+    """A function that compiles a kernel and returns its LLVM code and its assembly.
 
-    It compiles the kernel, because Numba does not show code from its cache.
+    Numba does not show code from its cache.
     """
 
-    def __init__(self, factory: Any, baked: tuple[Any, ...], spec: ModelSpec) -> None:
+    def compile_kernel() -> tuple[str, str]:
         kernel = factory.__wrapped__(spec.k_padded // LANES, *baked)
         kernel._cache = NullCache()
         factory.cache_clear()
         CpuModel(spec)
         (signature,) = factory(spec.k_padded // LANES, *baked).signatures
         kernel.compile(signature)
-        self.llvm, assembly = kernel.inspect_llvm(signature), kernel.inspect_asm(signature)
+        return kernel.inspect_llvm(signature), kernel.inspect_asm(signature)
+
+    return compile_kernel
+
+
+class Compiled:
+    """The LLVM code and the assembly of a kernel."""
+
+    def __init__(self, name: str) -> None:
+        processor = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+        self.llvm, assembly = kept(f"{name} for {processor}", code_of(*KERNELS[name]))
         self.main = _function(r"^(?!cfunc|_ZN7cpython)\S*livefactor_\w+_kernel\S*:.*?^\.Lfunc_end", assembly)
         self.loop = _function(r"^define [^\n]*@_ZN18livefactor_kernels[^\n]*_kernel.*?^}", self.llvm)
 
@@ -94,7 +106,7 @@ def _function(pattern: str, text: str) -> str:
 
 @pytest.fixture(scope="module", params=KERNELS)
 def compiled(request) -> Compiled:
-    return Compiled(*KERNELS[request.param])
+    return Compiled(request.param)
 
 
 def test_the_arithmetic_is_in_full_vectors(compiled) -> None:
@@ -138,25 +150,41 @@ def test_the_loop_calls_nothing(compiled) -> None:
 
 
 SCRIPT = """
+import contextlib
+import sys
 from synthetic import make_spec
 from livefactor_kernels.cpu import CpuModel
+from livefactor_kernels.numbers import cache
 from livefactor_kernels.spec.model import Loss
-for fields in ({}, {"micro_batch": 4}):
-    CpuModel(make_spec(Loss.SQUARED, k=4, **fields))
+found = []
+load = cache._Files.load
+
+def noted(files, key):
+    found.append(files._name)
+    return load(files, key)
+
+cache._Files.load = noted
+with cache.only_loading() if sys.argv[1] == "load" else contextlib.nullcontext():
+    for fields in ({}, {"micro_batch": 4}):
+        CpuModel(make_spec(Loss.SQUARED, k=4, **fields))
+print(*found)
+"""
+"""Makes two models, whose kernels it loads or compiles, and prints the names of all kernels. If it
+may only load, a kernel that is not on disk is an error.
 """
 
 
 def test_another_process_finds_the_kernels_in_the_cache(tmp_path) -> None:
     paths = [str(Path(cpu.__file__).parent.parent), str(Path(synthetic.__file__).parent)]
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path), **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environment.pop("NUMBA_CPU_NAME", None)
 
-    def run() -> dict[str, int]:
-        """The time of the last write of each cache file, after a process that makes two models."""
-        subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True)
-        return {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.livefactor")}
+    def run(what: str) -> str:
+        command = [sys.executable, "-c", SCRIPT, what]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    first = run()
-    assert sum("livefactor_positive_kernel" in name for name in first) == 1
-    assert sum("livefactor_micro_batch_kernel" in name for name in first) == 1
-    assert run() == first
+    names = run("compile")
+    assert ".livefactor_positive_kernel" in names and ".livefactor_micro_batch_kernel" in names
+    assert run("load") == names

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformance import Record, draw_stream, learn, specs_of, with_extreme_numbers
+from conformance import READ_IN_SIMULATOR, Record, draw_stream, learn, specs_of, with_extreme_numbers
 from livefactor_kernels.backend import Backend, Pin, create_backend, state_sections
 from livefactor_kernels.device.warp import SIMULATED
 from livefactor_kernels.numbers.narrow import widened
@@ -33,6 +33,7 @@ COMPILED = specs_of("cuda") if SIMULATED else [*specs_of("cpu"), *specs_of("cuda
 """All backends that are compared with the reference. The simulator of GPU kernels does not repeat
 the CPU.
 """
+READ = specs_of("cuda", READ_IN_SIMULATOR) if SIMULATED else COMPILED
 REFERENCE = [] if SIMULATED else specs_of("reference")[::6]
 each_spec = pytest.mark.parametrize(("backend", "spec"), COMPILED, scope="module")
 """The scope runs all behaviours of a spec one after the other, so that one worker compiles its
@@ -111,7 +112,7 @@ def test_a_restored_model_goes_on_to_the_same_bits(backend, spec) -> None:
     assert differences(third, first) == []
 
 
-@pytest.mark.parametrize(("backend", "spec"), [*COMPILED, *REFERENCE], scope="module")
+@pytest.mark.parametrize(("backend", "spec"), [*READ, *REFERENCE], scope="module")
 def test_a_pin_keeps_its_revision_and_changes_no_bit(backend, spec) -> None:
     model, judge = create_backend(backend, spec), ReferenceModel(spec)
     stream = draw_stream(5, spec, [EVENTS, 1, EVENTS // 2, 3])
@@ -165,7 +166,7 @@ def lists_of(pin: Pin) -> dict[str, np.ndarray]:
     return {f"{name}: {part}": array for name, parts in answers.items() for part, array in enumerate(parts)}
 
 
-@each_spec
+@pytest.mark.parametrize(("backend", "spec"), READ, scope="module")
 def test_reads_give_what_the_reference_gives_and_change_nothing(backend, spec) -> None:
     model, judge = create_backend(backend, spec), ReferenceModel(spec)
     stream = draw_stream(7, spec, [EVENTS, EVENTS])

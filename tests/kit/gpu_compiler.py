@@ -23,6 +23,7 @@ from numba import types
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.gpu import rivals
 
+from kept import kept
 from livefactor_kernels.device import plan as cuda_plan
 from livefactor_kernels.device.factors import DeviceRows, StateRows
 from livefactor_kernels.device.plan import Plan, Span
@@ -307,3 +308,21 @@ def machine_code_of(ptx: str, target: tuple[int, int]) -> Machine:
     registers = re.search(r"Used (\d+) registers", log)
     assert numbers is not None and registers is not None, log
     return Machine(int(registers[1]), int(numbers[1]), int(numbers[2]) + int(numbers[3]))
+
+
+class Built(NamedTuple):
+    """The code of a kernel for one GPU."""
+
+    ptx: str
+    machine: Machine
+
+
+def built(case: Case, target: tuple[int, int]) -> Built:
+    """Compile the kernel, or take its code from an earlier run with the same sources."""
+
+    def make() -> Built:
+        ptx = ptx_of(case, target)
+        return Built(ptx, machine_code_of(ptx, target))
+
+    ptx, machine = kept(f"{case.name} of {target}", make)
+    return Built(ptx, Machine(*machine))

@@ -5,7 +5,11 @@ The tests run on a GPU where one is present, and in the simulator elsewhere.
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import numpy as np
+import pytest
 
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device.warp import SIMULATED
@@ -26,6 +30,27 @@ each.
 TOGETHER = -1
 """Stands for one launch of a grid that runs all at once."""
 EVENTS = 9 if SIMULATED else 700
+
+
+def long_in_simulator(is_long: bool) -> Any:
+    """Return the marks of a case that only `make test-long` runs in the simulator."""
+    return pytest.mark.long if SIMULATED and is_long else ()
+
+
+def combinations(*options: Any) -> list[Any]:
+    """Return parameters for all combinations of one choice of each option.
+
+    A choice may be a tuple of several arguments. In the simulator `make test` runs each choice at
+    least once, and the marker `long` has the other combinations.
+    """
+    choices = [list(each) for each in options]
+    most = max(map(len, choices))
+    few = [tuple(each[n % len(each)] for each in choices) for n in range(most)]
+    parameters = []
+    for chosen in product(*choices):
+        arguments = [part for each in chosen for part in (each if type(each) is tuple else (each,))]
+        parameters.append(pytest.param(*arguments, marks=long_in_simulator(chosen not in few)))
+    return parameters
 
 
 def pair(spec: ModelSpec, walk: int = WALK) -> tuple[CudaModel, ReferenceModel]:

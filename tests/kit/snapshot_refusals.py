@@ -20,7 +20,8 @@ from livefactor.errors import SnapshotInvalid
 from livefactor.snapshots import files as snapshot_files
 
 PEAK_BYTES_MAX = 8 << 20
-SECONDS_MAX = 1.0
+CPU_SECONDS_MAX = 1.0
+"""Processor time of this thread, since other processes share the machine."""
 
 FORBIDDEN_EVENTS = (
     "pickle.",
@@ -83,14 +84,14 @@ VERBS = (snapshot_files.verify, snapshot_files.load)
 
 def refused(path: Path, verbs: Sequence[Callable[[Path], object]] = VERBS) -> SnapshotInvalid:
     """Check that all verbs refuse quickly, for one reason, without running code."""
-    began = time.perf_counter()
+    began = time.thread_time()
     with watched(path):
         errors = []
         for verb in verbs:
             with pytest.raises(SnapshotInvalid) as caught:
                 verb(path)
             errors.append(caught.value)
-    assert time.perf_counter() - began < SECONDS_MAX
+    assert time.thread_time() - began < CPU_SECONDS_MAX
     assert len({str(error) for error in errors}) == 1
     return errors[0]
 

@@ -6,7 +6,7 @@ name in a client certificate. It has one role, and it covers some models or all 
 
     producer  sends updates
     consumer  asks for scores
-    auditor   takes, lists and reads snapshots
+    auditor   takes, lists and reads snapshots, explains scores, lists producers, follows logs
     admin     everything, also creating, restoring and deleting models
 
 All roles may describe and list the models that they cover. The table of RPCs (`rpc/service.py`) has

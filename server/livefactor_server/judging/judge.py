@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -29,7 +29,14 @@ from livefactor_server.changes import InteractionsChange, Record
 from livefactor_server.judging import choice, drift, metrics, report, scoring
 from livefactor_server.judging.bounds import Bounds
 from livefactor_server.judging.floor import Floor
-from livefactor_server.judging.popularity import DECAYED, PLAIN, Popularity, item_bytes
+from livefactor_server.judging.popularity import (
+    DECAYED,
+    PLAIN,
+    Counted,
+    Popularity,
+    item_bytes,
+    joined,
+)
 from livefactor_server.judging.report import Event, Figure, Report
 from livefactor_server.judging.scoring import Best, Read, Reading, Sample
 from livefactor_server.judging.windows import Window
@@ -128,7 +135,8 @@ class Judge:
         self.drift_revision = 0
         """The revision at which drift for the worse was found last, 0 if none was."""
         self._lock = threading.Lock()
-        self._lots_from, self._lots = -LOTS_AHEAD, frozenset[int]()
+        self._lots_from = -LOTS_AHEAD
+        self._lots = self._small_lots = frozenset[int]()
         self._floor, self._ranked_floor = Floor(EVENTS_PER_HOUR), Floor(RANKED_PER_HOUR)
         self._shown: _Shown = (), (), (), ()
         self._records: list[Record] = []
@@ -173,19 +181,23 @@ class Judge:
 
     def _is_judged(self, record: Record) -> bool:
         """Whether the record is judged, by lot or for the floor."""
-        if not self._wins(record.header.revision) and not self._floor.left(record.header.time_us):
+        if not self._wins(record) and not self._floor.left(record.header.time_us):
             return False
-        sizes = np.array([record.change.rows], np.int64)
-        self._floor.take(int(choice.counts_of(sizes, self._settings.events_per_record_max)[0]))
+        self._floor.take(choice.count_of(record.change.rows, self._settings.events_per_record_max))
         return True
 
-    def _wins(self, revision: int) -> bool:
-        """Whether the record's lot is judged. The lots of many records are drawn at once."""
+    def _wins(self, record: Record) -> bool:
+        """Whether the record is judged by lot. The lots of many records are drawn at once."""
+        revision = record.header.revision
         if not self._lots_from <= revision < self._lots_from + LOTS_AHEAD:
             revisions = np.arange(revision, revision + LOTS_AHEAD, dtype=np.uint64)
-            judged = choice.judged_records(self._spec.seed, self._settings.record_share, revisions)
-            self._lots_from, self._lots = revision, frozenset(revisions[judged].tolist())
-        return revision in self._lots
+            self._lots_from = revision
+            self._lots, self._small_lots = (
+                frozenset(revisions[judged(self._spec.seed, self._settings.record_share, revisions)].tolist())
+                for judged in (choice.judged_records, choice.judged_small_records)
+            )
+        is_small = record.change.rows <= choice.EVENTS_LEAST
+        return revision in (self._small_lots if is_small else self._lots)
 
     def _read(self, sample: Sample, time_us: int) -> _Pending:
         settings = self._settings
@@ -230,6 +242,13 @@ class Judge:
         if not self._records:
             return []
         noticed = self._conclude(self._pending) if self._pending is not None else []
+        for rows, values in joined(self._counted()):
+            self._popularity.count(rows, values)
+        self._records, self._pending = [], None
+        return noticed
+
+    def _counted(self) -> Iterator[Counted]:
+        """The item rows of each record, and their values, None if all are 1."""
         for record in self._records:
             change, placement = record.change, record.placement
             assert isinstance(change, InteractionsChange) and placement is not None
@@ -237,9 +256,7 @@ class Judge:
             counted, rows = None if values is None else self._learned(values), placement.item_rows
             if (learned := placement.learned) is not None:
                 counted, rows = None if counted is None else counted[learned], rows[learned]
-            self._popularity.count(rows, counted)
-        self._records, self._pending = [], None
-        return noticed
+            yield rows, counted
 
     def _learned(self, values: np.ndarray) -> np.ndarray:
         """The values that the model learns, in the dtype of `values`."""

@@ -11,6 +11,7 @@ events is counted, with the weight n // 512.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,15 @@ import numpy as np
 from livefactor_kernels.numbers.compiled import compiled
 
 PLAIN, DECAYED = 0, 1
+
+
+Counted = tuple[np.ndarray, np.ndarray | None]
+"""Item rows of events, uint32[n], and their values, float32[n]. None means that all are 1."""
+
+JOINED_ROWS, JOINED_RECORDS = 8, 64
+"""So many records of up to so many events are counted with one call. None of their events is left
+out, because together they are at most COUNTED_EVENTS.
+"""
 
 
 def item_bytes(means: bool) -> int:
@@ -71,6 +81,30 @@ def _mean_kernel(
         weight *= growth
     totals[0], totals[1], totals[2], totals[3] = value_sum, decayed_sum, ones, decayed_ones
     return weight
+
+
+def joined(records: Iterable[Counted]) -> Iterator[Counted]:
+    """The same events in the same order, those of neighbours with few events together."""
+    near: list[Counted] = []
+    for rows, values in records:
+        is_small = rows.size <= JOINED_ROWS
+        fits = is_small and len(near) < JOINED_RECORDS
+        if near and not (fits and (values is None) == (near[0][1] is None)):
+            yield _join(near)
+            near = []
+        if is_small:
+            near.append((rows, values))
+        else:
+            yield rows, values
+    if near:
+        yield _join(near)
+
+
+def _join(records: list[Counted]) -> Counted:
+    if len(records) == 1:
+        return records[0]
+    values = [values for _, values in records if values is not None]
+    return np.concatenate([rows for rows, _ in records]), np.concatenate(values) if values else None
 
 
 class Popularity:

@@ -117,15 +117,15 @@ def generic_handlers(calls: Calls, guard: Guard) -> list[grpc.GenericRpcHandler]
     return handlers_of(partial(_handler, calls, guard))
 
 
+def path_of(rpc: Rpc) -> str:
+    """The RPC's name on the wire: "/package.Service/Method"."""
+    return f"/{PACKAGE}.{rpc.name.replace('.', '/')}"
+
+
 def direct_methods(calls: Calls) -> list[Method]:
     """The RPCs that have direct calls."""
     return [
-        Method(
-            f"/{PACKAGE}.{rpc.name.replace('.', '/')}",
-            rpc.need,
-            partial(rpc.at_once, calls),
-            partial(rpc.handle, calls),
-        )
+        Method(path_of(rpc), rpc.need, partial(rpc.at_once, calls), partial(rpc.handle, calls))
         for rpc in RPCS
         if rpc.at_once is not None
     ]

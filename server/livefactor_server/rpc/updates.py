@@ -198,12 +198,16 @@ async def _applied(calls: Calls, engine: Engine, batch: Callable[[Reply], Submis
         calls.loop.prepare(finish, item.result)
         return calls.loop.wake
 
-    def reserved() -> Submission:
+    def submit() -> None:
+        # A thread that reserves room queues the batch, too. The caller may leave in between.
         item = batch(reply)
         _reserve(engine, item)
-        return item
+        engine.enqueue([item])
 
-    engine.enqueue([await calls.updates.in_thread(reserved) if is_large else reserved()])
+    if is_large:
+        await calls.updates.in_thread(submit)
+    else:
+        submit()
     result = await done
     if isinstance(result, Refused):
         raise result

@@ -37,6 +37,13 @@ class Models:
         before = {reader.entry: reader for reader in self._readers.values()}
         self._readers = {entry.name: before.get(entry) or SharedReader(entry) for entry in entries}
 
+    def answer_at_once(self, raw: bytes, call: Call) -> bytes | None:
+        """The answer to a usual small Score message, or None. Any thread may call it."""
+        if (short := model_of(raw)) is None:
+            return None
+        reader = self._reader_for(call, short[0])
+        return None if reader is None else reader.answer(raw, short[1], self._settings.score_rows_max)
+
     async def answer(self, raw: bytes, call: Call, lane: Lane) -> bytes | None:
         """The answer to a Score message, or None: then the head answers it, or words its error.
 
@@ -46,11 +53,8 @@ class Models:
             Refused: RESOURCE_EXHAUSTED if too many reads run and wait.
         """
         settings = self._settings
-        if (short := model_of(raw)) is not None:
-            reader = self._reader_for(call, short[0])
-            answer = None if reader is None else reader.answer(raw, short[1], settings.score_rows_max)
-            if answer is not None:
-                return answer
+        if (answer := self.answer_at_once(raw, call)) is not None:
+            return answer
         try:
             query = decode.score_query(raw, settings.score_users_max, settings.score_rows_max)
         except (Refused, ColumnError):

@@ -10,10 +10,11 @@ import grpc
 from livefactor.v1 import scoring_pb2
 from livefactor_server.rpc import server as rpc_server
 from livefactor_server.rpc.calls import OVERLOAD_SCORES_A_CORE, WAITING_BYTES_MAX
+from livefactor_server.rpc.direct.server import DirectServer, Later, Method
 from livefactor_server.rpc.guards import Call, Guard, Need, Requests, Send
 from livefactor_server.rpc.lanes import Lane
 from livefactor_server.rpc.loop import shared_loop
-from livefactor_server.rpc.service import PACKAGE, Form, Rpc, handlers_of
+from livefactor_server.rpc.service import RPCS, Form, Rpc, handlers_of, path_of
 from livefactor_server.telemetry.calls import is_verbose
 from livefactor_server.workers.messages import Setup
 from livefactor_server.workers.metrics import CALLS
@@ -41,6 +42,7 @@ class WorkerServer:
         self._answered, self._passed_on = CALLS.labels("answered"), CALLS.labels("passed_on")
         self._loop = shared_loop()
         self._loop.run(self._start())
+        self._direct.start()
 
     async def _start(self) -> None:
         setup, settings, entry = self._setup, self._setup.service, self._setup.files.entry()
@@ -59,15 +61,19 @@ class WorkerServer:
             self._server.add_insecure_port(setup.address)
         else:
             self._server.add_secure_port(setup.address, entry.certificate.credentials())
+        score = next(rpc for rpc in RPCS if rpc.name == _SCORE)
+        path = path_of(score)
+        method = Method(path, score.need, self._score_at_once, partial(self._score, path))
+        self._direct = DirectServer(self._server, self._loop, guard, settings.message_wait_s, [method])
         await self._server.start()
 
     def stop(self, grace_s: float) -> None:
         """Ends all calls within `grace_s` seconds."""
         self._loop.run(self._server.stop(grace_s))
+        self._direct.close()
 
     def _handler(self, guard: Guard, rpc: Rpc) -> grpc.RpcMethodHandler[bytes, bytes]:
-        service, name = rpc.name.split(".")
-        method = f"/{PACKAGE}.{service}/{name}"
+        method = path_of(rpc)
         if rpc.name == _SCORE:
             return guard.unary(partial(self._score, method), rpc.is_control, rpc.need)
         if rpc.form is Form.STREAM:
@@ -84,14 +90,24 @@ class WorkerServer:
             },
         )
 
+    def _score_at_once(self, raw: bytes, call: Call, _: Later) -> bytes | None:
+        answer = self._models.answer_at_once(raw, call)
+        if answer is not None:
+            self._note_answer(call, answer)
+        return answer
+
     async def _score(self, method: str, raw: bytes, call: Call) -> bytes:
         answer = await self._models.answer(raw, call, self._scores)
-        (self._passed_on if answer is None else self._answered).inc()
         if answer is None:
+            self._passed_on.inc()
             return await self._relay.unary(method, raw, call)
+        self._note_answer(call, answer)
+        return answer
+
+    def _note_answer(self, call: Call, answer: bytes) -> None:
+        self._answered.inc()
         if is_verbose():
             call.revision = scoring_pb2.ScoreResponse.FromString(answer).position.revision
-        return answer
 
     async def _pass_stream(self, method: str, requests: Requests, send: Send, call: Call) -> None:
         await self._relay.stream(method, requests, send, call)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, asked, assert_same, gathered, pair
+from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, asked, assert_same, combinations, gathered, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.backend import Update
 from livefactor_kernels.cuda import CudaModel
@@ -28,12 +28,9 @@ LOSSES = ((Loss.SQUARED, 0), (Loss.LOGISTIC, 0), (Loss.LOGISTIC, 3), (Loss.BPR, 
 
 
 @pytest.mark.parametrize(
-    ("batch", "walk"),
-    [(1, WALK), (4, WALK), (4, LAUNCHES), (4, TOGETHER)],
-    ids=["B1", "walk", "launches", "together"],
+    ("loss", "negatives", "batch", "walk", "kind"),
+    combinations(LOSSES, [(1, WALK), (4, WALK), (4, LAUNCHES), (4, TOGETHER)], [SGD, ADAGRAD]),
 )
-@pytest.mark.parametrize("kind", [SGD, ADAGRAD])
-@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
 def test_it_learns_what_the_reference_learns(loss, negatives, kind, batch, walk) -> None:
     """Growing tables, explicit zeros, repeated rows, hot rows, and a short last micro-batch."""
     spec = make_spec(loss, kind, k=20, negatives=negatives, micro_batch=batch, hot_row_events=1.5)
@@ -44,8 +41,10 @@ def test_it_learns_what_the_reference_learns(loss, negatives, kind, batch, walk)
     assert_same(*models)
 
 
-@pytest.mark.parametrize("walk", [WALK, LAUNCHES], ids=["walk", "launches"])
-@pytest.mark.parametrize(("loss", "negatives", "events"), [(Loss.SQUARED, 0, 70), (Loss.BPR, 16, 5)])
+@pytest.mark.parametrize(
+    ("loss", "negatives", "events", "walk"),
+    combinations([(Loss.SQUARED, 0, 70), (Loss.BPR, 16, 5)], [WALK, LAUNCHES]),
+)
 def test_rows_of_several_chunks(loss, negatives, events, walk) -> None:
     """One user and one item have all events, so their sums take more than two chunks."""
     models = pair(make_spec(loss, ADAGRAD, k=1, negatives=negatives, micro_batch=100), walk)
@@ -64,8 +63,9 @@ def test_a_row_of_many_chunks_is_summed_in_order() -> None:
     assert_same(*models)
 
 
-@pytest.mark.parametrize(("loss", "negatives"), [(Loss.LOGISTIC, 4), (Loss.BPR, 4)])
-@pytest.mark.parametrize("items", [1, 2])
+@pytest.mark.parametrize(
+    ("loss", "negatives", "items"), combinations([(Loss.LOGISTIC, 4), (Loss.BPR, 4)], [1, 2])
+)
 def test_repeated_negatives_of_one_event(loss, negatives, items) -> None:
     models = pair(make_spec(loss, negatives=negatives))
     for model in models:
@@ -139,8 +139,9 @@ def test_bpr_with_one_item_changes_nothing() -> None:
     assert_same(*models)
 
 
-@pytest.mark.parametrize("walk", [WALK, LAUNCHES], ids=["walk", "launches"])
-@pytest.mark.parametrize(("loss", "negatives"), [(Loss.SQUARED, 0), (Loss.BPR, 2)])
+@pytest.mark.parametrize(
+    ("loss", "negatives", "walk"), combinations([(Loss.SQUARED, 0), (Loss.BPR, 2)], [WALK, LAUNCHES])
+)
 def test_it_replays_what_the_reference_replays(loss, negatives, walk) -> None:
     """Micro-batches of fresh and replayed events, with histories, and with a pin that sees none of
     them.

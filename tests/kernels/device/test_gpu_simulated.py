@@ -55,6 +55,15 @@ def test_what_is_served_and_what_is_measured_passes_its_tests_in_the_simulator(f
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("file", ["numbers/test_gpu_narrow.py", "test_conformance.py"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "numbers/test_gpu_narrow.py",
+        "test_conformance.py",
+        "device/test_gpu_model.py",
+        "optimizers/test_gpu_optimizers.py",
+        "sgd/test_gpu_adaptive.py",
+    ],
+)
 def test_every_kind_of_model_learns_in_the_simulator(file) -> None:
     check_in_simulator((file,), "long")

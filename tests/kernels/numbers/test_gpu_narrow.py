@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from golden import GOLDEN, SPECS, digest
-from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, asked, assert_same, gathered, pair
+from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, asked, assert_same, combinations, gathered, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device import plan as cuda_plan
@@ -89,15 +89,17 @@ def check_learning(dtype, loss, negatives, kind, batch, walk) -> None:
         assert_same(*models)
 
 
-@pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize(
-    ("loss", "negatives", "kind", "batch", "walk"),
-    [
-        (Loss.SQUARED, 0, SGD, 1, WALK),
-        (Loss.LOGISTIC, 3, ADAGRAD, 4, LAUNCHES),
-        (Loss.BPR, 3, SGD, 4, WALK),
-        (Loss.BPR, 3, ADAGRAD, 4, TOGETHER),
-    ],
+    ("dtype", "loss", "negatives", "kind", "batch", "walk"),
+    combinations(
+        NARROW,
+        [
+            (Loss.SQUARED, 0, SGD, 1, WALK),
+            (Loss.LOGISTIC, 3, ADAGRAD, 4, LAUNCHES),
+            (Loss.BPR, 3, SGD, 4, WALK),
+            (Loss.BPR, 3, ADAGRAD, 4, TOGETHER),
+        ],
+    ),
 )
 def test_it_learns_what_the_reference_learns(dtype, loss, negatives, kind, batch, walk) -> None:
     check_learning(dtype, loss, negatives, kind, batch, walk)
@@ -132,8 +134,7 @@ def test_micro_batches_are_numbered_within_their_record(dtype, monkeypatch) -> N
     assert_same(*models)
 
 
-@pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("loss", [Loss.SQUARED, Loss.BPR])
+@pytest.mark.parametrize(("loss", "dtype"), combinations([Loss.SQUARED, Loss.BPR], NARROW))
 def test_extreme_inputs_stay_finite(loss, dtype) -> None:
     limits = Limits(users_max=64, items_max=64, error_max=1e6, factor_max=6e4, value_abs_max=1e6)
     spec = make_spec(

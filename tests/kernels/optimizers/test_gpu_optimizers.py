@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, assert_same, pair
+from gpu_models import EVENTS, LAUNCHES, TOGETHER, WALK, assert_same, combinations, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.cuda import CudaModel
 from livefactor_kernels.device import plan as cuda_plan
@@ -51,26 +51,24 @@ def check_learning(
     assert_same(*models)
 
 
-@pytest.mark.parametrize("kind", NEW)
-@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+@pytest.mark.parametrize(("kind", "loss", "negatives"), combinations(NEW, LOSSES))
 def test_it_learns_what_the_reference_learns(kind, loss, negatives) -> None:
     check_learning(kind, loss, negatives, 4, LAUNCHES)
 
 
-@pytest.mark.parametrize("kind", NEW)
-@pytest.mark.parametrize(("batch", "walk"), [(1, WALK), (4, WALK), (4, TOGETHER)])
+@pytest.mark.parametrize(("kind", "batch", "walk"), combinations(NEW, [(1, WALK), (4, WALK), (4, TOGETHER)]))
 def test_it_learns_alike_whatever_is_launched(kind, batch, walk) -> None:
     check_learning(kind, Loss.BPR, 3, batch, walk)
 
 
-@pytest.mark.parametrize("kind", OptimizerKind)
-@pytest.mark.parametrize("walk", [WALK, LAUNCHES], ids=["walk", "launches"])
+@pytest.mark.parametrize(("kind", "walk"), combinations(OptimizerKind, [WALK, LAUNCHES]))
 def test_clipped_gradients_and_rows(kind, walk) -> None:
     check_learning(kind, Loss.LOGISTIC, 2, 4, walk, CLIPPED)
 
 
-@pytest.mark.parametrize("kind", OptimizerKind)
-@pytest.mark.parametrize("dtype", [FactorDtype.FLOAT16, FactorDtype.BFLOAT16])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), combinations(OptimizerKind, [FactorDtype.FLOAT16, FactorDtype.BFLOAT16])
+)
 def test_narrow_factors(kind, dtype) -> None:
     bounds = CLIPPED if kind in (SGD, FTRL) else Regularization(gradient_norm_max=0.1)
     check_learning(kind, Loss.SQUARED, 0, 4, LAUNCHES, bounds, dtype)
@@ -81,16 +79,14 @@ DROPPED = Regularization(dropout=0.4)
 ALL = Regularization(0.05, 0.15, 0.5, 0.3)
 
 
-@pytest.mark.parametrize("name", SCALED)
-@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+@pytest.mark.parametrize(("loss", "negatives", "name"), combinations(LOSSES, SCALED))
 def test_l2_is_scaled_by_the_events_before_the_record(loss, negatives, name) -> None:
     check_learning(
         ADAGRAD, loss, negatives, 4, LAUNCHES, SCALED[name], history=History(16), l2=0.5, bias_l2=0.5
     )
 
 
-@pytest.mark.parametrize("kind", [SGD, ADAM])
-@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+@pytest.mark.parametrize(("loss", "negatives", "kind"), combinations(LOSSES, [SGD, ADAM]))
 def test_dropout_drops_columns_of_each_event(loss, negatives, kind) -> None:
     check_learning(kind, loss, negatives, 4, LAUNCHES, DROPPED)
 

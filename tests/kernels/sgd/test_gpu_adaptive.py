@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu_models import LAUNCHES, TOGETHER, WALK, assert_same, pair
+from gpu_models import LAUNCHES, TOGETHER, WALK, assert_same, combinations, long_in_simulator, pair
 from livefactor_kernels import cuda
 from livefactor_kernels.backend import Backend, create_backend
 from livefactor_kernels.cuda import CudaModel
@@ -62,7 +62,11 @@ def check_learning(spec: ModelSpec, walk: int) -> None:
     assert_same(*models)
 
 
-@pytest.mark.parametrize(("loss", "negatives"), LOSSES)
+@pytest.mark.parametrize(
+    ("loss", "negatives"),
+    # The simulator learns the other losses in the tests below.
+    [pytest.param(*each, marks=long_in_simulator(each[0] != Loss.SQUARED)) for each in LOSSES],
+)
 def test_it_learns_what_the_reference_learns(loss, negatives) -> None:
     check_learning(spec_of(loss, negatives=negatives), LAUNCHES)
 
@@ -72,7 +76,7 @@ def test_it_learns_alike_whatever_is_launched(batch, walk) -> None:
     check_learning(spec_of(Loss.BPR, negatives=3, micro_batch=batch), walk)
 
 
-@pytest.mark.parametrize("loss", [Loss.SQUARED, Loss.BPR])
+@pytest.mark.parametrize("loss", [Loss.SQUARED, pytest.param(Loss.BPR, marks=long_in_simulator(True))])
 def test_beside_replay_histories_and_regularization(loss) -> None:
     """Replayed events are no evidence. Dropout does not affect the scores of the evidence."""
     bounds = Regularization(0.5, 1.5, 0.5, 0.25)
@@ -107,10 +111,11 @@ def test_the_host_reads_the_evidence_once_a_window(monkeypatch) -> None:
     assert reads[:5] == [0, 0, 0, 1, 0]
 
 
-@pytest.mark.parametrize("last", [5, FULL], ids=["within a window", "at the end of one"])
-@pytest.mark.parametrize("names", [("cuda", "cpu"), ("cpu", "cuda")], ids=["to cpu", "to cuda"])
-def test_a_restored_model_goes_on_like_the_first(names, last) -> None:
-    first, second = (create_backend(name, spec_of(Loss.LOGISTIC)) for name in names)
+@pytest.mark.parametrize(
+    ("first", "second", "last"), combinations([("cuda", "cpu"), ("cpu", "cuda")], [5, FULL])
+)
+def test_a_restored_model_goes_on_like_the_first(first, second, last) -> None:
+    first, second = (create_backend(name, spec_of(Loss.LOGISTIC)) for name in (first, second))
     for turn, events in enumerate((FULL, FULL, last)):
         push_learnable(first, turn, events)
     restore(second, first, 0)

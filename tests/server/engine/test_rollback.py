@@ -8,15 +8,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine_rig import SEGMENT_BYTES, SPEC, Rig, batch, state_root
+from livefactor.v1 import updates_pb2
+from livefactor.wire import columns as wire
+from livefactor_kernels.spec.model import Features
+from livefactor_kernels.spec.presets import preset
 from livefactor_server.changes import OpenProducerChange, show
 from livefactor_server.changes.history.rollback import Ranges, are_in, is_in, ranges_of, up_to
 from livefactor_server.hosting.acts.rollback import Batches, to_moment, without
 from livefactor_server.hosting.earlier import Moment, state_at
 from livefactor_server.log.store import Log
 from livefactor_server.model.state import ModelState
+from livefactor_server.rpc import decode
 from livefactor_server.snapshots import replay
 from livefactor_server.snapshots.audit import replay_model
 from livefactor_server.snapshots.freezing import freeze_idle
@@ -137,6 +143,43 @@ def test_chosen_batches_leave_no_trace(rig: Rig, tmp_path: Path, rows: int) -> N
     assert rig.engine.state.events == events
     root = rig.root()
     assert state_root(restarted(rig)) == root == replay_model(rig.folder).root_hash
+
+
+def test_features_and_their_drop_are_taken_back(tmp_path: Path) -> None:
+    (tmp_path / "m" / "snapshots").mkdir(parents=True)
+    spec = preset("clicks", k=8, features=Features(8, 2))
+    rig = Rig(tmp_path / "m", spec)
+    sent = {
+        wire.FEATURES: [bags(1, "a"), bags(2, "b")],
+        wire.DROPPED_FEATURES: [wire.encode_dropped_features(updates_pb2.SIDE_ITEM, ["a"])],
+    }
+    epoch, seen = rig.open(PRODUCER).epoch, []
+    rig.push(batch(1), PRODUCER, epoch, 1)
+    numbers = iter(range(2, 5))
+    for field, bodies in sent.items():
+        for body in bodies:
+            seen.append((rig.engine.revision, tables(rig.engine.state)))
+            number = next(numbers)
+            request = decode.UpdateRequest("", PRODUCER, epoch, number, field, body)
+            change, _ = decode.change_from_wire(request, spec, 65_536)
+            assert rig.send(change, body, PRODUCER, epoch, number).get(timeout=20).result.accepted
+    assert len({str(each) for _, each in seen}) == 3
+    # Without the drop, then without the second bag, then without both bags.
+    roll_back(rig, without(rig.log, [Batches(PRODUCER, 4, 4)], lambda: None))
+    roll_back(rig, without(rig.log, [Batches(PRODUCER, 3, 3)], lambda: None))
+    assert tables(rig.engine.state) == seen[1][1]
+    roll_back(rig, to_moment(rig.log, Moment(seen[0][0])))
+    assert tables(rig.engine.state) == seen[0][1]
+    root = rig.root()
+    assert state_root(restarted(rig)) == root == replay_model(rig.folder).root_hash
+    rig.close()
+
+
+def bags(item: int, name: str) -> bytes:
+    """A message of one item with one feature."""
+    return wire.encode_features(
+        updates_pb2.SIDE_ITEM, [item], np.array([1]), [name], np.array([0]), np.array([1.0])
+    )
 
 
 def test_producers_go_on_and_retries_get_their_first_answer(rig: Rig) -> None:

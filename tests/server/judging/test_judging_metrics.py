@@ -26,7 +26,7 @@ from livefactor_server.judging.bounds import (
     NORMS_GROWING,
     Bounds,
 )
-from livefactor_server.judging.popularity import COUNTED_EVENTS, DECAYED, PLAIN, Popularity
+from livefactor_server.judging.popularity import COUNTED_EVENTS, DECAYED, PLAIN, Popularity, joined
 from livefactor_server.judging.windows import HALF_LIVES_KEPT, Window
 
 # Few distinct scores make ties common.
@@ -206,6 +206,52 @@ def test_the_share_of_judged_records_is_kept() -> None:
         choice.judged_records(3, 1.0, revisions).all() and not choice.judged_records(3, 0.0, revisions).any()
     )
     assert (choice.judged_records(4, 0.25, revisions) != judged).any()
+
+
+def test_small_records_are_judged_by_blocks_and_their_share_is_kept() -> None:
+    revisions = np.arange(16, 16 + 160_000, dtype=np.uint64)
+    judged = choice.judged_small_records(3, 0.25, revisions)
+    blocks = judged.reshape(-1, choice.BLOCK_RECORDS)
+    assert (blocks.all(axis=1) | ~blocks.any(axis=1)).all()
+    assert 0.23 < judged.mean() < 0.27
+    assert choice.judged_small_records(3, 1.0, revisions).all()
+    assert not choice.judged_small_records(3, 0.0, revisions).any()
+    alone = choice.judged_records(3, 0.25, revisions[:: choice.BLOCK_RECORDS])
+    assert (alone != blocks[:, 0]).any()
+
+
+@pytest.mark.parametrize("means", [False, True])
+def test_small_records_that_are_counted_together_give_the_same_bits(means: bool) -> None:
+    draw = np.random.default_rng(5)
+    sizes = [*draw.integers(0, 9, 200), 9, 3000, 1, 8, 8]
+    records = [
+        (
+            draw.integers(0, 50, size).astype(np.uint32),
+            draw.random(size).astype(np.float32) if number % 40 < 30 else None,
+        )
+        for number, size in enumerate(sizes)
+    ]
+    found = list(joined(records))
+    assert len(found) < len(records) / 5
+    together, alone = (Popularity(means, 100.0) for _ in range(2))
+    for rows, values in found:
+        together.count(rows, values)
+    for rows, values in records:
+        alone.count(rows, values)
+        # The counts of one call each.
+        alone.settle(50)
+    together.settle(50)
+    every = np.arange(50, dtype=np.uint32)
+    for which in (PLAIN, DECAYED):
+        assert together.scores(which, every).tobytes() == alone.scores(which, every).tobytes()
+    assert together.events == alone.events == sum(sizes)
+
+
+def test_one_record_has_as_many_judged_events_as_among_others() -> None:
+    sizes = np.array([0, 1, 7, 8, 9, 1023, 1024, 1153, 100_000])
+    for most in (4, 64):
+        counts = choice.counts_of(sizes, most).tolist()
+        assert counts == [choice.count_of(size, most) for size in sizes.tolist()]
 
 
 def test_the_negatives_are_those_that_the_model_learns_from() -> None:

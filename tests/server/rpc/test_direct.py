@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from livefactor_server.log.store import Log
 from livefactor_server.rpc.calls import ServiceSettings
 from livefactor_server.rpc.direct import core
 from livefactor_server.rpc.direct.server import DirectServer, Later
+from livefactor_server.rpc.guards import Call, Guard
 from livefactor_server.rpc.lanes import Lane
 from livefactor_server.rpc.loop import shared_loop
 from livefactor_server.rpc.server import RpcServer
@@ -152,21 +154,71 @@ def update(stubs: Stubs, user: int) -> Any:
 
 
 def test_a_batch_whose_caller_left_before_the_log_took_it_is_not_logged(
-    start: Start, held: tuple[threading.Event, threading.Event], hosting: Hosting
+    start: Start,
+    held: tuple[threading.Event, threading.Event],
+    hosting: Hosting,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    cancelled, leave = threading.Event(), Guard.leave
+
+    def noted(guard: Guard, call: Call, code: str, text: str = "") -> None:
+        leave(guard, call, code, text)
+        if code == "CANCELLED":
+            cancelled.set()
+
+    monkeypatch.setattr(Guard, "leave", noted)
     stubs, (waits, may_go) = start(), held
     first = update(stubs, 1)
     assert waits.wait(PATIENCE_S)
     left = update(stubs, 2)
     # It is in the queue behind the first one.
-    while hosting.get("m").engine.queued_bytes == 0:
-        pass
+    until = time.monotonic() + PATIENCE_S
+    while hosting.get("m").engine.queued_bytes == 0 and time.monotonic() < until:
+        time.sleep(0.001)
     left.cancel()
-    # A later call of the same connection arrives after the cancellation.
-    candidates(stubs)
+    assert cancelled.wait(PATIENCE_S)
     may_go.set()
     assert first.result().position.revision == 1
     assert update(stubs, 3).result().position.revision == 2
+
+
+def test_a_large_batch_whose_caller_left_while_it_was_decoded_gives_its_room_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch, hosting: Hosting
+) -> None:
+    decodes, may_go, queued = threading.Event(), threading.Event(), threading.Event()
+    reserve, enqueue, left = Engine.reserve, Engine.enqueue, threading.Event()
+
+    def slow(engine: Engine, item: Any) -> bool:
+        decodes.set()
+        assert may_go.wait(PATIENCE_S)
+        return reserve(engine, item)
+
+    def noted(engine: Engine, items: Any) -> None:
+        enqueue(engine, items)
+        queued.set()
+
+    cancel = Later._cancel_task
+
+    def cancelled(later: Later) -> None:
+        cancel(later)
+        left.set()
+
+    monkeypatch.setattr(Engine, "reserve", slow)
+    monkeypatch.setattr(Engine, "enqueue", noted)
+    monkeypatch.setattr(Later, "_cancel_task", cancelled)
+    stubs = start()
+    ids = (np.arange(INLINE_INTERACTIONS_BYTES_MAX // 16 + 1) % 50).tolist()
+    rows = updates_pb2.Interactions(user_ids=ids, item_ids=ids)
+    request = updates_pb2.ApplyUpdatesRequest(model="m", interactions=rows)
+    call = stubs.updates.ApplyUpdates.future(request, timeout=PATIENCE_S)
+    assert decodes.wait(PATIENCE_S)
+    call.cancel()
+    assert left.wait(PATIENCE_S)
+    may_go.set()
+    assert queued.wait(PATIENCE_S)
+    # The next batch is behind it.
+    assert stubs.push("m", [1], [1]).position.revision == 1
+    assert hosting.get("m").engine.queued_bytes == 0
 
 
 def test_an_answer_that_comes_after_the_server_has_stopped_harms_nobody(

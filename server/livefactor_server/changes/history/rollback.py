@@ -7,10 +7,10 @@ again gets its first answer, and the next sequence follows. Every other record h
 it would have had alone: draws depend on its own revision, and rows are given out in the order of
 the records that are left.
 
-Interactions, labels, availability, embeddings, factors, deltas, evictions, batches in quarantine
-and decisions on them can be skipped. Like SWITCH, the record does not change a state step by step:
-whoever wants the state at or after it makes one from the log. A state with other skipped revisions
-passes the record without effect.
+Interactions, labels, availability, embeddings, features, factors, deltas, evictions, batches in
+quarantine and decisions on them can be skipped. Like SWITCH, the record does not change a state
+step by step: whoever wants the state at or after it makes one from the log. A state with other
+skipped revisions passes the record without effect.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ SKIPPABLE = frozenset(
         Kind.LABELS,
         Kind.AVAILABILITY,
         Kind.EMBEDDINGS,
+        Kind.FEATURES,
+        Kind.DROPPED_FEATURES,
         Kind.FACTORS,
         Kind.FACTOR_DELTAS,
         Kind.MAP_SUMS,

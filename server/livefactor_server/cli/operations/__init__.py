@@ -1,1 +1,1 @@
-"""Commands for whoever runs a server: `doctor`, `health`, `backup` and `restore`."""
+"""Commands of operators: doctor, health, console, promote, backup, restore and encrypt."""
