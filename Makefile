@@ -72,7 +72,7 @@ $(FLOOR_VENV)/.stamp: Makefile pyproject.toml scripts/install
 # Flower pins versions that the other tools do not, such as protobuf 6.
 $(FEDERATED_VENV)/.stamp: Makefile pyproject.toml scripts/install
 	@$(PYTHON) -m venv --clear $(FEDERATED_VENV)
-	@scripts/install $(FEDERATED_VENV)/bin/python -e '.[server,federated]' hypothesis psutil pytest pytest-rerunfailures pytest-timeout
+	@scripts/install $(FEDERATED_VENV)/bin/python -e '.[server,federated]' 'flwr[simulation]' hypothesis psutil pytest pytest-rerunfailures pytest-timeout
 	@touch $@
 
 $(SUCCESSOR_VENV)/.stamp: Makefile scripts/install
@@ -155,7 +155,7 @@ privacy-attack: $(VENV)/.stamp-dev ## Audits differential privacy with 1,000 can
 	@$(BIN)/python -m benchmarks.privacy.attack $(ARGS)
 
 .PHONY: test-federated
-test-federated: $(FEDERATED_VENV)/.stamp ## Tests rounds with Flower: a hundred participants in memory, and a SuperLink with SuperNodes.
+test-federated: $(FEDERATED_VENV)/.stamp ## Tests rounds with Flower: a hundred participants in memory, a SuperLink with SuperNodes, and Ray.
 	@$(FEDERATED_VENV)/bin/python -m pytest tests/federated tests/clients/federated $(ARGS)
 
 .PHONY: test-trackers

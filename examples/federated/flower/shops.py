@@ -54,17 +54,26 @@ client_app = federated.client_app(shop)
 server_app = ServerApp()
 
 
-@server_app.main()
-def main(grid: Grid, context: Context) -> None:
+def lead(grid: Grid, context: Context) -> None:
+    """Makes the common model, and runs the rounds."""
     settings = context.run_config
     common = settings["common"]
     with livefactor.Models(common) as models:
-        # The mean of the shops times their number is the sum of what they learned.
-        models.create(MODEL, PRESET, merge={"learning_rate": float(settings["shops"]), "norm_max": 100.0})
+        # The mean of the shops of a round times their number is the sum of what they learned.
+        number = float(max(2, round(settings["shops"] * settings["fraction"])))
+        models.create(MODEL, PRESET, merge={"learning_rate": number, "norm_max": 100.0})
         k = models.describe(MODEL).spec["k"]
     with livefactor.Producer(common, "items", model=MODEL, labels=False) as producer:
         federated.register(producer, np.unique(purchases(settings["purchases"])[1]), k)
     strategy = federated.OneRecord(
-        common, settings["folder"], model=MODEL, min_train_nodes=2, min_available_nodes=settings["shops"]
+        common,
+        settings["folder"],
+        model=MODEL,
+        fraction_train=settings["fraction"],
+        min_train_nodes=2,
+        min_available_nodes=settings["shops"],
     )
     strategy.run(grid, settings["rounds"], timeout=settings["seconds-a-round"])
+
+
+server_app.main()(lead)
