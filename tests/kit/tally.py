@@ -70,6 +70,7 @@ class Tally:
         return named | {
             "planted": len(PLANTS),
             "planted_caught": len(self.caught),
+            "caught": sorted(self.caught),
             "acked_lost": sum(row.lost for row in rows),
             "applied_twice": sum(row.twice for row in rows),
             "undetected": sum(row.undetected for row in rows),
@@ -89,9 +90,15 @@ class Tally:
         return [head, *body, last + (f" (not: {', '.join(missing)})" if missing else "")]
 
     def save(self, path: Path) -> None:
-        """Write the counts as JSON. Figures of an earlier run that this one lacks stay."""
+        """Write the counts as JSON. What an earlier run did and this one did not stays.
+
+        So a run of some of the tests measures its part anew.
+        """
         known = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(known | self.figures(), indent=2, sort_keys=True) + "\n")
+        whole = Tally()
+        whole.rows = {what: Row(**row) for what, row in known.get("rows", {}).items()} | self.rows
+        whole.caught = self.caught | set(known.get("caught", ()))
+        path.write_text(json.dumps(whole.figures(), indent=2, sort_keys=True) + "\n")
 
 
 _NAMED = {
