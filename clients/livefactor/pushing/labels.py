@@ -33,9 +33,10 @@ and a text that comes again is labelled again.
 
 USERS, ITEMS = "user", "item"
 SIDES = {USERS: updates_pb2.SIDE_USER, ITEMS: updates_pb2.SIDE_ITEM}
+"""The contract's number of each side."""
+
 FEATURE_SIDES = SIDES | {"context": updates_pb2.SIDE_CONTEXT}
 """Whose features a model can list and drop."""
-"""The contract's number of each side."""
 
 
 class IdLabels:
