@@ -258,6 +258,7 @@ SNAPSHOTS = [
     Row("snapshot_ack_max_ms", "the same while a snapshot is taken"),
     Row("snapshot_10_mb_ack_max_ms", "the same while a snapshot of 10 MB is taken"),
     Row("snapshot_1_gb_ack_max_ms", "the same while a snapshot of 1 GB is taken"),
+    Row("snapshot_1_gb_removed_ack_max_ms", "the same while a snapshot of 1 GB is removed"),
     Row("increment_share", "an incremental one after 1 % of the users: share of the bytes", "under 0.02"),
     Row("increment_mb_per_s", "an incremental one: bytes of the state a second"),
     Row("forget_s_per_million_events", "forgetting a user: seconds a million events"),

@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ from livefactor.snapshots.loaded import LoadedSnapshot
 from livefactor_server.log.sealing import present
 from livefactor_server.snapshots import chains
 from livefactor_server.snapshots.increments import ChangesWriter, Seen, TooMuch
+from livefactor_server.snapshots.removal import remove
 from livefactor_server.snapshots.safetensors_writer import (
     ChangesFile,
     TensorFiles,
@@ -86,7 +87,7 @@ class SnapshotStore:
         """Removes the unfinished files of an earlier process. Call it before all other methods."""
         for entry in self.folder.iterdir():
             if entry.name.startswith(_TEMPORARY):
-                _remove(entry)
+                remove(entry)
 
     def take(self, state: FrozenState, progress: Progress | None = None, chain_max: int = 0) -> Manifest:
         """Writes a snapshot of `state`, which is durable on return.
@@ -105,7 +106,7 @@ class SnapshotStore:
             ids = self.ids() if chain_max else ()
             manifest = self._increment(state, temporary, ids[-1], chain_max, progress) if ids else None
             if manifest is None:
-                _remove(temporary)
+                remove(temporary)
                 manifest = _whole(state, temporary, progress)
             sync_folder(temporary)
             return self._publish(temporary, manifest)
@@ -114,7 +115,7 @@ class SnapshotStore:
                 raise SnapshotDiskFull(f"no room for a snapshot at revision {state.revision}") from error
             raise
         finally:
-            _remove(temporary)
+            remove(temporary)
 
     def _increment(
         self, state: FrozenState, temporary: Path, parent: str, chain_max: int, progress: Progress | None
@@ -170,8 +171,8 @@ class SnapshotStore:
             copy_whole(path, temporary)
             sync_folder(temporary)
             signed = self.checkpoint(snapshot_id)
-            with self._lock:
-                self._discard(path)
+            with self._discarding() as discard:
+                discard(path)
                 os.rename(temporary, self.folder / manifest.snapshot_id)
                 sync_folder(self.folder)
             if signed:
@@ -181,29 +182,42 @@ class SnapshotStore:
                 raise SnapshotDiskFull(f"no room for the whole snapshot {snapshot_id}") from error
             raise
         finally:
-            _remove(temporary)
+            remove(temporary)
 
     def _temporary(self) -> Path:
         return self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
 
     def _publish(self, temporary: Path, manifest: Manifest) -> Manifest:
         final = self.folder / manifest.snapshot_id
-        with self._lock:
+        with self._discarding() as discard:
             if os.path.lexists(final):
                 with contextlib.suppress(SnapshotInvalid):
                     return verify(final, manifest.root_hash).manifest
-                self._discard(final)
+                discard(final)
             os.rename(temporary, final)
             sync_folder(self.folder)
         return manifest
 
-    def _discard(self, path: Path) -> None:
-        """Removes a snapshot. After a crash it is complete or gone."""
-        doomed = self._temporary()
-        os.rename(path, doomed)
-        path.with_name(path.name + SIGNED).unlink(missing_ok=True)
-        sync_folder(self.folder)
-        _remove(doomed)
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[Callable[[Path], None]]:
+        """Holds the lock, and yields a function that removes a snapshot.
+
+        After a crash the snapshot is complete or gone. Its space is free on exit.
+        """
+        doomed: list[Path] = []
+
+        def discard(path: Path) -> None:
+            doomed.append(self._temporary())
+            os.rename(path, doomed[-1])
+            path.with_name(path.name + SIGNED).unlink(missing_ok=True)
+            sync_folder(self.folder)
+
+        try:
+            with self._lock:
+                yield discard
+        finally:
+            for each in doomed:
+                remove(each)
 
     def checkpoint(self, snapshot_id: str) -> bytes:
         """The signed checkpoint of a snapshot. Empty if there is none."""
@@ -289,20 +303,20 @@ class SnapshotStore:
         """
         if keep < 1:
             raise ValueError(f"keep: expected at least 1, got {keep}")
-        with self._lock:
+        with self._discarding() as discard:
             ids = self.ids()
             needed = {parent for each in ids[-keep:] for parent in chains.parents_of(self.folder / each)}
             doomed = tuple(each for each in ids[:-keep] if each not in needed)
             for snapshot_id in doomed:
-                self._discard(self.folder / snapshot_id)
+                discard(self.folder / snapshot_id)
         return doomed
 
     def keep(self, kept: Collection[str]) -> tuple[str, ...]:
         """Removes all snapshots except those with the ids `kept`. Returns the removed ids."""
-        with self._lock:
+        with self._discarding() as discard:
             doomed = tuple(each for each in self.ids() if each not in kept)
             for snapshot_id in doomed:
-                self._discard(self.folder / snapshot_id)
+                discard(self.folder / snapshot_id)
         return doomed
 
     def remove_before(self, revision: int, kept: Collection[str] = ()) -> tuple[str, ...]:
@@ -319,10 +333,10 @@ class SnapshotStore:
         for each in self.ids():
             if each not in doomed and doomed.intersection(chains.parents_of(self.folder / each)):
                 self.detach(each)
-        with self._lock:
+        with self._discarding() as discard:
             gone = tuple(each for each in self.ids() if each in doomed)
             for snapshot_id in gone:
-                self._discard(self.folder / snapshot_id)
+                discard(self.folder / snapshot_id)
         return gone
 
     def pieces(self, snapshot_id: str = "") -> Iterator[Piece]:
@@ -454,10 +468,3 @@ def _manifest(state: FrozenState, tensors: tuple[Tensor, ...]) -> Manifest:
     )
     # The round trip ensures that readers accept every published manifest.
     return Manifest.from_json(manifest.to_json())
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)

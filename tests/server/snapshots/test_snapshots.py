@@ -30,7 +30,7 @@ from livefactor.snapshots import digest
 from livefactor.snapshots import files as snapshot_files
 from livefactor.snapshots.sections import parse_spec
 from livefactor.v1 import models_pb2
-from livefactor_server.snapshots import safetensors_writer, scanning
+from livefactor_server.snapshots import removal, safetensors_writer, scanning
 from livefactor_server.snapshots import store as snapshots
 from livefactor_server.snapshots.store import (
     FrozenState,
@@ -446,6 +446,7 @@ def test_pieces_are_the_files_even_while_the_snapshot_is_pruned(
     store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "FETCH_BYTES", 1000)
+    monkeypatch.setattr(removal, "STEP_BYTES", 1000)
     old = store.take(samples.view(300, revision=1))
     expected = samples.files_of(store.folder / old.snapshot_id)
     store.take(samples.view(revision=2))
