@@ -50,7 +50,8 @@ class Learner:
         """The gain of each event, float64[n], by the model as it is. More is better.
 
         For squared loss it is the negative squared error. Otherwise it is the NDCG@`RANKED_AT` of
-        the item among all items, with the context of the event if the model has context.
+        the item among all items, or among those that are new to the user if the item is new to the
+        user. The context of the event counts if the model has context.
         """
         begin_s, backend = time.thread_time(), self.state.backend
         users = backend.users.find(judged.users, backend.published[USERS])
@@ -59,7 +60,7 @@ class Learner:
             gains: np.ndarray = -np.square(predictions(backend, users, items) - judged.values)
         else:
             shift = shift_of(backend, judged.context)
-            gains = ndcg_at(RANKED_AT, places(backend, users, items, RANKED_AT, shift))
+            gains = ndcg_at(RANKED_AT, places(backend, users, items, RANKED_AT, shift, new_apart=True))
         self.judge_s += time.thread_time() - begin_s
         return gains
 
