@@ -121,8 +121,9 @@ test test-floor test-federated: export NUMBA_CACHE_DIR ?= $(or $(XDG_CACHE_HOME)
 test test-long test-floor test-federated: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: test
-test: $(VENV)/.stamp-dev ## Runs the whole suite; WORKERS=3 sets the number of processes.
-	@$(BIN)/python -m pytest -n $(or $(WORKERS),logical --maxprocesses 4) --dist worksteal $(ARGS)
+# Many tests wait for a server or a disk, so two cores take three processes.
+test: $(VENV)/.stamp-dev ## Runs the whole suite; WORKERS=N sets the number of processes.
+	@$(BIN)/python -m pytest -n $(or $(WORKERS),$(if $(filter 1 2 3,$(shell nproc)),3,4)) --dist worksteal $(ARGS)
 
 .PHONY: test-long
 test-long: $(VENV)/.stamp-dev ## Runs the tests that take minutes each.

@@ -59,7 +59,7 @@ def _some(persons: Persons, chosen: np.ndarray) -> Persons:
     )
     rows = (column[chosen] for column in (persons.factors, persons.bias, persons.truncated))
     factors, bias, truncated = rows
-    return Persons(factors, bias, items, truncated, followers)  # type: ignore[arg-type]
+    return Persons(factors, bias, items, truncated, followers)
 
 
 def _lists(model: Backend, pin: Pin, persons: Persons, top: int, leaves_out: bool) -> np.ndarray:
