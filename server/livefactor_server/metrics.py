@@ -1,4 +1,4 @@
-"""What Prometheus reads. Each room defines its own metrics; docs/operations.md explains all."""
+"""What Prometheus reads. Each room defines its own; docs/guides/monitoring.md explains all."""
 
 from __future__ import annotations
 
