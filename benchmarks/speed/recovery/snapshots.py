@@ -5,8 +5,8 @@ that a whole snapshot writes in a second, and the longest time from a push to it
 while one is taken, beside the same time without one. Then one per cent of the users have events
 with one per cent of the items. Of an incremental snapshot after it, the share of the bytes of the
 whole one is measured, and how many bytes of the state it goes through in a second. At last one user
-is forgotten. The longest acknowledgement is also measured with tables of 10 MB and of 1 GB, and
-while the snapshot of 1 GB is removed. It is the median of `SNAPSHOTS` snapshots.
+is forgotten. The longest acknowledgement is also measured with tables of 10 MB and of 1 GB. It is
+the median of `SNAPSHOTS` snapshots. At last the snapshot of 1 GB is removed, once.
 """
 
 from __future__ import annotations

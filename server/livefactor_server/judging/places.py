@@ -57,9 +57,8 @@ def _some(persons: Persons, chosen: np.ndarray) -> Persons:
     items, followers = (
         [part[n] for n in chosen.tolist()] if part else [] for part in (persons.items, persons.followers)
     )
-    rows = (column[chosen] for column in (persons.factors, persons.bias, persons.truncated))
-    factors, bias, truncated = rows
-    return Persons(factors, bias, items, truncated, followers)
+    truncated = persons.truncated[chosen]
+    return Persons(persons.factors[chosen], persons.bias[chosen], items, truncated, followers)
 
 
 def _lists(model: Backend, pin: Pin, persons: Persons, top: int, leaves_out: bool) -> np.ndarray:

@@ -87,7 +87,7 @@ class SnapshotStore:
         """Removes the unfinished files of an earlier process. Call it before all other methods."""
         for entry in self.folder.iterdir():
             if entry.name.startswith(_TEMPORARY):
-                remove(entry)
+                remove(entry, in_steps=False)
 
     def take(self, state: FrozenState, progress: Progress | None = None, chain_max: int = 0) -> Manifest:
         """Writes a snapshot of `state`, which is durable on return.
