@@ -18,10 +18,12 @@ COUNTS = FOLDS
 REPEATS = COUNTS + len(COUNT_HALF_LIVES)
 POPULARITY = REPEATS + 1
 NEIGHBORS = POPULARITY + 1
-EXPERTS = NEIGHBORS + 1
+WALK = NEIGHBORS + 1
+EXPERTS = WALK + 1
 GROUP_STARTS = (1, 5, 20)
 SUM, SQUARES = (len(GROUP_STARTS) + 1) * NEIGHBORS + 1, (len(GROUP_STARTS) + 1) * NEIGHBORS + 2
 NEIGHBOR_WEIGHTS = SQUARES + 3
+WALK_WEIGHTS = NEIGHBOR_WEIGHTS + len(GROUP_STARTS) + 1 + 3
 VARIANCE_MIN = 1e-12
 
 
@@ -46,23 +48,28 @@ def combined(
     counts: list[Gains],
     repeats: Gains,
     neighbors: Gains,
+    walks: Gains,
     events: int,
 ) -> tuple[np.ndarray, np.float32, Gains]:
     """The factors float32[kp], the bias and the gains of a user.
 
-    mix: float64[35, 37, 41 or 44], the section. gram: float64[k + 1, k + 1], of the items. folds:
+    mix: float64[35, 37, 41, 44 or 48], the section. gram: float64[k + 1, k + 1], of the items. folds:
     float32[FOLDS, kp], the user's rows with each half-life. counts: the gains with each of
-    `COUNT_HALF_LIVES`, of the same rows. neighbors: the gains from similar users. events: the
-    number of remembered events.
+    `COUNT_HALF_LIVES`, of the same rows. neighbors and walks: the gains from similar
+    users and from walks. events: the number of remembered events.
     """
     k, count = len(gram) - 1, max(float(gram[-1, -1]), 1.0)
     sums = [_row_sums(row[:k], gram) for row in folds]
     sums += [_sums(each.gains.astype(np.float64)) for each in (*counts, repeats)]
-    sums += [(float(mix[SUM]), float(mix[SQUARES])), _sums(neighbors.gains.astype(np.float64))]
+    sums += [
+        (float(mix[SUM]), float(mix[SQUARES])),
+        *(_sums(each.gains.astype(np.float64)) for each in (neighbors, walks)),
+    ]
     moments = [_moments(total, squares, count) for total, squares in sums]
     group = bisect_right(GROUP_STARTS, events)
     similar = mix[NEIGHBOR_WEIGHTS + group] if len(mix) > NEIGHBOR_WEIGHTS else 0.0
-    weights = np.append(mix[group * NEIGHBORS : (group + 1) * NEIGHBORS], similar)
+    walked = mix[WALK_WEIGHTS + group] if len(mix) > WALK_WEIGHTS else 0.0
+    weights = np.append(mix[group * NEIGHBORS : (group + 1) * NEIGHBORS], [similar, walked])
     scaled = [weight * scale for weight, (_, scale) in zip(weights, moments, strict=True)]
     unit = scaled[POPULARITY] or 1.0
     row, shift = np.zeros(folds.shape[1]), 0.0
@@ -70,11 +77,12 @@ def combined(
         shift -= scaled[expert] / unit * moments[expert][0]
         if expert < FOLDS:
             row += (scaled[expert] / unit) * folds[expert]
-    rows = np.union1d(np.union1d(counts[0].rows, repeats.rows), neighbors.rows)
+    rows = np.unique(np.concatenate([each.rows for each in (counts[0], repeats, neighbors, walks)]))
     gains = (scaled[REPEATS] / unit) * repeats.at(rows)
     for expert, each in enumerate(counts, COUNTS):
         gains += (scaled[expert] / unit) * each.at(rows)
     gains += (scaled[NEIGHBORS] / unit) * neighbors.at(rows)
+    gains += (scaled[WALK] / unit) * walks.at(rows)
     return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
 
 

@@ -1,6 +1,6 @@
-"""The gains from similar users in NumPy, with the bits of the server.
+"""The gains from similar users and from walks in NumPy, with the bits of the server.
 
-`livefactor_kernels.reading` explains who is similar, and the order of each sum.
+`livefactor_kernels.reading` explains who is similar, where walks go, and the order of each sum.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from livefactor.snapshots.sections import Spec, remembered_offsets
 
 NEIGHBOR_SPAN, NEIGHBOR_USERS, NEIGHBOR_EVENTS = 8, 64, 32
 NEIGHBOR_HALF_LIFE, NEIGHBOR_DISTANCE = 1.5, 6.0
+WALK_SPAN, WALK_USERS, WALK_EVENTS = 32, 32, 64
+WALK_UNIT, _F1 = np.float32(2.0**20), np.float32(1.0)
 
 
 class History(NamedTuple):
@@ -27,7 +29,7 @@ class History(NamedTuple):
 
 
 class SimilarUsers:
-    """The similar users of a snapshot.
+    """The similar users of a snapshot, and the walks.
 
     spec: of the model. tensors: every section by name.
     """
@@ -45,21 +47,44 @@ class SimilarUsers:
         """
         rows, values, weights = (column[::-1][:NEIGHBOR_SPAN] for column in events)
         own = weights * decays(NEIGHBOR_HALF_LIFE)[: len(rows)] * (values > 0)
+        shared, gains = rows[own > 0], dict[int, np.float32]()
+        for other, similarity in self._users_of(user, rows, own, NEIGHBOR_USERS, self._spec.mix.neighbors):
+            self._add(self._newest("users", other, NEIGHBOR_EVENTS), similarity, shared, gains)
+        found, summed = _sorted(gains)
+        return Gains(found, np.sqrt(summed) if self._spec.mix.neighbor_roots else summed)
+
+    def walked(self, user: int, events: History) -> Gains:
+        """The gains of the items at the ends of walks. The arguments are those of `gains`."""
+        rows, values, weights = (column[::-1][:WALK_SPAN] for column in events)
+        seen = self._tensors["items.seen_count"][rows].astype(np.float32)
+        own = (weights * (values > 0) * WALK_UNIT) / np.sqrt(seen + _F1)
+        gains = dict[int, np.float32]()
+        for other, similarity in self._users_of(user, rows, own, WALK_USERS, self._spec.mix.walk_users):
+            share = similarity / (np.float32(self._tensors["users.seen_count"][other]) + _F1)
+            had, added = self._newest("users", other, WALK_EVENTS), set[int]()
+            for place in np.flatnonzero(had.values > 0).tolist():
+                row = int(had.rows[place])
+                if row not in added:
+                    added.add(row)
+                    gains[row] = gains.get(row, np.float32(0.0)) + share * had.weights[place]
+        found, summed = _sorted(gains)
+        seen = self._tensors["items.seen_count"][found].astype(np.float32)
+        return Gains(found, summed / np.sqrt(seen + _F1))
+
+    def _users_of(
+        self, user: int, rows: np.ndarray, own: np.ndarray, newest: int, most: int
+    ) -> list[tuple[int, np.float32]]:
+        """The most similar users and their similarities, given the user's items and their weights."""
         similar: dict[int, np.float32] = {}
         for row, weight in zip(rows.tolist(), own, strict=True):
             if weight > 0:
-                taken = self._newest("items", row, NEIGHBOR_USERS)
+                taken = self._newest("items", row, newest)
                 # dict.fromkeys keeps the order.
                 for other in dict.fromkeys(taken.rows[taken.values > 0].tolist()):
                     if other != user:
                         similar[other] = similar.get(other, np.float32(0.0)) + weight
-        shared, gains = rows[own > 0], dict[int, np.float32]()
         # sorted keeps the order of equals.
-        for other in sorted(similar, key=lambda each: -similar[each])[: self._spec.mix.neighbors]:
-            self._add(self._newest("users", other, NEIGHBOR_EVENTS), similar[other], shared, gains)
-        found = np.array(sorted(gains), np.int64)
-        summed = np.array([gains[row] for row in found.tolist()], np.float32)
-        return Gains(found, np.sqrt(summed) if self._spec.mix.neighbor_roots else summed)
+        return sorted(similar.items(), key=lambda each: -each[1])[:most]
 
     def _add(
         self, had: History, similarity: np.float32, shared: np.ndarray, gains: dict[int, np.float32]
@@ -89,3 +114,9 @@ class SimilarUsers:
         else:
             rows, values, weights = (column[row, places] for column in columns)
         return History(rows.astype(np.int64), values, weights)
+
+
+def _sorted(gains: dict[int, np.float32]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64[n], ascending, and their gains float32[n]."""
+    rows = np.array(sorted(gains), np.int64)
+    return rows, np.array([gains[row] for row in rows.tolist()], np.float32)

@@ -153,12 +153,14 @@ class SnapshotScores:
         k = self._spec.k
         gram = self._tensors["gram"].reshape(2, k + 1, k + 1)[1]
         repeats = mixing.Gains(rows, again)
-        similar = mixing.Gains(*_NOTHING_GAINED)
+        similar = walked = mixing.Gains(*_NOTHING_GAINED)
+        # The weights of a mix do not decay.
+        own = neighbors.History(events.rows, events.values, events.weights)
         if self._spec.mix.neighbors:
-            # The weights of a mix do not decay.
-            own = neighbors.History(events.rows, events.values, events.weights)
             similar = self._similar.gains(user, own)
-        parts = np.stack(folds), counts, repeats, similar
+        if self._spec.mix.walk_users:
+            walked = self._similar.walked(user, own)
+        parts = np.stack(folds), counts, repeats, similar, walked
         start = self._start(user)
         has_many = start is not None and start[1] > 0
         return mixing.combined(

@@ -29,6 +29,7 @@ MAX_FEATURES_PER_ID = 64
 SPEC_BYTES_MAX = 1 << 16
 RATES_SIZE = 5
 MIX_SIZE, RECENT_MIX_SIZE, SIMILAR_MIX_SIZE, BASKETS_MIX_SIZE = 35, 37, 41, 44
+WALKS_MIX_SIZE = 48
 SIGHTINGS_DEPTH, SIGHTINGS_WIDTH = 4, 1 << 18
 _FACTORS = ""
 """Stands for the dtype of the spec's factors in the table below."""
@@ -297,6 +298,8 @@ def _follows_data(spec: Spec) -> bool:
 
 
 def _mixed(spec: Spec) -> int:
+    if spec.mix.walk_users:
+        return WALKS_MIX_SIZE
     if spec.mix.baskets:
         return BASKETS_MIX_SIZE
     if spec.mix.neighbors:
@@ -346,8 +349,8 @@ _BESIDE = (
     # The global mean: a fixed-point sum in units of 2**-20, and a count.
     _Beside("mean", "I64", lambda spec: 2),
     # The mix: the weights of 8 experts for 4 groups of users, and 3 sums about popularity; with
-    # recent popularity also its 2 factors, with similar users 4 more weights, and
-    # with baskets 3 numbers about runs.
+    # recent popularity also its 2 factors, with similar users 4 more weights, with baskets or walks
+    # 3 numbers about runs, and with walks 4 more weights.
     _Beside("mix", "F64", _mixed, lambda spec: spec.mix.learning_rate > 0),
     *_map_sections("prior", "items"),
     # The ledger of differential privacy: the window, its releases, all releases.

@@ -541,6 +541,8 @@ class Mix(google.protobuf.message.Message):
     RECENT_START_FIELD_NUMBER: builtins.int
     NEIGHBOR_ROOTS_FIELD_NUMBER: builtins.int
     BASKETS_FIELD_NUMBER: builtins.int
+    WALK_USERS_FIELD_NUMBER: builtins.int
+    EARLY_EVENTS_FIELD_NUMBER: builtins.int
     learning_rate: builtins.float
     """The learning rate of the weights, up to 1. 0: no mix."""
     recent_half_life: builtins.float
@@ -566,6 +568,14 @@ class Mix(google.protobuf.message.Message):
     of them is known when the others are predicted. Models whose users hardly come back do not do this.
     Needs neighbors.
     """
+    walk_users: builtins.int
+    """Number of users whose items score at the end of random walks, up to 512: from a user to her items, to
+    users of these items, and to their items. What they count is learned. Needs neighbors. 0: none.
+    """
+    early_events: builtins.int
+    """All of the first so many events are predicted, with longer steps, up to 65536. 0: the first events
+    are predicted as predicted_first says.
+    """
     def __init__(
         self,
         *,
@@ -576,11 +586,15 @@ class Mix(google.protobuf.message.Message):
         recent_start: builtins.float | None = ...,
         neighbor_roots: builtins.bool | None = ...,
         baskets: builtins.bool | None = ...,
+        walk_users: builtins.int | None = ...,
+        early_events: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_baskets", b"_baskets", "_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "baskets", b"baskets", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_baskets", b"_baskets", "_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "baskets", b"baskets", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_baskets", b"_baskets", "_early_events", b"_early_events", "_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "_walk_users", b"_walk_users", "baskets", b"baskets", "early_events", b"early_events", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start", "walk_users", b"walk_users"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_baskets", b"_baskets", "_early_events", b"_early_events", "_learning_rate", b"_learning_rate", "_neighbor_roots", b"_neighbor_roots", "_neighbors", b"_neighbors", "_predicted_first", b"_predicted_first", "_recent_half_life", b"_recent_half_life", "_recent_start", b"_recent_start", "_walk_users", b"_walk_users", "baskets", b"baskets", "early_events", b"early_events", "learning_rate", b"learning_rate", "neighbor_roots", b"neighbor_roots", "neighbors", b"neighbors", "predicted_first", b"predicted_first", "recent_half_life", b"recent_half_life", "recent_start", b"recent_start", "walk_users", b"walk_users"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_baskets", b"_baskets"]) -> typing.Literal["baskets"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_early_events", b"_early_events"]) -> typing.Literal["early_events"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
     @typing.overload
@@ -593,6 +607,8 @@ class Mix(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_recent_half_life", b"_recent_half_life"]) -> typing.Literal["recent_half_life"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_recent_start", b"_recent_start"]) -> typing.Literal["recent_start"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_walk_users", b"_walk_users"]) -> typing.Literal["walk_users"] | None: ...
 
 global___Mix = Mix
 

@@ -36,6 +36,7 @@ They score every item i for a user, given the user's remembered events:
              with the half-life `counts.half_life`
     7        popularity p_i, all along and lately, which is the bias of the item (below)
     8        the last items of similar users (below), with `mix.neighbors` S above 0
+    9        random walks (below), with `mix.walk_users` W above 0
 
 A user without events, start and bag has the mean of all users' rows as x_h. A user without events
 has no gains.
@@ -55,13 +56,13 @@ with a start is 3.
 
 Similar users. Their last events say what comes next, which pays most in short sessions (Ludewig,
 Jannach, Evaluation of Session-based Recommendation Algorithms, 2018). Let j = 0, 1, ... be the
-user's last `NEIGHBOR_SPAN` remembered events, newest first, and r_j = weight * decay(j) with the
-half-life `NEIGHBOR_HALF_LIFE`. Those with r_j of 0, or a value not above 0, are left out. For each
-j the last `NEIGHBOR_USERS` events of j's item are visited, newest first. Each other user v with a
+user's last `SIMILAR.span` remembered events, newest first, and r_j = weight * decay(j) with the
+half-life `SIMILAR.half_life`. Those with r_j of 0, or a value not above 0, are left out. For each
+j the last `SIMILAR.users` events of j's item are visited, newest first. Each other user v with a
 value above 0 among them gets s_v += r_j, once for j. The S users with the largest s_v are the
 neighbours, by s_v, and equal ones in the order in which they were found.
 
-Of each neighbour v the last `NEIGHBOR_EVENTS` events are visited, newest first, without those whose
+Of each neighbour v the last `SIMILAR.events` events are visited, newest first, without those whose
 values are not above 0. Let q be the first place whose item is that of a j. If there is none, v says
 nothing. An item i at place p, at its first place, gains
 
@@ -69,25 +70,38 @@ nothing. An item i at place p, at its first place, gains
 
 with the half-life `NEIGHBOR_DISTANCE`. With `mix.neighbor_roots` its gain is the square root of
 the sum of these. Places count all events. So a read visits at most
-`NEIGHBOR_SPAN` * `NEIGHBOR_USERS` + S * `NEIGHBOR_EVENTS` events. Gains are float32.
+`SIMILAR.span` * `SIMILAR.users` + S * `SIMILAR.events` events. Gains are float32.
 
-Weights. They start at `WEIGHT_START`, those of users without events at 0, and those of popularity
-at `POPULARITY_START`. So lists begin near most-popular, while the tables know little. If rows get a
+Random walks. Where neither the order nor the time of events says much, items are near each other if
+the same users had them, however long ago. A walk goes from the user to her items, to users of these
+items, and to their items. Its probability is corrected for popular items (RP3beta, Paudel,
+Christoffel, Newell, Bernstein, ACM TiiS 7(1), 2016, with beta = 1/2). Let n be the number of all
+events of an item or a user. The sums are those of similar users, with
+
+    r_j = (weight * `WALK_UNIT`) / sqrt(n_j + 1)
+
+for the user's last `WALKS.span` events j. The last `WALKS.users` events of their items are visited,
+and W users stay. All items of the last `WALKS.events` events of such a user v gain
+(s_v / (n_v + 1)) * weight, whether or not an item of a j is among them. The gain of item i is the
+sum of these, divided by sqrt(n_i + 1).
+
+Weights. They start at `WEIGHT_START`, those of walks at `WALK_START`, those of users without events
+at 0, and those of popularity at `POPULARITY_START`. So lists begin near most-popular, while the tables know little. If rows get a
 start before the first event, the tables know much: the weight of popularity in group 3 becomes
 `POPULARITY_MIN`, and those of the folded-in rows in group 0 become `WEIGHT_START`.
 
 The weights are learned from predictions that are made before the event is learned. Let E events be
 learned before a record. Fresh event t of the record is predicted if its value is above 0, its item
 had a row before the record, and draw(t, 0, c) = 0 with c = min(max(E // `PREDICTED_SCHEDULE`,
-`mix.predicted_first`), `PREDICTED_MAX`). The prediction uses the tables before the record, and in
-addition the user's earlier events in the record. Events of the same time as event t, unless it is
-0, are not used: a basket comes as a whole. The candidates are the event's item; then the items with
-gains from counts or from similar users, by row; then others. Those of the user's remembered events
-are left out. The others are all further rows by number if n is at most `CANDIDATES`, and else those
-among draw(t, 1 + j, n) for j below `CANDIDATES`. A candidate c has the odds v_c. They are 1, but
-(number of further rows) / (number of drawn candidates) for a drawn one. Items with gains rank high,
-so a sample would rarely have the ones that compete with the event's item. The probability of the
-item is
+`mix.predicted_first`), `PREDICTED_MAX`), or c = 1 if E is below `mix.early_events`. The prediction
+uses the tables before the record, and in addition the user's earlier events in the record. Events
+of the same time as event t, unless it is 0, are not used: a basket comes as a whole. The candidates
+are the event's item; then the items with gains from counts, from similar users or from walks, by
+row; then others. Those of the user's remembered events are left out. The others are all further
+rows by number if n is at most `CANDIDATES`, and else those among draw(t, 1 + j, n) for j below
+`CANDIDATES`. A candidate c has the odds v_c. They are 1, but (number of further rows) / (number of
+drawn candidates) for a drawn one. Items with gains rank high, so a sample would rarely have the
+ones that compete with the event's item. The probability of the item is
 
     S_c = sum_e w[u, e] z_e(c), from e = 0 on;  q_c = v_c exp(float32(S_c - max S));
     P = q_item / sum_c q_c
@@ -97,10 +111,16 @@ One step of gradient ascent on 2 sqrt(P) is
     d_e = (sum_c q_c z_e(c)) / (sum_c q_c) - z_e(item)
     w[u, e] = max(w[u, e] - rate * clamp(d_e sqrt(P), `STEP_MAX`), floor_e)
 
-floor_e is 0, and `POPULARITY_MIN` for popularity. sqrt(P) is the likelihood of Ferrari and Yang
-(Maximum Lq-likelihood estimation, Annals of Statistics 2010) with q = 1/2. An event that no expert
-foresees hardly counts. The logarithm of P would follow these events to popularity, because it
-raises a hopeless item from a far to a less far rank, and lists end after their first ranks.
+floor_e is 0, and `POPULARITY_MIN` for popularity. The rate is `mix.learning_rate`. Steps of a young
+model are longer: with F = `mix.early_events` above 0 the rate is this times
+
+    1 + (`EARLY_RATE` - 1) min(1, max(0, (3 F - E) / (2 F)))
+
+so it is `EARLY_RATE` times as high for the first F events, and falls until event 3 F. sqrt(P) is
+the likelihood of Ferrari and Yang (Maximum Lq-likelihood estimation, Annals of Statistics 2010)
+with q = 1/2. An event that no expert foresees hardly counts. The logarithm of P would follow these
+events to popularity, because it raises a hopeless item from a far to a less far rank, and lists end
+after their first ranks.
 
 If the item is new to the user, all experts but the repeats take this step. Then, for any item, the
 repeats take a step with 1 in place of sqrt(P) and with `REPEATS_RATE` times the rate. Its
@@ -156,9 +176,9 @@ events count. If what a newcomer has of them is removed, its counts and p are 0.
 The dots are those of scores (float32). Sums, odds and weights are float64. Counts a and r and p are
 float32. Sums run from left to right. The section `mix` has the weights by group and expert, then
 the events since the last decay, sum p and sum p**2, then b and B with recent popularity, then w[u,
-8] by group with similar users, then R, R' and T with baskets. T is 0 before the first time, and -1
-after the second one. draw(t, d, c) is `random.draw_below` with the key of
-`random.MIX_DOMAIN`."""
+8] by group with similar users, then R, R' and T with baskets or walks, then w[u, 9] by group with
+walks. T is 0 before the first time, and -1 after the second one. draw(t, d, c) is
+`random.draw_below` with the key of `random.MIX_DOMAIN`."""
 
 from __future__ import annotations
 
@@ -168,7 +188,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livefactor_kernels.history import decays
-from livefactor_kernels.spec.model import ModelSpec
+from livefactor_kernels.spec.model import Mix, ModelSpec
 
 HALF_LIVES = (0.0, 6.0, 1.5)
 """Half-lives of the folded-in rows, in visits."""
@@ -181,13 +201,36 @@ REPEATS = COUNTS + len(COUNT_HALF_LIVES)
 POPULARITY = REPEATS + 1
 NEIGHBORS = POPULARITY + 1
 """The expert of similar users. In the section, the weights of those before it stand together."""
-EXPERTS = NEIGHBORS + 1
-NEIGHBOR_SPAN, NEIGHBOR_USERS, NEIGHBOR_EVENTS = 8, 64, 32
-NEIGHBOR_HALF_LIFE, NEIGHBOR_DISTANCE = 1.5, 6.0
-"""Half-lives in events: of the user's own, and of a neighbour's beside the shared one."""
+WALK = NEIGHBORS + 1
+"""The expert of random walks."""
+EXPERTS = WALK + 1
+
+
+class Reach(NamedTuple):
+    """How far similar users, or walks, are followed.
+
+    Attributes:
+        span: number of the user's last events.
+        users: number of last events of each of their items.
+        events: number of last events of each user who stays.
+        half_life: of the user's own events, in events, or 0.
+    """
+
+    span: int
+    users: int
+    events: int
+    half_life: float
+
+
+SIMILAR, WALKS = Reach(8, 64, 32, 1.5), Reach(32, 32, 64, 0.0)
+NEIGHBOR_DISTANCE = 6.0
+"""Half-life of a neighbour's events beside the shared one, in events."""
+WALK_UNIT = np.float32(2.0**20)
+"""It keeps the variance of gains from walks far above `VARIANCE_MIN`."""
 GROUP_STARTS = (1, 5, 20)
 GROUPS = len(GROUP_STARTS) + 1
 WEIGHT_START, POPULARITY_START, POPULARITY_MIN, STEP_MAX = 0.1, 0.6, 0.02, 3.0
+WALK_START, EARLY_RATE = 0.5, 2.5
 VARIANCE_MIN = 1e-12
 CANDIDATES, OWN_MAX, REPEATS_RATE = 500, 32, 0.1
 PREDICTED_SCHEDULE, PREDICTED_MAX = 1024, 256
@@ -205,6 +248,8 @@ NEIGHBOR_WEIGHTS = LEARNED_BLEND + 1
 """Place of the weights of similar users, by group."""
 RUNS, RETURNS, ONE_TIME = (NEIGHBOR_WEIGHTS + GROUPS + place for place in range(3))
 """Places of R, R' and T, with baskets."""
+WALK_WEIGHTS = ONE_TIME + 1
+"""Place of the weights of walks, by group."""
 BLEND_MAX, BLEND_RATE = 8.0, 10.0
 RETURN_SHARE = 64
 """Runs are baskets if one in so many is that of a user who comes back."""
@@ -236,7 +281,7 @@ def moments(total: float, squares: float, count: float) -> Moments:
 
 
 def initial(spec: ModelSpec) -> np.ndarray:
-    """The section of a new model, float64[35], float64[37], float64[41] or float64[44]."""
+    """The section of a new model, float64[35, 37, 41, 44 or 48]."""
     section = np.zeros(BLEND if kinds_of(spec) == 1 else NEIGHBOR_WEIGHTS)
     section[BLEND:] = np.float32(spec.mix.recent_start)
     weights = section[: GROUPS * NEIGHBORS].reshape(GROUPS, NEIGHBORS)
@@ -245,7 +290,12 @@ def initial(spec: ModelSpec) -> np.ndarray:
     if spec.mix.neighbors:
         section = np.append(section, np.full(GROUPS, WEIGHT_START))
         section[NEIGHBOR_WEIGHTS] = 0.0
-    return np.append(section, np.zeros(3)) if spec.mix.baskets else section
+    if spec.mix.baskets or spec.mix.walk_users:
+        section = np.append(section, np.zeros(3))
+    if spec.mix.walk_users:
+        section = np.append(section, np.full(GROUPS, WALK_START))
+        section[WALK_WEIGHTS] = 0.0
+    return section
 
 
 def group_of(events: int, has_start: bool = False) -> int:
@@ -258,10 +308,16 @@ def weights_of(section: np.ndarray, group: int) -> np.ndarray:
     return section[group * NEIGHBORS : (group + 1) * NEIGHBORS]
 
 
-def predicted_share(events: np.ndarray, first: int) -> np.ndarray:
-    """c of the semantics: of so many events one is predicted, after `events` events. uint64[m].
+def predicted_share(events: np.ndarray, mix: Mix) -> np.ndarray:
+    """c of the semantics: of so many events one is predicted, after `events` events. uint64[m]."""
+    later = np.clip(events // PREDICTED_SCHEDULE, mix.predicted_first, PREDICTED_MAX)
+    share: np.ndarray = np.where(events < mix.early_events, 1, later).astype(np.uint64)
+    return share
 
-    `first` is `mix.predicted_first`.
-    """
-    share: np.ndarray = np.clip(events // PREDICTED_SCHEDULE, first, PREDICTED_MAX)
-    return share.astype(np.uint64)
+
+def rate_after(events: int, mix: Mix) -> np.float64:
+    """The rate of steps after `events` events."""
+    rate, early = np.float64(np.float32(mix.learning_rate)), mix.early_events
+    if events >= 3 * early:
+        return rate
+    return rate * (1.0 + (EARLY_RATE - 1.0) * min(1.0, (3 * early - events) / (2 * early)))

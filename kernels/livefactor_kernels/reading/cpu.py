@@ -45,7 +45,6 @@ class CpuArithmetic:
         """Compiles the kernels, or loads them from the cache."""
         self._spec, self._rates, self._tables = spec, SolveRates.of(spec), Tables.of(users, items)
         self._shrinkage, self._span = np.float32(spec.counts.shrinkage), np.uint64(spec.counts.span)
-        self._rate = np.float64(np.float32(spec.mix.learning_rate))
         self._recent_decay = recent_decay(spec)
         self._room = Decays.of(spec), Candidates.of(spec), Desk.of(spec)
         self._compile_kernels()
@@ -58,7 +57,7 @@ class CpuArithmetic:
         self.predicted(_0, UpdateRun.of([update]), np.ones(1, np.uint64), np.zeros(1, np.int64))
         nothing = Update(0, no_rows, no_rows, None, None, 0, 0)
         self._predict(
-            _0, nothing, np.empty(0, np.bool_), 0, np.zeros((2, k + 1, k + 1)), np.float32(0.0), mix
+            _0, nothing, np.empty(0, np.bool_), 0, np.zeros((2, k + 1, k + 1)), np.float32(0.0), mix, _D0
         )
         self.add_events(word, one, counts, zero, mix)
         self.decay(counts, zero, mix)
@@ -80,21 +79,22 @@ class CpuArithmetic:
         source: Source,
         bias: np.ndarray,
         mix: np.ndarray,
+        rate: np.float64,
     ) -> None:
         """See `learning.Arithmetic.predict`. The source is the model of the tables."""
         state, k = source.state(), self._spec.k
         unobserved = np.float32(state[UNOBSERVED][0]) if UNOBSERVED in state else self._rates.unobserved
         gram = state[GRAM].reshape(2, k + 1, k + 1)
-        self._predict(key, update, events, len(bias), gram, unobserved, mix)
+        self._predict(key, update, events, len(bias), gram, unobserved, mix, rate)
 
     def _predict(
         self, key: np.uint64, update: Update, events: np.ndarray, items: int, gram: np.ndarray,
-        unobserved: np.float32, mix: np.ndarray,
+        unobserved: np.float32, mix: np.ndarray, rate: np.float64,
     ) -> None:  # fmt: skip
         counts = np.int64(items), np.int64(update.item_count)
         livefactor_predict_kernel(
             self._tables, *self._room, *Columns.of(update), events, key, np.uint64(update.revision), *counts,
-            self._rates, unobserved, self._shrinkage, self._span, gram, mix, self._rate,
+            self._rates, unobserved, self._shrinkage, self._span, gram, mix, rate,
         )  # fmt: skip
 
     def add_events(self, rows: np.ndarray, weights: np.ndarray, popularity: np.ndarray, bias: np.ndarray,

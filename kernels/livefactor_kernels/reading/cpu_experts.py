@@ -28,6 +28,8 @@ from livefactor_kernels.reading import (
     SQUARES,
     SUM,
     VARIANCE_MIN,
+    WALK,
+    WALK_WEIGHTS,
 )
 from livefactor_kernels.reading.cpu_neighbors import Hood, gaining_items
 from livefactor_kernels.reading.cpu_rows import Rows, sort_rows
@@ -77,13 +79,13 @@ class Desk(NamedTuple):
         systems: of the folded-in rows. They are in systems.x.
         fold_weights: weights of events, float32[FOLDS, H].
         count_weights: float32[KINDS, span].
-        followers: `KINDS` gains of the followers of items, and with similar users the gain from
-            them, for L rows.
+        followers: `KINDS` gains of the followers of items, and with similar users and walks the
+            gains from them, for L rows.
         repeats: gains of the user's own items, for H rows.
         norms, quotients: float32[M] and float32[M, KINDS].
         lines: float64[FOLDS, k].
         means, scales, weights: the moments and the weights of the experts, float64[EXPERTS].
-        hood: for the similar users.
+        hood, walk: for the similar users, and for walks.
     """
 
     systems: Scratch
@@ -97,6 +99,7 @@ class Desk(NamedTuple):
     scales: np.ndarray
     weights: np.ndarray
     hood: Hood
+    walk: Hood
 
     @staticmethod
     def of(spec: ModelSpec) -> Desk:
@@ -107,14 +110,15 @@ class Desk(NamedTuple):
             Scratch.of(spec),
             reserve((FOLDS, length), np.float32),
             np.empty((KINDS, span), np.float32),
-            Rows.of(gaining_items(spec), KINDS + (1 if spec.mix.neighbors else 0)),
+            Rows.of(gaining_items(spec), KINDS + bool(spec.mix.neighbors) + bool(spec.mix.walk_users)),
             Rows.of(length, 1),
             np.empty((KINDS + 1, counts.neighbors), np.float32),
             np.zeros((FOLDS, spec.k)),
             np.zeros(EXPERTS),
             np.zeros(EXPERTS),
             np.zeros(EXPERTS),
-            Hood.of(spec, gaining_items(spec)),
+            Hood.similar_users(spec, gaining_items(spec)),
+            Hood.walks(spec, gaining_items(spec)),
         )
 
 
@@ -234,8 +238,8 @@ def add_gains(counts: Any, row: Any, slots: Any, used: Any, own: Any, seen: Any,
 def sort_gains(followers: Any, size: Any, weights: Any, events: Any, count: Any, desk: Any) -> None:
     """Sorts the loose gains of `size` followers by row and divides them by the sum of the weights.
 
-    `weights` float32[KINDS, any] are those of the `events` events. Gains from similar users are not
-    divided, and may become square roots. It sets the moments.
+    `weights` float32[KINDS, any] are those of the `events` events. Gains from similar users and
+    walks are not divided. Those from similar users may become square roots. It sets the moments.
     """
     sort_rows(followers, size)
     rows, gains, order = followers.rows, followers.gains, followers.order
@@ -250,16 +254,16 @@ def sort_gains(followers: Any, size: Any, weights: Any, events: Any, count: Any,
             total += np.float64(gain)
             squares += np.float64(gain) * np.float64(gain)
         set_moments(desk, COUNTS + kind, total, squares, count)
-    if np.uint64(gains.shape[1]) > _KINDS:
-        total, squares = _D0, _D0
+    for lane in range(_KINDS, np.uint64(gains.shape[1])):
+        total, squares, has_roots = _D0, _D0, lane == _KINDS and desk.hood.roots
         for n in range(size):
-            gain = followers.loose[order[n], _KINDS]
-            if desk.hood.roots:
+            gain = followers.loose[order[n], lane]
+            if has_roots:
                 gain = np.sqrt(gain)
-            gains[n, _KINDS] = gain
+            gains[n, lane] = gain
             total += np.float64(gain)
             squares += np.float64(gain) * np.float64(gain)
-        set_moments(desk, NEIGHBORS, total, squares, count)
+        set_moments(desk, NEIGHBORS + (lane - _KINDS), total, squares, count)
     for n in range(size):
         rows[n] = followers.loose_rows[order[n]]
 
@@ -324,6 +328,8 @@ def load_weights(mix: Any, group: Any, weights: Any) -> None:
         weights[expert] = mix[group * _LEARNED + expert]
     place = np.uint64(NEIGHBOR_WEIGHTS) + group
     weights[NEIGHBORS] = mix[place] if place < np.uint64(mix.size) else _D0
+    place = np.uint64(WALK_WEIGHTS) + group
+    weights[WALK] = mix[place] if place < np.uint64(mix.size) else _D0
 
 
 @inlined
@@ -334,6 +340,9 @@ def store_weights(mix: Any, group: Any, weights: Any) -> None:
     place = np.uint64(NEIGHBOR_WEIGHTS) + group
     if place < np.uint64(mix.size):
         mix[place] = weights[NEIGHBORS]
+    place = np.uint64(WALK_WEIGHTS) + group
+    if place < np.uint64(mix.size):
+        mix[place] = weights[WALK]
 
 
 @inlined

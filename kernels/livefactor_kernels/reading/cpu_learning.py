@@ -18,14 +18,15 @@ from livefactor_kernels.reading import (
     CANDIDATES,
     COUNTS,
     EXPERTS,
-    NEIGHBOR_EVENTS,
-    NEIGHBOR_SPAN,
-    NEIGHBOR_USERS,
     NEIGHBORS,
     OWN_MAX,
     POPULARITY,
     REPEATS,
     REPEATS_RATE,
+    SIMILAR,
+    WALK,
+    WALKS,
+    Reach,
     kinds_of,
 )
 from livefactor_kernels.reading.cpu_experts import (
@@ -46,7 +47,14 @@ from livefactor_kernels.reading.cpu_experts import (
     weigh_last,
     with_unobserved,
 )
-from livefactor_kernels.reading.cpu_neighbors import add_neighbors, find_neighbors, gaining_items, weigh_own
+from livefactor_kernels.reading.cpu_neighbors import (
+    add_neighbors,
+    find_neighbors,
+    gaining_items,
+    share_out,
+    weigh_own,
+    weigh_walks,
+)
 from livefactor_kernels.reading.cpu_people import Person
 from livefactor_kernels.reading.cpu_steps import step_blend, step_weights
 from livefactor_kernels.simd.memory import reserve
@@ -61,6 +69,8 @@ from livefactor_kernels.tables.recent import Recent
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
 _CANDIDATES, _OWN_MAX, _AHEAD = np.uint64(CANDIDATES), np.uint64(OWN_MAX), np.uint64(8)
 _OLDEST = np.int64(DECAY_STEPS - 1)
+_NEAR, _WALKED = np.uint64(KINDS), np.uint64(KINDS + 1)
+"""Lanes of the gains from similar users and from walks."""
 _F0, _F1, _D0, _D1 = np.float32(0.0), np.float32(1.0), np.float64(0.0), np.float64(1.0)
 
 
@@ -110,7 +120,8 @@ class Candidates(NamedTuple):
         table: hash map of followers, uint32.
         slots, used: followers of each event, uint32[span, M], and their numbers, uint64[span].
         seen: numbers of events of the followers, uint32[span * M].
-        shelf: the last events of the user's last items, and of the neighbours.
+        shelf, trail: the last events of the user's last items, and of the neighbours; for similar
+            users and for walks.
         is_taken: marks of items, uint8[cap]; 0 between predictions.
         rows, places: rows of candidates, and their places among the followers, uint32[C].
         z: standardised scores, float64[C, EXPERTS].
@@ -127,6 +138,7 @@ class Candidates(NamedTuple):
     used: np.ndarray
     seen: np.ndarray
     shelf: tuple[Recent, Recent]
+    trail: tuple[Recent, Recent]
     is_taken: np.ndarray
     rows: np.ndarray
     places: np.ndarray
@@ -158,7 +170,8 @@ class Candidates(NamedTuple):
             slots,
             used,
             seen,
-            (Recent.of(NEIGHBOR_SPAN, NEIGHBOR_USERS), Recent.of(spec.mix.neighbors, NEIGHBOR_EVENTS)),
+            _shelf(SIMILAR, spec.mix.neighbors),
+            _shelf(WALKS, spec.mix.walk_users),
             marks,
             candidates,
             places,
@@ -167,6 +180,10 @@ class Candidates(NamedTuple):
             scores,
             differences,
         )
+
+
+def _shelf(reach: Reach, users: int) -> tuple[Recent, Recent]:
+    return Recent.of(reach.span, reach.users), Recent.of(users, reach.events)
 
 
 class Prediction(NamedTuple):
@@ -260,9 +277,9 @@ def _count_followers(
 ) -> Any:
     """Finds what gains from the last events, and its gains. Returns the number of items.
 
-    The items are the followers of the last events, and those of similar users.
+    The items are the followers of the last events, and those of similar users and of walks.
     """
-    followers, weights = desk.followers, desk.count_weights
+    followers, weights, hood, walk = desk.followers, desk.count_weights, desk.hood, desk.walk
     last, size = weigh_last(person, shared.span, decay, weights), _0
     table, seen, rows, gains = room.table, room.seen, followers.loose_rows, followers.loose
     table[:] = np.uint32(0)
@@ -282,24 +299,36 @@ def _count_followers(
             tables.neighbor_counts, item, room.slots[n], room.used[n], own, seen, weights[:, n], shared.shrinkage,
             desk.norms, gains,
         )  # fmt: skip
-    if desk.hood.users.size:
-        size = _add_similar(tables, person, user, room, desk, size)
+    if hood.users.size:
+        size = _add_similar(tables, person, user, hood, room.shelf, followers, size, _NEAR)
+    if walk.users.size:
+        size = _add_similar(tables, person, user, walk, room.trail, followers, size, _WALKED)
+        for n in range(size):
+            gains[n, _WALKED] /= np.sqrt(np.float32(tables.seen[np.uint64(rows[n])]) + _F1)
     sort_gains(followers, size, weights, last, count, desk)
     return size
 
 
 @inlined
-def _add_similar(tables: Any, person: Any, user: Any, room: Any, desk: Any, size: Any) -> Any:
-    """Adds the items of similar users to `size` others, and their gains. Returns the new number."""
-    hood, users, items = desk.hood, memory_of(tables.user_pages), memory_of(tables.item_pages)
-    taken, events = room.shelf
+def _add_similar(
+    tables: Any, person: Any, user: Any, hood: Any, shelf: Any, followers: Any, size: Any, lane: Any
+) -> Any:
+    """Adds the items of similar users, or of walks, to `size` others, and their gains.
+
+    Returns the new number.
+    """
+    users, items, (taken, events) = memory_of(tables.user_pages), memory_of(tables.item_pages), shelf
     last = weigh_own(person, hood)
     for j in range(last):
-        copy_newest(items, np.uint64(hood.own[j]), j, np.uint64(NEIGHBOR_USERS), taken)
+        copy_newest(items, np.uint64(hood.own[j]), j, np.uint64(taken.rows.shape[1]), taken)
+    if hood.is_walk:
+        weigh_walks(hood, last, taken.seen, _0)
     count = find_neighbors(user, taken, _0, last, hood)
     for n in range(count):
-        copy_newest(users, np.uint64(hood.users[n]), n, np.uint64(NEIGHBOR_EVENTS), events)
-    return add_neighbors(events, _0, hood.similarities[:count], last, hood, desk.followers, size)
+        copy_newest(users, np.uint64(hood.users[n]), n, np.uint64(events.rows.shape[1]), events)
+    if hood.is_walk:
+        share_out(hood.similarities, events.seen, count)
+    return add_neighbors(events, _0, hood.similarities[:count], last, hood, followers, size, lane)
 
 
 @inlined
@@ -387,6 +416,8 @@ def _standardise(tables: Any, room: Any, size: Any, first_own: Any, found: Any, 
             own[COUNTS + kind] = np.float64(gains[place, kind]) if place < found else _D0
         has_similar = gains.shape[1] > KINDS and place < found
         own[NEIGHBORS] = np.float64(gains[place, KINDS]) if has_similar else _D0
+        has_walks = gains.shape[1] > KINDS + 1 and place < found
+        own[WALK] = np.float64(gains[place, KINDS + 1]) if has_walks else _D0
         own[REPEATS] = _D0
         if n == _0 or n >= first_own:
             at = place_of(repeats.rows, kept, row)

@@ -1,4 +1,4 @@
-"""Similar users, in compiled code (semantics: `reading/__init__.py`).
+"""Similar users and walks, in compiled code (semantics: `reading/__init__.py`).
 
 The functions are parts of the kernels of reads (`cpu_readers.py`) and of learning
 (`cpu_learning.py`). `neighborhoods.py` reads the users of a block.
@@ -13,26 +13,18 @@ import numpy as np
 from livefactor_kernels.history import decays
 from livefactor_kernels.numbers.lanes import bits_of
 from livefactor_kernels.numbers.parts import inlined, part
-from livefactor_kernels.reading import (
-    NEIGHBOR_DISTANCE,
-    NEIGHBOR_EVENTS,
-    NEIGHBOR_HALF_LIFE,
-    NEIGHBOR_SPAN,
-    NEIGHBOR_USERS,
-)
+from livefactor_kernels.reading import NEIGHBOR_DISTANCE, SIMILAR, WALK_UNIT, WALKS, Reach
 from livefactor_kernels.reading.cpu_rows import Rows, sort_rows
 from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.spec.model import ModelSpec
 
 _0, _1, _32 = np.uint64(0), np.uint64(1), np.uint64(32)
-_SPAN = np.uint64(NEIGHBOR_SPAN)
 _GOLDEN, _ALL_BITS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFF)
-_F0 = np.float32(0.0)
-_FOUND_MAX = NEIGHBOR_SPAN * NEIGHBOR_USERS
+_F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
 class Hood(NamedTuple):
-    """Working memory for the neighbours of one user. S is `mix.neighbors`.
+    """Working memory for the neighbours of one user, or for her walks. S is `mix.neighbors`, or W.
 
     Attributes:
         own, weights: item rows and r_j of the user's last events, uint32 and float32[span].
@@ -45,6 +37,7 @@ class Hood(NamedTuple):
         item_marks: the neighbour that last had an item, uint32[items].
         own_decay, decay: by the number of events, float32[any].
         roots: whether gains are square roots.
+        is_walk: whether it is for walks.
     """
 
     own: np.ndarray
@@ -61,15 +54,24 @@ class Hood(NamedTuple):
     own_decay: np.ndarray
     decay: np.ndarray
     roots: bool
+    is_walk: bool
 
     @staticmethod
-    def of(spec: ModelSpec, items: int) -> Hood:
-        """For the users of a model, with room for `items` items that gain."""
-        neighbors = spec.mix.neighbors
-        size = _FOUND_MAX if neighbors else 0
+    def similar_users(spec: ModelSpec, items: int) -> Hood:
+        """For similar users of a model, with room for `items` items that gain."""
+        return Hood._of(spec.mix.neighbors, SIMILAR, items, spec.mix.neighbor_roots, False)
+
+    @staticmethod
+    def walks(spec: ModelSpec, items: int) -> Hood:
+        """For walks."""
+        return Hood._of(spec.mix.walk_users, WALKS, items, False, True)
+
+    @staticmethod
+    def _of(neighbors: int, reach: Reach, items: int, roots: bool, is_walk: bool) -> Hood:
+        size = reach.span * reach.users if neighbors else 0
         return Hood(
-            np.empty(NEIGHBOR_SPAN, np.uint32),
-            np.empty(NEIGHBOR_SPAN, np.float32),
+            np.empty(reach.span, np.uint32),
+            np.empty(reach.span, np.float32),
             empty_map(size),
             np.empty(size, np.uint32),
             np.empty(size, np.uint32),
@@ -79,16 +81,17 @@ class Hood(NamedTuple):
             np.empty(neighbors, np.float32),
             empty_map(items if neighbors else 0),
             np.empty(items if neighbors else 0, np.uint32),
-            decays(NEIGHBOR_HALF_LIFE),
+            decays(reach.half_life),
             decays(NEIGHBOR_DISTANCE),
-            spec.mix.neighbor_roots,
+            roots,
+            is_walk,
         )
 
 
 def gaining_items(spec: ModelSpec) -> int:
-    """The largest number of items that gain from counts or from similar users."""
+    """The largest number of items that gain from counts, similar users or walks."""
     followers = min(spec.counts.span, spec.history.users) * spec.counts.neighbors
-    return followers + spec.mix.neighbors * NEIGHBOR_EVENTS
+    return followers + spec.mix.neighbors * SIMILAR.events + spec.mix.walk_users * WALKS.events
 
 
 def empty_map(rows: int) -> np.ndarray:
@@ -109,13 +112,30 @@ def slot_of(table: Any, found: Any, row: Any) -> Any:
 @inlined
 def weigh_own(person: Any, hood: Any) -> Any:
     """Writes the user's last events to `hood`. Those left out weigh 0. Returns their number."""
-    last = min(person.count, _SPAN)
+    last = min(person.count, np.uint64(hood.own.size))
     for j in range(last):
         event = person.count - _1 - j
         is_liked = real(person.values, event) > _F0
         hood.own[j] = np.uint32(word(person.rows, event))
         hood.weights[j] = real(person.weights, event) * hood.own_decay[j] if is_liked else _F0
     return last
+
+
+@inlined
+def weigh_walks(hood: Any, last: Any, seen: Any, first: Any) -> None:
+    """Turns the weights of the user's `last` last events into those of walks.
+
+    seen[first + j] is the number of events of the item of event j.
+    """
+    for j in range(last):
+        hood.weights[j] = (hood.weights[j] * WALK_UNIT) / np.sqrt(np.float32(seen[first + j]) + _F1)
+
+
+@inlined
+def share_out(similarities: Any, seen: Any, count: Any) -> None:
+    """Divides s of `count` users by n + 1. seen uint32[count] has the numbers of their events."""
+    for n in range(count):
+        similarities[n] /= np.float32(seen[n]) + _F1
 
 
 @part
@@ -176,15 +196,14 @@ def _nearest(hood: Any, last: Any, events: Any, line: Any, count: Any) -> Any:
 
 @part
 def add_neighbors(
-    events: Any, first: Any, similarities: Any, last: Any, hood: Any, items: Any, size: Any
+    events: Any, first: Any, similarities: Any, last: Any, hood: Any, items: Any, size: Any, lane: Any
 ) -> Any:
-    """Adds the gains from neighbours to the last lane of the loose gains of `items` (`Rows`).
+    """Adds the gains from neighbours to a lane of the loose gains of `items` (`Rows`).
 
     Lines from `first` on of `events` are those of the neighbours, and `similarities` float32[n] are
     their s. `size` items have a place, and others are appended. Returns the number of items.
     """
     table, marks, rows, gains = hood.item_table, hood.item_marks, items.loose_rows, items.loose
-    lane = np.uint64(gains.shape[1]) - _1
     table[:] = np.uint32(0)
     for n in range(size):
         table[slot_of(table, rows, rows[n])] = np.uint32(n + _1)
@@ -192,7 +211,7 @@ def add_neighbors(
     for n in range(np.uint64(similarities.size)):
         line, mark = first + n, np.uint32(n + _1)
         count = np.uint64(events.counts[line])
-        nearest = _nearest(hood, last, events, line, count)
+        nearest = _0 if hood.is_walk else _nearest(hood, last, events, line, count)
         if nearest == count:
             continue
         for place in range(count):
@@ -200,14 +219,39 @@ def add_neighbors(
                 continue
             at = slot_of(table, rows, events.rows[line, place])
             if table[at] == 0:
-                rows[size], marks[size] = events.rows[line, place], np.uint32(0)
-                for kind in range(lane + _1):
-                    gains[size, kind] = _F0
-                size += _1
+                size = _append(items, size, events.rows[line, place])
+                marks[size - _1] = np.uint32(0)
                 table[at] = np.uint32(size)
             slot = np.uint64(table[at]) - _1
             if marks[slot] != mark:
-                away = place - nearest if place > nearest else nearest - place
                 marks[slot] = mark
-                gains[slot, lane] += (similarities[n] * events.weights[line, place]) * hood.decay[away]
+                gain = similarities[n] * events.weights[line, place]
+                if not hood.is_walk:
+                    gain *= hood.decay[place - nearest if place > nearest else nearest - place]
+                gains[slot, lane] += gain
+    return size
+
+
+@inlined
+def _append(items: Any, size: Any, row: Any) -> Any:
+    """Appends an item without gains to `size` loose ones. Returns the new number."""
+    items.loose_rows[size] = row
+    for lane in range(np.uint64(items.loose.shape[1])):
+        items.loose[size, lane] = _F0
+    return size + _1
+
+
+@part
+def add_gained(gained: Any, gains: Any, hood: Any, items: Any, size: Any, lane: Any) -> Any:
+    """Adds items of rows uint32[n] and their gains to a lane of the loose gains of `items`.
+
+    hood.item_table has the places of the `size` items before. Returns the number of items.
+    """
+    table, rows = hood.item_table, items.loose_rows
+    for n in range(np.uint64(gained.size)):
+        at = slot_of(table, rows, gained[n])
+        if table[at] == 0:
+            size = _append(items, size, gained[n])
+            table[at] = np.uint32(size)
+        items.loose[np.uint64(table[at]) - _1, lane] = gains[n]
     return size

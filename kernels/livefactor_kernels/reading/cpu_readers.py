@@ -14,7 +14,7 @@ import numpy as np
 from livefactor_kernels.numbers.compiled import compiled
 from livefactor_kernels.numbers.lanes import address_of
 from livefactor_kernels.numbers.parts import inlined
-from livefactor_kernels.reading import COUNTS, EXPERTS, FOLDS, NEIGHBORS, POPULARITY, REPEATS
+from livefactor_kernels.reading import COUNTS, EXPERTS, FOLDS, NEIGHBORS, POPULARITY, REPEATS, WALK
 from livefactor_kernels.reading.cpu_experts import (
     KINDS,
     Decays,
@@ -32,15 +32,17 @@ from livefactor_kernels.reading.cpu_experts import (
     weigh_last,
     with_unobserved,
 )
-from livefactor_kernels.reading.cpu_neighbors import add_neighbors, weigh_own
+from livefactor_kernels.reading.cpu_neighbors import add_gained, add_neighbors, weigh_own
 from livefactor_kernels.reading.cpu_people import Histories, Person
-from livefactor_kernels.reading.neighborhoods import Neighborhood, NeighborReader
+from livefactor_kernels.reading.neighborhoods import Neighborhood, NeighborReader, WalkReader, Walks
 from livefactor_kernels.solve import SolveRates
 from livefactor_kernels.solve.cpu_records import Side
 from livefactor_kernels.spec.model import ModelSpec
 
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
 _F0, _D0, _D1 = np.float32(0.0), np.float64(0.0), np.float64(1.0)
+_NEAR, _WALKED = np.uint64(KINDS), np.uint64(KINDS + 1)
+"""Lanes of the gains from similar users and from walks."""
 
 
 class Followers(NamedTuple):
@@ -84,17 +86,18 @@ class MixReader:
     Attributes:
         span: number of last events whose followers count.
         neighbors: finds similar users.
+        walks: follows walks.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.span, self.neighbors = spec.counts.span, NeighborReader(spec)
+        self.span, self.neighbors, self.walks = spec.counts.span, NeighborReader(spec), WalkReader(spec)
         self._decays, self._desk = Decays.of(spec), Desk.of(spec)
         self._k, self._rates = spec.k, SolveRates.of(spec)
         self._shrinkage = np.float32(spec.counts.shrinkage)
 
     def combine(
         self, users: Side, items: np.ndarray, histories: Histories, lists: dict[str, np.ndarray],
-        followers: Followers, seen: np.ndarray, neighbors: Neighborhood, gram: np.ndarray,
+        followers: Followers, seen: np.ndarray, neighbors: Neighborhood, walks: Walks, gram: np.ndarray,
         unobserved: np.float32, mix: np.ndarray, item_count: int,
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:  # fmt: skip
         """Replaces the factors and biases of users by those with which scores are computed.
@@ -107,6 +110,7 @@ class MixReader:
             followers: the followers of these items.
             seen: numbers of events of the followers, uint32[f].
             neighbors: the similar users.
+            walks: the items at the ends of walks.
             gram: float64[2, k + 1, k + 1].
             unobserved: weight of pairs without an event.
             mix: the section.
@@ -116,7 +120,7 @@ class MixReader:
             The gains of items for each user (rows and gains), and the rows of the user's items.
         """
         n = len(histories.ends) - 1
-        size = histories.rows.size + followers.slots.size + neighbors.events.rows.size
+        size = histories.rows.size + followers.slots.size + neighbors.events.rows.size + walks.rows.size
         rows, gains, own = np.empty(size, np.uint32), np.empty(size, np.float32), histories.rows.copy()
         ends = np.zeros((2, n + 1), np.int64)
         places, room = (
@@ -125,7 +129,7 @@ class MixReader:
         )
         livefactor_combine_kernel(
             users, Side(items, np.empty(0, np.float32)), *histories, places, lists["neighbor_counts"],
-            lists["seen_count"], *followers, seen, room, neighbors, gram, unobserved, mix, np.float32(item_count), self._rates,
+            lists["seen_count"], *followers, seen, room, neighbors, walks, gram, unobserved, mix, np.float32(item_count), self._rates,
             self._shrinkage, np.uint64(self.span), self._decays, self._desk, rows, gains, own, ends,
         )  # fmt: skip
         follow, kept = ends.tolist()
@@ -199,6 +203,8 @@ def _merge(parts: Any, found: Any, kept: Any, desk: Any, rows: Any, gains: Any, 
                 gain += parts[COUNTS + kind] * np.float64(counts[first, kind])
             if counts.shape[1] > KINDS:
                 gain += parts[NEIGHBORS] * np.float64(counts[first, KINDS])
+            if counts.shape[1] > KINDS + 1:
+                gain += parts[WALK] * np.float64(counts[first, KINDS + 1])
             first += _1
         rows[at], gains[at] = row, np.float32(gain)
         at += _1
@@ -208,7 +214,7 @@ def _merge(parts: Any, found: Any, kept: Any, desk: Any, rows: Any, gains: Any, 
 @compiled
 def livefactor_combine_kernel(
     users: Any, items: Any, rows: Any, values: Any, weights: Any, ages: Any, ends: Any, places: Any, counts: Any,
-    owns: Any, found: Any, slots: Any, used: Any, seen: Any, room: Any, neighbors: Any, gram: Any,
+    owns: Any, found: Any, slots: Any, used: Any, seen: Any, room: Any, neighbors: Any, walks: Any, gram: Any,
     unobserved: Any, mix: Any, item_count: Any, rates: Any, shrinkage: Any, span: Any, decays: Any, desk: Any,
     out_rows: Any, out_gains: Any, own_rows: Any, out_ends: Any,
 ) -> None:  # fmt: skip
@@ -235,7 +241,11 @@ def livefactor_combine_kernel(
         if neighbors.ends.size:
             near, end = np.uint64(neighbors.ends[user]), np.uint64(neighbors.ends[user + _1])
             own, similar = weigh_own(person, desk.hood), neighbors.similarities[near:end]
-            size = add_neighbors(neighbors.events, near, similar, own, desk.hood, desk.followers, size)
+            size = add_neighbors(neighbors.events, near, similar, own, desk.hood, desk.followers, size, _NEAR)
+        if walks.ends.size:
+            begin, end = np.uint64(walks.ends[user]), np.uint64(walks.ends[user + _1])
+            walked, worth = walks.rows[begin:end], walks.gains[begin:end]
+            size = add_gained(walked, worth, desk.hood, desk.followers, size, _WALKED)
         sort_gains(desk.followers, size, desk.count_weights, last, count, desk)
         kept = find_repeats(person, decays.repeats, count, desk)
         popularity_moments(mix, count, desk)

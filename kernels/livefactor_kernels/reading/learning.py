@@ -27,6 +27,7 @@ from livefactor_kernels.reading import (
     initial,
     kinds_of,
     predicted_share,
+    rate_after,
     weights_of,
 )
 from livefactor_kernels.reading.newcomers import Newcomers
@@ -56,10 +57,11 @@ class Arithmetic(Protocol):
         source: Source,
         bias: np.ndarray,
         mix: np.ndarray,
+        rate: np.float64,
     ) -> None:
         """Predicts those events of a record that `events` bool[n] selects, and steps the weights.
 
-        `bias` float32[any] is that of the items before the record.
+        `bias` float32[any] is that of the items before the record, and `rate` that of the steps.
         """
         ...
 
@@ -140,8 +142,9 @@ class Mixer:
             first = run[0]
             is_predicted = self._predicted(UpdateRun.of([first]), np.array([items]))
             if is_predicted.any():
+                rate = rate_after(self._events, self._spec.mix)
                 self._arithmetic.predict(
-                    self._key, self._in_baskets(first), is_predicted, source, bias, self._mix
+                    self._key, self._in_baskets(first), is_predicted, source, bias, self._mix, rate
                 )
         if self._spec.mix.baskets:
             self._observe(run, users)
@@ -245,5 +248,5 @@ class Mixer:
     def _predicted(self, run: UpdateRun, items: np.ndarray) -> np.ndarray:
         """Which events of records are predicted, given the numbers of items before them."""
         events = self._events + np.concatenate([[0], run.ends[:-1]])
-        shares = predicted_share(events, self._spec.mix.predicted_first)
+        shares = predicted_share(events, self._spec.mix)
         return self._arithmetic.predicted(self._key, run, shares, items)

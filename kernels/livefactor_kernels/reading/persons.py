@@ -309,7 +309,8 @@ class PersonReader:
             gram[USERS, k, k] = 0.0
         items = source.gather(ITEMS, histories.rows)[0]
         neighbors = reader.neighbors.read(source, user_rows, histories)
-        parts = users, items, histories, lists, followers, seen, neighbors
+        walks = reader.walks.read(source, user_rows, histories)
+        parts = users, items, histories, lists, followers, seen, neighbors, walks
         return reader.combine(*parts, gram, unobserved, state[MIX], item_count)
 
     def _mix_reader(self) -> MixReader:

@@ -28,6 +28,8 @@ from livefactor_kernels.reading import (
     SQUARES,
     STEP_MAX,
     SUM,
+    WALK,
+    WALK_WEIGHTS,
     kinds_of,
     recent_decay,
     weights_of,
@@ -49,7 +51,6 @@ class ReferenceArithmetic:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec, self._panel = spec, Panel(spec)
-        self._rate = np.float64(np.float32(spec.mix.learning_rate))
         self._recent_decay, self._kinds = recent_decay(spec), kinds_of(spec)
 
     def predicted(self, key: np.uint64, run: UpdateRun, shares: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -71,10 +72,11 @@ class ReferenceArithmetic:
         source: Source,
         bias: np.ndarray,
         mix: np.ndarray,
+        rate: np.float64,
     ) -> None:
         """See `learning.Arithmetic.predict`."""
         for event in np.flatnonzero(events).tolist():
-            self._predict(key, update, event, source, bias, mix)
+            self._predict(key, update, event, source, bias, mix, rate)
 
     def _predict(
         self,
@@ -84,6 +86,7 @@ class ReferenceArithmetic:
         source: Source,
         bias: np.ndarray,
         mix: np.ndarray,
+        rate: np.float64,
     ) -> None:
         row = update.item_rows[event]
         events = self._remembered(update, event, source)
@@ -97,14 +100,16 @@ class ReferenceArithmetic:
         if row not in known.rows:
             new = np.ascontiguousarray(z[:, : len(candidates)])
             unit = weights[POPULARITY] * experts.moments[POPULARITY].scale
-            likely = step(weights, new, odds, _NEW_ITEM, self._rate, True)
+            likely = step(weights, new, odds, _NEW_ITEM, rate, True)
             if self._kinds > 1:
                 recent = source.read(ITEMS, candidates.astype(np.uint32), ("popularity",))["popularity"]
-                step_blend(mix, recent[:, 1], likely, unit, self._rate)
-        step(weights, z, np.append(odds, np.ones(len(own))), ~_NEW_ITEM, self._rate * REPEATS_RATE, False)
+                step_blend(mix, recent[:, 1], likely, unit, rate)
+        step(weights, z, np.append(odds, np.ones(len(own))), ~_NEW_ITEM, rate * REPEATS_RATE, False)
         weights_of(mix, experts.group)[:] = weights[:NEIGHBORS]
         if self._spec.mix.neighbors:
             mix[NEIGHBOR_WEIGHTS + experts.group] = weights[NEIGHBORS]
+        if self._spec.mix.walk_users:
+            mix[WALK_WEIGHTS + experts.group] = weights[WALK]
 
     def _candidates(
         self,
@@ -138,7 +143,7 @@ class ReferenceArithmetic:
         for expert, gains in enumerate((*experts.counts, experts.repeats), COUNTS):
             scores[expert] = gains.at(rows)
         scores[POPULARITY] = bias
-        scores[NEIGHBORS] = experts.neighbors.at(rows)
+        scores[NEIGHBORS], scores[WALK] = experts.neighbors.at(rows), experts.walks.at(rows)
         for expert, moment in enumerate(experts.moments):
             scores[expert] = (scores[expert] - moment.mean) * moment.scale
         return scores

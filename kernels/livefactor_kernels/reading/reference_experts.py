@@ -18,17 +18,19 @@ from livefactor_kernels.reading import (
     HALF_LIVES,
     MIX,
     NEIGHBOR_DISTANCE,
-    NEIGHBOR_EVENTS,
-    NEIGHBOR_HALF_LIFE,
-    NEIGHBOR_SPAN,
-    NEIGHBOR_USERS,
     NEIGHBOR_WEIGHTS,
     NEIGHBORS,
     POPULARITY,
     REPEATS,
+    SIMILAR,
     SQUARES,
     SUM,
+    WALK,
+    WALK_UNIT,
+    WALK_WEIGHTS,
+    WALKS,
     Moments,
+    Reach,
     group_of,
     moments,
     weights_of,
@@ -38,8 +40,10 @@ from livefactor_kernels.solve import FOLD_SWEEPS, GRAM, UNOBSERVED, SolveRates
 from livefactor_kernels.solve.reference import System, solve_row
 from livefactor_kernels.spec.model import ModelSpec
 from livefactor_kernels.tables import ITEMS, STARTS, USERS, has_starts
+from livefactor_kernels.tables.recent import Recent
 
 _COUNT_DECAYS = np.stack([decays(half_life) for half_life in COUNT_HALF_LIVES])
+_F1 = np.float32(1.0)
 _FOLD_DECAYS = np.stack([decays(half_life) for half_life in HALF_LIVES])
 
 
@@ -66,7 +70,7 @@ class Experts(NamedTuple):
     Attributes:
         folds: the folded-in rows, float32[FOLDS, k_padded].
         counts: gains of items for each of `COUNT_HALF_LIVES`. Their rows are the same.
-        repeats, neighbors: gains of items.
+        repeats, neighbors, walks: gains of items.
         moments: the moments of the experts' scores, by expert.
         group: the user's group.
         weights: the weights of the group, float64[EXPERTS].
@@ -76,13 +80,14 @@ class Experts(NamedTuple):
     counts: list[Gains]
     repeats: Gains
     neighbors: Gains
+    walks: Gains
     moments: list[Moments]
     group: int
     weights: np.ndarray
 
     def gaining(self) -> np.ndarray:
-        """The rows of the items that gain from counts or from similar users."""
-        return distinct(np.concatenate([self.counts[0].rows, self.neighbors.rows]))
+        """The rows of the items that gain from counts, from similar users or from walks."""
+        return distinct(np.concatenate([self.counts[0].rows, self.neighbors.rows, self.walks.rows]))
 
     def combined(self) -> tuple[np.ndarray, np.float32, Gains]:
         """The row float32[k_padded], the bias and the gains of the user, as scores use them."""
@@ -94,7 +99,7 @@ class Experts(NamedTuple):
             shift -= scaled[expert] / unit * self.moments[expert].mean
             if expert < FOLDS:
                 row += (scaled[expert] / unit) * self.folds[expert]
-        parts = self.counts[0].rows, self.repeats.rows, self.neighbors.rows
+        parts = self.counts[0].rows, self.repeats.rows, self.neighbors.rows, self.walks.rows
         rows = distinct(np.concatenate(parts))
         gains = np.zeros(len(rows))
         gains[np.searchsorted(rows, self.repeats.rows)] = (
@@ -105,9 +110,9 @@ class Experts(NamedTuple):
         for expert, counts in enumerate(self.counts, COUNTS):
             follow += (scaled[expert] / unit) * counts.gains.astype(np.float64)
         gains[places] = follow
-        gains[np.searchsorted(rows, self.neighbors.rows)] += (
-            scaled[NEIGHBORS] / unit
-        ) * self.neighbors.gains.astype(np.float64)
+        for expert, found in ((NEIGHBORS, self.neighbors), (WALK, self.walks)):
+            part = (scaled[expert] / unit) * found.gains.astype(np.float64)
+            gains[np.searchsorted(rows, found.rows)] += part
         return row.astype(np.float32), np.float32(shift), Gains(rows, gains.astype(np.float32))
 
 
@@ -131,19 +136,24 @@ class Panel:
         gram = state[GRAM].reshape(2, k + 1, k + 1)[ITEMS]
         folds = self._folds(source, user_row, events, state, items)
         counts, repeats = self._counts(source, events), self._repeats(events)
-        neighbors = (
-            similar_users(source, user_row, events, self._spec) if self._spec.mix.neighbors else NO_GAINS
-        )
+        mix, asked = self._spec.mix, (source, user_row, events, self._spec)
+        neighbors = similar_users(*asked) if mix.neighbors else NO_GAINS
+        walks = walked_items(*asked) if mix.walk_users else NO_GAINS
         sums = [_row_sums(fold[:k], gram) for fold in folds]
         sums += [_sums(each.gains) for each in (*counts, repeats)]
-        sums += [(float(state[MIX][SUM]), float(state[MIX][SQUARES])), _sums(neighbors.gains)]
+        sums += [
+            (float(state[MIX][SUM]), float(state[MIX][SQUARES])),
+            _sums(neighbors.gains),
+            _sums(walks.gains),
+        ]
         count = max(float(gram[k, k]), 1.0)
         found = [moments(total, squares, count) for total, squares in sums]
         has_start = self._spec.solve.start_events > 0 and self._start(source, user_row) is not None
         group = group_of(len(events.rows), has_start)
-        similar = state[MIX][NEIGHBOR_WEIGHTS + group] if self._spec.mix.neighbors else 0.0
-        weights = np.append(weights_of(state[MIX], group), similar)
-        return Experts(folds, counts, repeats, neighbors, found, group, weights)
+        similar = state[MIX][NEIGHBOR_WEIGHTS + group] if mix.neighbors else 0.0
+        walked = state[MIX][WALK_WEIGHTS + group] if mix.walk_users else 0.0
+        weights = np.append(weights_of(state[MIX], group), [similar, walked])
+        return Experts(folds, counts, repeats, neighbors, walks, found, group, weights)
 
     def _start(self, source: Source, user_row: np.ndarray) -> tuple[np.ndarray, np.float32] | None:
         if not has_starts(self._spec, USERS):
@@ -224,10 +234,51 @@ def _sums(gains: np.ndarray) -> tuple[float, float]:
 
 def similar_users(source: Source, user_row: np.ndarray, events: Remembered, spec: ModelSpec) -> Gains:
     """The gains of the last items of similar users."""
-    last = slice(-1, -NEIGHBOR_SPAN - 1, -1)
-    own, liked = np.ascontiguousarray(events.rows[last]), events.values[last] > 0
-    weights = events.weights[last] * decays(NEIGHBOR_HALF_LIFE)[: len(own)] * liked
-    taken, similar = source.recent(ITEMS, own, NEIGHBOR_USERS), dict[int, np.float32]()
+    own, weights = _last_events(events, SIMILAR)
+    weights = weights * decays(SIMILAR.half_life)[: len(own)]
+    similar = _users_of(source.recent(ITEMS, own, SIMILAR.users), user_row, weights)
+    neighbors = _most_similar(similar, spec.mix.neighbors)
+    had = source.recent(USERS, np.array(neighbors, np.uint32), SIMILAR.events)
+    gains, shared = dict[int, np.float32](), set(own[weights > 0].tolist())
+    for user, rows, values, worth, count in zip(neighbors, *had[:4], strict=True):
+        places = [place for place in range(int(count)) if values[place] > 0]
+        nearest = next((place for place in places if int(rows[place]) in shared), None)
+        for row, place in _first_places(rows, places).items() if nearest is not None else ():
+            assert nearest is not None
+            gain = (similar[user] * worth[place]) * decays(NEIGHBOR_DISTANCE)[abs(place - nearest)]
+            gains[row] = gains.get(row, np.float32(0.0)) + gain
+    found = _gains_of(gains)
+    return found._replace(gains=np.sqrt(found.gains)) if spec.mix.neighbor_roots else found
+
+
+def walked_items(source: Source, user_row: np.ndarray, events: Remembered, spec: ModelSpec) -> Gains:
+    """The gains of the items at the ends of walks."""
+    own, weights = _last_events(events, WALKS)
+    taken = source.recent(ITEMS, own, WALKS.users)
+    weights = (weights * WALK_UNIT) / np.sqrt(taken.seen.astype(np.float32) + _F1)
+    similar = _users_of(taken, user_row, weights)
+    neighbors = _most_similar(similar, spec.mix.walk_users)
+    had, gains = source.recent(USERS, np.array(neighbors, np.uint32), WALKS.events), dict[int, np.float32]()
+    for user, rows, values, worth, count, seen in zip(neighbors, *had, strict=True):
+        share = similar[user] / (np.float32(seen) + _F1)
+        places = [place for place in range(int(count)) if values[place] > 0]
+        for row, place in _first_places(rows, places).items():
+            gains[row] = gains.get(row, np.float32(0.0)) + share * worth[place]
+    found = _gains_of(gains)
+    seen = source.read(ITEMS, found.rows, ("seen_count",))["seen_count"].astype(np.float32)
+    return found._replace(gains=found.gains / np.sqrt(seen + _F1))
+
+
+def _last_events(events: Remembered, reach: Reach) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the user's last events, newest first, and their weights: 0 for dislikes."""
+    last = slice(-1, -reach.span - 1, -1)
+    liked = events.values[last] > 0
+    return np.ascontiguousarray(events.rows[last]), events.weights[last] * liked
+
+
+def _users_of(taken: Recent, user_row: np.ndarray, weights: np.ndarray) -> dict[int, np.float32]:
+    """s of the users who had the user's items, in the order in which they are found."""
+    similar = dict[int, np.float32]()
     for j, weight in enumerate(weights):
         count = int(taken.counts[j])
         others = taken.rows[j, :count][taken.values[j, :count] > 0]
@@ -235,20 +286,22 @@ def similar_users(source: Source, user_row: np.ndarray, events: Remembered, spec
         for other in dict.fromkeys(others.tolist()) if weight > 0 else ():
             if other != user_row[0]:
                 similar[other] = similar.get(other, np.float32(0.0)) + weight
+    return similar
+
+
+def _most_similar(similar: dict[int, np.float32], most: int) -> list[int]:
     # sorted keeps the order of equals.
-    neighbors = sorted(similar, key=lambda user: -similar[user])[: spec.mix.neighbors]
-    had = source.recent(USERS, np.array(neighbors, np.uint32), NEIGHBOR_EVENTS)
-    gains, shared = dict[int, np.float32](), set(own[weights > 0].tolist())
-    for user, rows, values, worth, count in zip(neighbors, *had, strict=True):
-        places = [place for place in range(int(count)) if values[place] > 0]
-        nearest = next((place for place in places if int(rows[place]) in shared), None)
-        first: dict[int, int] = {}
-        for place in places if nearest is not None else ():
-            first.setdefault(int(rows[place]), place)
-        for row, place in first.items():
-            assert nearest is not None
-            gain = (similar[user] * worth[place]) * decays(NEIGHBOR_DISTANCE)[abs(place - nearest)]
-            gains[row] = gains.get(row, np.float32(0.0)) + gain
+    return sorted(similar, key=lambda user: -similar[user])[:most]
+
+
+def _first_places(rows: np.ndarray, places: list[int]) -> dict[int, int]:
+    """The first of the places of each item."""
+    first = dict[int, int]()
+    for place in places:
+        first.setdefault(int(rows[place]), place)
+    return first
+
+
+def _gains_of(gains: dict[int, np.float32]) -> Gains:
     rows = np.array(sorted(gains), np.uint32)
-    found = np.array([gains[row] for row in rows.tolist()], np.float32)
-    return Gains(rows, np.sqrt(found) if spec.mix.neighbor_roots else found)
+    return Gains(rows, np.array([gains[row] for row in rows.tolist()], np.float32))

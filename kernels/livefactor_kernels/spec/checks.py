@@ -160,6 +160,11 @@ def _check_mix(spec: ModelSpec) -> None:
     require(not roots or similar > 0, "mix.neighbors", "above 0 with mix.neighbor_roots", similar)
     baskets = spec.mix.baskets
     require(not baskets or similar > 0, "mix.neighbors", "above 0 with mix.baskets", similar)
+    walks = spec.mix.walk_users
+    require(0 <= walks <= MAX_SIMILAR_USERS, "mix.walk_users", f"0..{MAX_SIMILAR_USERS}", walks)
+    early = spec.mix.early_events
+    require(0 <= early <= 65536, "mix.early_events", "0..65536", early)
+    require(not walks or similar > 0, "mix.neighbors", "above 0 with mix.walk_users", similar)
     if not rate:
         return
     require(spec.loss == Loss.IMPLICIT, "loss", "implicit (rule solve) with a mix", spec.loss)

@@ -247,6 +247,9 @@ class Mix:
         predicted_first: of the first events, one in so many is predicted to learn from, 1 to 8.
         neighbor_roots: whether similar users give an item the square root of their gains.
         baskets: whether events without times that stand side by side are predicted as a basket.
+        walk_users: number of users whose items score at the end of random walks, up to
+            `MAX_SIMILAR_USERS`, or 0.
+        early_events: all of the first so many events are predicted, with longer steps, up to 65536.
     """
 
     learning_rate: float = 0.0
@@ -256,6 +259,8 @@ class Mix:
     neighbor_roots: bool = False
     recent_start: float = 1.0
     baskets: bool = False
+    walk_users: int = 0
+    early_events: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,8 @@ _PRESETS: dict[str, ModelSpec] = {
             neighbor_roots=True,
             recent_start=4.0,
             baskets=True,
+            walk_users=100,
+            early_events=8192,
         ),
         auto=Auto(ratings_events=1000),
         limits=Limits(value_abs_max=1e6),

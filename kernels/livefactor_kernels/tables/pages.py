@@ -109,7 +109,8 @@ class PageReader:
     def newest(self, rows: np.ndarray, seen: np.ndarray, most: int) -> Recent:
         """The last `most` events of rows uint32[n] that had had `seen` uint32[n] events."""
         found = Recent.of(len(rows), most)
-        _newest_kernel(self.fields, rows, seen, np.uint64(most), *found)
+        found.seen[:] = seen
+        _newest_kernel(self.fields, rows, seen, np.uint64(most), *found[:-1])
         return found
 
 
@@ -353,8 +354,9 @@ def one_back(memory: Any, index: Any, place: Any) -> Any:
 @inlined
 def copy_newest(memory: Any, row: Any, line: Any, most: Any, found: Any) -> None:
     """Copies the last `most` events of a row to line number `line` of a `Recent`."""
-    count = min(min(word(memory.seen, row), memory.length), most)
-    found.counts[line] = np.uint32(count)
+    seen = word(memory.seen, row)
+    count = min(min(seen, memory.length), most)
+    found.counts[line], found.seen[line] = np.uint32(count), np.uint32(seen)
     if count > _0:
         index, place = newest(memory, row)
         for back in range(count):

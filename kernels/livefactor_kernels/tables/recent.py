@@ -17,19 +17,22 @@ class Recent(NamedTuple):
     Attributes:
         rows: rows of the other side, uint32[n, most].
         values, weights: float32[n, most].
-        counts: number of events of each row, uint32[n].
+        counts: number of these events of each row, uint32[n].
+        seen: number of all events of each row, uint32[n].
     """
 
     rows: np.ndarray
     values: np.ndarray
     weights: np.ndarray
     counts: np.ndarray
+    seen: np.ndarray
 
     @staticmethod
     def of(rows: int, most: int) -> Recent:
         """No events of `rows` rows."""
         values, weights = np.zeros((2, rows, most), np.float32)
-        return Recent(np.zeros((rows, most), np.uint32), values, weights, np.zeros(rows, np.uint32))
+        counts, seen = np.zeros((2, rows), np.uint32)
+        return Recent(np.zeros((rows, most), np.uint32), values, weights, counts, seen)
 
     def put(self, places: np.ndarray, others: Recent) -> None:
         """Replaces the rows number `places` int64[m] by `others`."""
@@ -44,7 +47,7 @@ def recent_of(sections: Mapping[str, np.ndarray], length: int, most: int) -> Rec
     """
     seen = sections["seen_count"].astype(np.int64)
     found = Recent.of(len(seen), most)
-    found.counts[:] = np.minimum(seen, min(most, length))
+    found.counts[:], found.seen[:] = np.minimum(seen, min(most, length)), seen
     exists = np.arange(most) < found.counts[:, None]
     places = ((seen[:, None] - 1 - np.arange(most)) % length)[exists]
     lines = np.nonzero(exists)[0]

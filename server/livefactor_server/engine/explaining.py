@@ -31,6 +31,7 @@ from livefactor_kernels.reading import (
     NEIGHBORS,
     POPULARITY,
     REPEATS,
+    WALK,
 )
 from livefactor_kernels.reading.persons import Events, PersonReader, Persons
 from livefactor_kernels.reading.reference_experts import Panel
@@ -197,7 +198,8 @@ class Explainer:
             said[fold] = found.folds[fold].astype(np.float64) @ y
         for expert, gains in enumerate((*found.counts, found.repeats), COUNTS):
             said[expert] = gains.at(item)[0]
-        said[POPULARITY], said[NEIGHBORS] = item_bias[0], found.neighbors.at(item)[0]
+        said[POPULARITY] = item_bias[0]
+        said[NEIGHBORS], said[WALK] = found.neighbors.at(item)[0], found.walks.at(item)[0]
         scaled = [weight * moment.scale for weight, moment in zip(found.weights, found.moments, strict=True)]
         unit = scaled[POPULARITY] or 1.0
         return tuple(
@@ -253,4 +255,5 @@ def _expert_names(spec: ModelSpec) -> tuple[str, ...]:
     names += [named("followers", each) for each in COUNT_HALF_LIVES]
     assert (len(names), REPEATS + 1, POPULARITY + 1) == (REPEATS, POPULARITY, NEIGHBORS)
     similar = ("similar users",) if spec.mix.neighbors else ()
-    return (*names, "repeats", "popularity", *similar)
+    walks = ("random walks",) if spec.mix.walk_users else ()
+    return (*names, "repeats", "popularity", *similar, *walks)
