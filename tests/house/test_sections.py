@@ -74,6 +74,12 @@ PARTS: dict[str, dict[str, Any]] = {
         "solve": Solve(0.5),
         "mix": Mix(0.01, 1.0, 9, baskets=True),
     },
+    "walks": {
+        "history": History(32, 16),
+        "counts": Counts(48),
+        "solve": Solve(0.5),
+        "mix": Mix(0.01, 1.0, 9, walk_users=9),
+    },
     "embeddings": {"history": History(32, 16), "embeddings": Embeddings(12)},
     "vectors of users": {"history": History(32, 16), "embeddings": Embeddings(0, 8.0, 12)},
     "features": {"history": History(32, 16), "features": Features(32, 4)},

@@ -150,8 +150,9 @@ SPECS: dict[str, ModelSpec] = {
     "solve-mix-roots": solve_spec(
         history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5, 5, 2, True, 3.0)
     ),
-    "solve-mix-baskets": solve_spec(
-        history=History(16, 16), counts=Counts(16, 6), mix=Mix(0.05, 0.5, 5, 1, baskets=True)
+    "solve-mix-walks": solve_spec(
+        history=History(16, 16), counts=Counts(16, 6),
+        mix=Mix(0.05, 0.5, 5, 2, baskets=True, walk_users=7, early_events=40),
     ),
     "solve-replay": solve_spec(micro_batch=8, replay=Replay(24, 0.75)),
     "solve-replay-B1": solve_spec(micro_batch=1, replay=Replay(24, 2.5), counts=Counts()),

@@ -183,6 +183,16 @@ SPECS: dict[str, ModelSpec] = {
         counts=Counts(16, 8),
         mix=Mix(0.05, 1.0, 6, 1, True, 3.0, True),
     ),
+    "solve_mix_walks": make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.0, 4, 2, 10.0),
+        counts=Counts(16, 8),
+        mix=Mix(0.05, 1.0, 6, 1, True, 3.0, True, 10, 1000),
+    ),
     "solve_squared": make_spec(
         Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)
     ),

@@ -53,10 +53,10 @@ def combined(
 ) -> tuple[np.ndarray, np.float32, Gains]:
     """The factors float32[kp], the bias and the gains of a user.
 
-    mix: float64[35, 37, 41, 44 or 48], the section. gram: float64[k + 1, k + 1], of the items. folds:
-    float32[FOLDS, kp], the user's rows with each half-life. counts: the gains with each of
-    `COUNT_HALF_LIVES`, of the same rows. neighbors and walks: the gains from similar
-    users and from walks. events: the number of remembered events.
+    mix: float64[35, 37, 41, 44 or 48], the section. gram: float64[k + 1, k + 1], of the items.
+    folds: float32[FOLDS, kp], the user's rows with each half-life. counts: the gains with each
+    of `COUNT_HALF_LIVES`, of the same rows. neighbors and walks: the gains from similar users
+    and from walks. events: the number of remembered events.
     """
     k, count = len(gram) - 1, max(float(gram[-1, -1]), 1.0)
     sums = [_row_sums(row[:k], gram) for row in folds]

@@ -74,7 +74,7 @@ class SimilarUsers:
     def _users_of(
         self, user: int, rows: np.ndarray, own: np.ndarray, newest: int, most: int
     ) -> list[tuple[int, np.float32]]:
-        """The most similar users and their similarities, given the user's items and their weights."""
+        """The most similar users and how similar they are, given the user's items and weights."""
         similar: dict[int, np.float32] = {}
         for row, weight in zip(rows.tolist(), own, strict=True):
             if weight > 0:

@@ -86,9 +86,10 @@ and W users stay. All items of the last `WALKS.events` events of such a user v g
 sum of these, divided by sqrt(n_i + 1).
 
 Weights. They start at `WEIGHT_START`, those of walks at `WALK_START`, those of users without events
-at 0, and those of popularity at `POPULARITY_START`. So lists begin near most-popular, while the tables know little. If rows get a
-start before the first event, the tables know much: the weight of popularity in group 3 becomes
-`POPULARITY_MIN`, and those of the folded-in rows in group 0 become `WEIGHT_START`.
+at 0, and those of popularity at `POPULARITY_START`. So lists begin near most-popular, while the
+tables know little. If rows get a start before the first event, the tables know much: the weight of
+popularity in group 3 becomes `POPULARITY_MIN`, and those of the folded-in rows in group 0 become
+`WEIGHT_START`.
 
 The weights are learned from predictions that are made before the event is learned. Let E events be
 learned before a record. Fresh event t of the record is predicted if its value is above 0, its item
@@ -230,7 +231,7 @@ WALK_UNIT = np.float32(2.0**20)
 GROUP_STARTS = (1, 5, 20)
 GROUPS = len(GROUP_STARTS) + 1
 WEIGHT_START, POPULARITY_START, POPULARITY_MIN, STEP_MAX = 0.1, 0.6, 0.02, 3.0
-WALK_START, EARLY_RATE = 0.5, 2.5
+WALK_START, EARLY_RATE = 0.3, 2.5
 VARIANCE_MIN = 1e-12
 CANDIDATES, OWN_MAX, REPEATS_RATE = 500, 32, 0.1
 PREDICTED_SCHEDULE, PREDICTED_MAX = 1024, 256

@@ -26,10 +26,14 @@ from livefactor_kernels.reading import (
     RUNS,
     SQUARES,
     SUM,
+    WALK,
+    WALK_START,
+    WALK_WEIGHTS,
     WEIGHT_START,
     initial,
     moments,
     predicted_share,
+    rate_after,
 )
 from livefactor_kernels.reading.cpu import CpuArithmetic
 from livefactor_kernels.reading.cpu_learning import Candidates
@@ -62,7 +66,7 @@ def mix_spec(**changes: object) -> ModelSpec:
 
 
 def similar_spec(**changes: object) -> ModelSpec:
-    return mix_spec(mix=Mix(0.2, 0.5, 10), **changes)
+    return mix_spec(mix=Mix(0.2, 0.5, 10, walk_users=10), **changes)
 
 
 def weights(model: CpuModel) -> np.ndarray:
@@ -212,7 +216,7 @@ def test_scores_are_the_weighted_sum_of_standardised_experts() -> None:
     rows = np.arange(count, dtype=np.uint32)
     reader = PersonReader(model.spec)
     parts = []
-    for expert in (*range(REPEATS), POPULARITY, NEIGHBORS):
+    for expert in (*range(REPEATS), POPULARITY, NEIGHBORS, WALK):
         alone = np.zeros((GROUPS, EXPERTS))
         alone[:, POPULARITY], alone[:, expert] = 1e-6, 1.0
         parts.append((expert, alone))
@@ -221,7 +225,8 @@ def test_scores_are_the_weighted_sum_of_standardised_experts() -> None:
         before = section.copy()
         for expert, alone in parts:
             section[: GROUPS * NEIGHBORS] = alone[:, :NEIGHBORS].reshape(-1)
-            section[NEIGHBOR_WEIGHTS:] = alone[:, NEIGHBORS]
+            section[NEIGHBOR_WEIGHTS : NEIGHBOR_WEIGHTS + GROUPS] = alone[:, NEIGHBORS]
+            section[WALK_WEIGHTS:] = alone[:, WALK]
             person = reader.read(pin, np.array([3], np.uint32), count)
             factors, bias = pin.gather(ITEMS, rows)
             scores = factors.astype(np.float64) @ person.factors[0] + bias + person.bias[0]
@@ -350,8 +355,18 @@ def test_a_part_of_the_users_reads_what_all_of_them_read() -> None:
 
 
 def test_few_events_of_a_long_stream_are_predicted() -> None:
-    assert [predicted_share(events, 8) for events in (0, 100_000, 10**9)] == [8, 97, 256]
-    assert [predicted_share(events, 2) for events in (0, 4096, 10**9)] == [2, 4, 256]
+    def shares(mix: Mix, *events: int) -> list[int]:
+        return predicted_share(np.array(events), mix).tolist()
+
+    assert shares(Mix(0.1), 0, 100_000, 10**9) == [8, 97, 256]
+    assert shares(Mix(0.1, predicted_first=2), 0, 4096, 10**9) == [2, 4, 256]
+    assert shares(Mix(0.1, early_events=5000), 0, 4999, 5000) == [1, 1, 8]
+
+
+def test_steps_are_longer_at_first() -> None:
+    mix = Mix(0.25, early_events=1000)
+    assert [rate_after(events, mix) for events in (0, 1000, 2000, 3000)] == [0.625, 0.625, 0.4375, 0.25]
+    assert rate_after(0, Mix(0.25)) == 0.25
 
 
 @pytest.mark.parametrize(
@@ -365,6 +380,9 @@ def test_few_events_of_a_long_stream_are_predicted() -> None:
         ("mix.recent_start", {"mix": Mix(0.1, 1.0, recent_start=8.5)}),
         ("mix.neighbors", {"mix": Mix(0.1, 1.0, neighbor_roots=True)}),
         ("mix.neighbors", {"mix": Mix(0.1, 1.0, baskets=True)}),
+        ("mix.neighbors", {"mix": Mix(0.1, 1.0, walk_users=5)}),
+        ("mix.walk_users", {"mix": Mix(0.1, 1.0, 5, walk_users=513)}),
+        ("mix.early_events", {"mix": Mix(0.1, early_events=65537)}),
         ("loss", {"loss": Loss.BPR, "negatives": 1, "rule": Rule.SGD, "solve": Solve()}),
         ("history.half_life", {"history": History(16, 16, 1.5)}),
         ("counts.neighbors", {"counts": Counts()}),
@@ -417,6 +435,25 @@ def test_similar_users_say_what_comes_next() -> None:
         gains = found.gains(0, np.arange(count, dtype=np.uint32))
         gains[rows] = 0.0
     assert model.items.keys[np.argmax(gains)] == lists[3, 3]
+
+
+def test_walks_reach_what_users_of_old_items_had() -> None:
+    """User 1 had item 0 before ten others. User 2 had item 0, too, and then item 99."""
+    model = CpuModel(similar_spec())
+    push(model, [1] * 11, list(range(11)))
+    push(model, [2, 2, 3], [0, 99, 50])
+    count = model.published[ITEMS]
+    row = model.items.find(np.array([99], np.uint64), count)
+    with model.pin() as pin:
+        user = np.array([0], np.uint32)
+        events = remembered({name: section[0] for name, section in pin.read(0, user, SEEN).items()})
+        found = Panel(model.spec).of(pin, user, events, count)
+    assert found.neighbors.at(row)[0] == 0.0
+    expected = 2.0**20 / np.sqrt(2 + 1) / (2 + 1) / np.sqrt(1 + 1)
+    assert np.isclose(found.walks.at(row)[0], expected, rtol=1e-6)
+    assert found.weights[WALK] == WALK_START
+    # Nothing leads to item 50 of user 3.
+    assert found.walks.at(model.items.find(np.array([50], np.uint64), count))[0] == 0.0
 
 
 @pytest.mark.parametrize("length", [16, 128])
