@@ -255,6 +255,7 @@ GOLDEN = {
     "solve_mix_similar": "3c04c8040c905e90ebccc609e5777d7eae113b7b12ed355449fbfff1f5809afd",
     "solve_mix_roots": "4d67d5e96ae65667ced4aa606efec2dd9b3fa49c2b75a736e44563bd4a157e75",
     "solve_mix_baskets": "543e8ce81bdaaaa92182e36c8a126e19a7d0c0890f92afce4525a8aab9511bbf",
+    "solve_mix_walks": "0a457605ee2243bb91ad54ce653f515e83bec27b921b93072493f64445186c40",
     "solve_squared": "8a68d26443a1f77c714ca93f1d39497bad0c1f556e994365c0414ab5c30c64bf",
     "solve_replay": "16b81a95457dc0256485b862e09d87acc5acd88b89202b9143ec899ca608c190",
     "softmax_uniform_adagrad": "97252bf497f34d731ee6e8256da6aec43649a2fe23f90d3c65f13ff08af1d664",

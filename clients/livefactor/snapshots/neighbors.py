@@ -14,10 +14,23 @@ from livefactor.snapshots.decays import decays
 from livefactor.snapshots.mixing import Gains
 from livefactor.snapshots.sections import Spec, remembered_offsets
 
-NEIGHBOR_SPAN, NEIGHBOR_USERS, NEIGHBOR_EVENTS = 8, 64, 32
-NEIGHBOR_HALF_LIFE, NEIGHBOR_DISTANCE = 1.5, 6.0
-WALK_SPAN, WALK_USERS, WALK_EVENTS = 32, 32, 64
-WALK_UNIT, _F1 = np.float32(2.0**20), np.float32(1.0)
+
+class Reach(NamedTuple):
+    """How far similar users, or walks, are followed.
+
+    span: number of the user's last events. users: number of last events of each of their items.
+    events: number of last events of each user who stays. half_life: of the user's own events.
+    """
+
+    span: int
+    users: int
+    events: int
+    half_life: float
+
+
+SIMILAR, WALKS = Reach(8, 64, 32, 1.5), Reach(32, 32, 64, 0.0)
+NEIGHBOR_DISTANCE = 6.0
+WALK_UNIT = np.float32(2.0**20)
 
 
 class History(NamedTuple):
@@ -45,23 +58,23 @@ class SimilarUsers:
 
         user: the user's row.
         """
-        rows, values, weights = (column[::-1][:NEIGHBOR_SPAN] for column in events)
-        own = weights * decays(NEIGHBOR_HALF_LIFE)[: len(rows)] * (values > 0)
+        rows, values, weights = (column[::-1][: SIMILAR.span] for column in events)
+        own = weights * decays(SIMILAR.half_life)[: len(rows)] * (values > 0)
         shared, gains = rows[own > 0], dict[int, np.float32]()
-        for other, similarity in self._users_of(user, rows, own, NEIGHBOR_USERS, self._spec.mix.neighbors):
-            self._add(self._newest("users", other, NEIGHBOR_EVENTS), similarity, shared, gains)
+        for other, similarity in self._users_of(user, rows, own, SIMILAR.users, self._spec.mix.neighbors):
+            self._add(self._newest("users", other, SIMILAR.events), similarity, shared, gains)
         found, summed = _sorted(gains)
         return Gains(found, np.sqrt(summed) if self._spec.mix.neighbor_roots else summed)
 
     def walked(self, user: int, events: History) -> Gains:
         """The gains of the items at the ends of walks. The arguments are those of `gains`."""
-        rows, values, weights = (column[::-1][:WALK_SPAN] for column in events)
+        rows, values, weights = (column[::-1][: WALKS.span] for column in events)
         seen = self._tensors["items.seen_count"][rows].astype(np.float32)
-        own = (weights * (values > 0) * WALK_UNIT) / np.sqrt(seen + _F1)
+        own = (weights * (values > 0) * WALK_UNIT) / np.sqrt(seen + np.float32(1.0))
         gains = dict[int, np.float32]()
-        for other, similarity in self._users_of(user, rows, own, WALK_USERS, self._spec.mix.walk_users):
-            share = similarity / (np.float32(self._tensors["users.seen_count"][other]) + _F1)
-            had, added = self._newest("users", other, WALK_EVENTS), set[int]()
+        for other, similarity in self._users_of(user, rows, own, WALKS.users, self._spec.mix.walk_users):
+            share = similarity / (np.float32(self._tensors["users.seen_count"][other]) + np.float32(1.0))
+            had, added = self._newest("users", other, WALKS.events), set[int]()
             for place in np.flatnonzero(had.values > 0).tolist():
                 row = int(had.rows[place])
                 if row not in added:
@@ -69,7 +82,7 @@ class SimilarUsers:
                     gains[row] = gains.get(row, np.float32(0.0)) + share * had.weights[place]
         found, summed = _sorted(gains)
         seen = self._tensors["items.seen_count"][found].astype(np.float32)
-        return Gains(found, summed / np.sqrt(seen + _F1))
+        return Gains(found, summed / np.sqrt(seen + np.float32(1.0)))
 
     def _users_of(
         self, user: int, rows: np.ndarray, own: np.ndarray, newest: int, most: int

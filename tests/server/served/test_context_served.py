@@ -71,9 +71,9 @@ def test_the_context_of_a_call_decides_what_comes_first(server: livefactor.Local
     """With and without histories; one bag for all users, or one each."""
     with server.scorer(model=model) as scorer:
         bags = [["hour:3"], {"hour:15": 1.0}]
-        night, day = scorer.recommend([1, 2], k=6, context=bags, context_weight=200)
+        night, day = scorer.recommend([1, 2], k=6, context=bags, context_weight=2000)
         assert (even_share(night), even_share(day)) == (1.0, 0.0)
-        shared = scorer.recommend([1, 2, 99], k=6, context=["hour:3"], context_weight=200)
+        shared = scorer.recommend([1, 2, 99], k=6, context=["hour:3"], context_weight=2000)
         assert [even_share(each) for each in shared] == [1.0, 1.0, 1.0]
         plain = scorer.score([1, 2], NAMES)
         scores = scorer.score([1, 2], NAMES, context={"hour:15": 2.0}, context_weight=3)
@@ -163,7 +163,7 @@ def test_a_switch_learns_the_context_of_the_log(server: livefactor.Local) -> Non
             scorer.recommend(1, context=["hour:3"])
         models.promote("later", context={"size": 40})
     with server.scorer(model="later") as scorer:
-        assert even_share(scorer.recommend(1, k=6, context=["hour:3"], context_weight=200)[0]) == 1.0
+        assert even_share(scorer.recommend(1, k=6, context=["hour:3"], context_weight=2000)[0]) == 1.0
 
 
 def test_a_file_brings_its_context_and_goes_on_where_it_ended(

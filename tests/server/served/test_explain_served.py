@@ -114,12 +114,12 @@ def test_the_experts_of_a_mix_add_up_to_the_score(place: Place) -> None:
     for item in (105, 110, 129):
         found = place.explain("auto", 7, item)
         assert [part.name for part in found.parts][::6] == ["factors", "repeats"]
-        assert len(found.parts) == 9
+        assert len(found.parts) == 10
         assert sum(part.amount for part in found.parts) == pytest.approx(float(found.score), abs=1e-4)
         for part in found.parts:
             assert part.weight >= 0 and np.isfinite(part.amount)
-    assert found.parts[-2].value == pytest.approx(float(found.item_bias))
-    assert found.parts[-1].name == "similar users"
+    assert found.parts[-3].value == pytest.approx(float(found.item_bias))
+    assert [part.name for part in found.parts[-2:]] == ["similar users", "random walks"]
 
 
 def test_the_parts_of_a_gain(place: Place) -> None:
@@ -136,8 +136,9 @@ def test_the_effect_of_an_event_is_what_the_score_loses_without_it(place: Place,
     assert effects == sorted(effects, reverse=True) and effects[0] > 0
     own = [each for each in found.events if each.item_id == 105]
     assert len(own) >= BATCHES and all(each.value == 1 for each in own)
-    # With counts.repeat the item itself carries its score most.
-    assert found.events[0].item_id == 105 and found.events[0].effect > 0
+    if name == "purchases":
+        # With counts.repeat the item itself carries its score most.
+        assert found.events[0].item_id == 105 and found.events[0].effect > 0
     few = place.explain(name, 7, 105, events_max=2)
     ages = sorted(each.visits_ago for each in found.events)
     assert sorted(each.visits_ago for each in few.events) == ages[:2]
@@ -191,7 +192,7 @@ def test_the_command(place: Place) -> None:
     assert shown.exit_code == 0, shown.output
     fields = json.loads(shown.stdout)
     found = place.explain("auto", 7, 105)
-    assert same_bits(fields["score"], found.score) and len(fields["parts"]) == 9
+    assert same_bits(fields["score"], found.score) and len(fields["parts"]) == 10
     assert np.array_equal(np.array(fields["user_factors"], np.float32), found.user_factors)
     text = runner.invoke(command, asked)
     assert text.exit_code == 0 and f"score {found.score}" in text.stdout
