@@ -30,7 +30,7 @@ class Reach(NamedTuple):
 
 SIMILAR, WALKS = Reach(8, 64, 32, 1.5), Reach(32, 32, 64, 0.0)
 NEIGHBOR_DISTANCE = 6.0
-WALK_UNIT = np.float32(2.0**20)
+WALK_ITEMS, WALK_UNIT = 256, np.float32(2.0**20)
 
 
 class History(NamedTuple):
@@ -80,9 +80,12 @@ class SimilarUsers:
                 if row not in added:
                     added.add(row)
                     gains[row] = gains.get(row, np.float32(0.0)) + share * had.weights[place]
-        found, summed = _sorted(gains)
+        found, summed = np.array(list(gains), np.int64), np.array(list(gains.values()), np.float32)
         seen = self._tensors["items.seen_count"][found].astype(np.float32)
-        return Gains(found, summed / np.sqrt(seen + np.float32(1.0)))
+        divided = summed / np.sqrt(seen + np.float32(1.0))
+        # A stable sort keeps the order of equals.
+        best = np.argsort(-divided, kind="stable")[:WALK_ITEMS]
+        return Gains(*_sorted(dict(zip(found[best].tolist(), divided[best], strict=True))))
 
     def _users_of(
         self, user: int, rows: np.ndarray, own: np.ndarray, newest: int, most: int

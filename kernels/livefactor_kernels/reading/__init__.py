@@ -83,7 +83,8 @@ events of an item or a user. The sums are those of similar users, with
 for the user's last `WALKS.span` events j. The last `WALKS.users` events of their items are visited,
 and W users stay. All items of the last `WALKS.events` events of such a user v gain
 (s_v / (n_v + 1)) * weight, whether or not an item of a j is among them. The gain of item i is the
-sum of these, divided by sqrt(n_i + 1).
+sum of these, divided by sqrt(n_i + 1). The `WALK_ITEMS` items with the largest gains stay, and of
+equal ones those that were found first, by user and from the newest event on. Others gain nothing.
 
 Weights. They start at `WEIGHT_START`, those of walks at `WALK_START`, those of users without events
 at 0, and those of popularity at `POPULARITY_START`. So lists begin near most-popular, while the
@@ -226,8 +227,8 @@ class Reach(NamedTuple):
 SIMILAR, WALKS = Reach(8, 64, 32, 1.5), Reach(32, 32, 64, 0.0)
 NEIGHBOR_DISTANCE = 6.0
 """Half-life of a neighbour's events beside the shared one, in events."""
-WALK_UNIT = np.float32(2.0**20)
-"""It keeps the variance of gains from walks far above `VARIANCE_MIN`."""
+WALK_ITEMS, WALK_UNIT = 256, np.float32(2.0**20)
+"""The unit keeps the variance of gains from walks far above `VARIANCE_MIN`."""
 GROUP_STARTS = (1, 5, 20)
 GROUPS = len(GROUP_STARTS) + 1
 WEIGHT_START, POPULARITY_START, POPULARITY_MIN, STEP_MAX = 0.1, 0.6, 0.02, 3.0

@@ -31,7 +31,7 @@ from livefactor_kernels.reading import (
     WALK,
     WALK_WEIGHTS,
 )
-from livefactor_kernels.reading.cpu_neighbors import Hood, gaining_items
+from livefactor_kernels.reading.cpu_neighbors import Hood, gaining_items, walked_items
 from livefactor_kernels.reading.cpu_rows import Rows, sort_rows
 from livefactor_kernels.simd.memory import reserve
 from livefactor_kernels.simd.steps import real, word
@@ -86,6 +86,7 @@ class Desk(NamedTuple):
         lines: float64[FOLDS, k].
         means, scales, weights: the moments and the weights of the experts, float64[EXPERTS].
         hood, walk: for the similar users, and for walks.
+        walked: the items at the ends of walks.
     """
 
     systems: Scratch
@@ -100,6 +101,7 @@ class Desk(NamedTuple):
     weights: np.ndarray
     hood: Hood
     walk: Hood
+    walked: Rows
 
     @staticmethod
     def of(spec: ModelSpec) -> Desk:
@@ -118,7 +120,8 @@ class Desk(NamedTuple):
             np.zeros(EXPERTS),
             np.zeros(EXPERTS),
             Hood.similar_users(spec, gaining_items(spec)),
-            Hood.walks(spec, gaining_items(spec)),
+            Hood.walks(spec),
+            Rows.of(walked_items(spec), 1),
         )
 
 

@@ -48,9 +48,11 @@ from livefactor_kernels.reading.cpu_experts import (
     with_unobserved,
 )
 from livefactor_kernels.reading.cpu_neighbors import (
+    add_gained,
     add_neighbors,
     find_neighbors,
     gaining_items,
+    keep_best,
     share_out,
     weigh_own,
     weigh_walks,
@@ -279,7 +281,7 @@ def _count_followers(
 
     The items are the followers of the last events, and those of similar users and of walks.
     """
-    followers, weights, hood, walk = desk.followers, desk.count_weights, desk.hood, desk.walk
+    followers, weights, hood, walked = desk.followers, desk.count_weights, desk.hood, desk.walked
     last, size = weigh_last(person, shared.span, decay, weights), _0
     table, seen, rows, gains = room.table, room.seen, followers.loose_rows, followers.loose
     table[:] = np.uint32(0)
@@ -301,10 +303,13 @@ def _count_followers(
         )  # fmt: skip
     if hood.users.size:
         size = _add_similar(tables, person, user, hood, room.shelf, followers, size, _NEAR)
-    if walk.users.size:
-        size = _add_similar(tables, person, user, walk, room.trail, followers, size, _WALKED)
-        for n in range(size):
-            gains[n, _WALKED] /= np.sqrt(np.float32(tables.seen[np.uint64(rows[n])]) + _F1)
+    if desk.walk.users.size:
+        found = _add_similar(tables, person, user, desk.walk, room.trail, walked, _0, _0)
+        for n in range(found):
+            own = np.float32(tables.seen[np.uint64(walked.loose_rows[n])])
+            walked.loose[n, 0] /= np.sqrt(own + _F1)
+        kept = keep_best(walked, found, desk.walk)
+        size = add_gained(walked.rows[:kept], walked.gains[:kept, 0], hood, followers, size, _WALKED)
     sort_gains(followers, size, weights, last, count, desk)
     return size
 

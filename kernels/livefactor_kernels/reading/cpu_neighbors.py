@@ -13,12 +13,13 @@ import numpy as np
 from livefactor_kernels.history import decays
 from livefactor_kernels.numbers.lanes import bits_of
 from livefactor_kernels.numbers.parts import inlined, part
-from livefactor_kernels.reading import NEIGHBOR_DISTANCE, SIMILAR, WALK_UNIT, WALKS, Reach
+from livefactor_kernels.reading import NEIGHBOR_DISTANCE, SIMILAR, WALK_ITEMS, WALK_UNIT, WALKS, Reach
 from livefactor_kernels.reading.cpu_rows import Rows, sort_rows
 from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.spec.model import ModelSpec
 
 _0, _1, _32 = np.uint64(0), np.uint64(1), np.uint64(32)
+_WALK_ITEMS = np.uint64(WALK_ITEMS)
 _GOLDEN, _ALL_BITS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFF)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
@@ -31,7 +32,7 @@ class Hood(NamedTuple):
         table: hash map of users, uint32.
         found, marks: rows of the users, and the j that last found them, uint32[users].
         similar: s of the users, float32[users].
-        order: memory to sort them.
+        order: memory to sort them, or items.
         users, similarities: rows and s of the neighbours, uint32[S] and float32[S].
         item_table: hash map of items, uint32.
         item_marks: the neighbour that last had an item, uint32[items].
@@ -62,9 +63,9 @@ class Hood(NamedTuple):
         return Hood._of(spec.mix.neighbors, SIMILAR, items, spec.mix.neighbor_roots, False)
 
     @staticmethod
-    def walks(spec: ModelSpec, items: int) -> Hood:
+    def walks(spec: ModelSpec) -> Hood:
         """For walks."""
-        return Hood._of(spec.mix.walk_users, WALKS, items, False, True)
+        return Hood._of(spec.mix.walk_users, WALKS, walked_items(spec), False, True)
 
     @staticmethod
     def _of(neighbors: int, reach: Reach, items: int, roots: bool, is_walk: bool) -> Hood:
@@ -76,7 +77,7 @@ class Hood(NamedTuple):
             np.empty(size, np.uint32),
             np.empty(size, np.uint32),
             np.empty(size, np.float32),
-            Rows.of(size, 1),
+            Rows.of(max(size, items) if neighbors else 0, 1),
             np.empty(neighbors, np.uint32),
             np.empty(neighbors, np.float32),
             empty_map(items if neighbors else 0),
@@ -91,7 +92,12 @@ class Hood(NamedTuple):
 def gaining_items(spec: ModelSpec) -> int:
     """The largest number of items that gain from counts, similar users or walks."""
     followers = min(spec.counts.span, spec.history.users) * spec.counts.neighbors
-    return followers + spec.mix.neighbors * SIMILAR.events + spec.mix.walk_users * WALKS.events
+    return followers + spec.mix.neighbors * SIMILAR.events + (WALK_ITEMS if spec.mix.walk_users else 0)
+
+
+def walked_items(spec: ModelSpec) -> int:
+    """The largest number of items at the ends of a user's walks."""
+    return spec.mix.walk_users * WALKS.events
 
 
 def empty_map(rows: int) -> np.ndarray:
@@ -239,6 +245,22 @@ def _append(items: Any, size: Any, row: Any) -> Any:
     for lane in range(np.uint64(items.loose.shape[1])):
         items.loose[size, lane] = _F0
     return size + _1
+
+
+@part
+def keep_best(items: Any, size: Any, hood: Any) -> Any:
+    """Writes the loose items that stay, and their gains, to `items`. Returns their number."""
+    order, kept = hood.order, min(size, _WALK_ITEMS)
+    for n in range(size):
+        order.order[n] = np.uint32(n)
+    if kept < size:
+        for n in range(size):
+            order.loose_rows[n] = np.uint32(_ALL_BITS - bits_of(items.loose[n, 0]))
+        sort_rows(order, size)
+    for n in range(kept):
+        place = np.uint64(order.order[n])
+        items.rows[n], items.gains[n, 0] = items.loose_rows[place], items.loose[place, 0]
+    return kept
 
 
 @part

@@ -13,7 +13,9 @@ from livefactor_kernels.reading.cpu_neighbors import (
     Hood,
     add_neighbors,
     find_neighbors,
+    keep_best,
     share_out,
+    walked_items,
     weigh_own,
     weigh_walks,
 )
@@ -78,8 +80,7 @@ class WalkReader:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._most = spec.mix.walk_users
-        room = self._most * WALKS.events
-        self._hood, self._items = Hood.walks(spec, room), Rows.of(room, 1)
+        self._hood, self._items = Hood.walks(spec), Rows.of(walked_items(spec), 1)
 
     def read(self, source: Source, user_rows: np.ndarray, histories: Histories) -> Walks:
         """The walks of the users of rows uint32[n] (or `NO_ROW`) with these histories."""
@@ -93,7 +94,9 @@ class WalkReader:
         ends = np.zeros_like(found.ends)
         size = livefactor_walks_kernel(found, self._hood, self._items, rows, gains, ends)
         seen = source.read(ITEMS, rows[:size], ("seen_count",))["seen_count"]
-        return Walks(ends, rows[:size], gains[:size] / np.sqrt(seen.astype(np.float32) + _F1))
+        gains[:size] /= np.sqrt(seen.astype(np.float32) + _F1)
+        size = livefactor_best_kernel(self._hood, self._items, rows, gains, ends)
+        return Walks(ends, rows[:size], gains[:size])
 
 
 def _found(
@@ -156,4 +159,20 @@ def livefactor_walks_kernel(
             out_rows[at + n], out_gains[at + n] = items.loose_rows[n], items.loose[n, 0]
         at += size
         out_ends[user + _1] = np.int64(at)
+    return at
+
+
+@compiled
+def livefactor_best_kernel(hood: Any, items: Any, rows: Any, gains: Any, ends: Any) -> Any:
+    """Moves the items of each user that stay to the front. Returns the number of all of them."""
+    first, at = _0, _0
+    for user in range(np.uint64(ends.size) - _1):
+        last = np.uint64(ends[user + _1])
+        for n in range(last - first):
+            items.loose_rows[n], items.loose[n, 0] = rows[first + n], gains[first + n]
+        kept = keep_best(items, last - first, hood)
+        for n in range(kept):
+            rows[at + n], gains[at + n] = items.rows[n], items.gains[n, 0]
+        first, at = last, at + kept
+        ends[user + _1] = np.int64(at)
     return at

@@ -26,6 +26,7 @@ from livefactor_kernels.reading import (
     SQUARES,
     SUM,
     WALK,
+    WALK_ITEMS,
     WALK_UNIT,
     WALK_WEIGHTS,
     WALKS,
@@ -264,9 +265,12 @@ def walked_items(source: Source, user_row: np.ndarray, events: Remembered, spec:
         places = [place for place in range(int(count)) if values[place] > 0]
         for row, place in _first_places(rows, places).items():
             gains[row] = gains.get(row, np.float32(0.0)) + share * worth[place]
-    found = _gains_of(gains)
-    seen = source.read(ITEMS, found.rows, ("seen_count",))["seen_count"].astype(np.float32)
-    return found._replace(gains=found.gains / np.sqrt(seen + _F1))
+    rows = np.array(list(gains), np.uint32)
+    seen = source.read(ITEMS, rows, ("seen_count",))["seen_count"].astype(np.float32)
+    divided = np.array(list(gains.values()), np.float32) / np.sqrt(seen + _F1)
+    # A stable sort keeps the order of equals.
+    best = np.argsort(-divided, kind="stable")[:WALK_ITEMS]
+    return _gains_of(dict(zip(rows[best].tolist(), divided[best], strict=True)))
 
 
 def _last_events(events: Remembered, reach: Reach) -> tuple[np.ndarray, np.ndarray]:
