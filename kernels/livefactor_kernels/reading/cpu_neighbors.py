@@ -11,16 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from livefactor_kernels.history import decays
-from livefactor_kernels.numbers.lanes import bits_of
 from livefactor_kernels.numbers.parts import inlined, part
 from livefactor_kernels.reading import NEIGHBOR_DISTANCE, SIMILAR, WALK_ITEMS, WALK_UNIT, WALKS, Reach
-from livefactor_kernels.reading.cpu_rows import Rows, sort_rows
+from livefactor_kernels.reading.cpu_rows import Rows, sort_largest
 from livefactor_kernels.simd.steps import real, word
 from livefactor_kernels.spec.model import ModelSpec
 
 _0, _1, _32 = np.uint64(0), np.uint64(1), np.uint64(32)
 _WALK_ITEMS = np.uint64(WALK_ITEMS)
-_GOLDEN, _ALL_BITS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFFFFFFFF)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _F0, _F1 = np.float32(0.0), np.float32(1.0)
 
 
@@ -171,11 +170,9 @@ def find_neighbors(user: Any, events: Any, first: Any, last: Any, hood: Any) -> 
             if marks[slot] != mark:
                 marks[slot] = mark
                 similar[slot] += weight
-    # The bits of positive numbers have their order. The sort ascends and keeps the order of equals.
     for n in range(size):
-        hood.order.loose_rows[n] = np.uint32(_ALL_BITS - bits_of(similar[n]))
-    sort_rows(hood.order, size)
-    kept = min(size, np.uint64(hood.users.size))
+        hood.order.loose[n, 0] = similar[n]
+    kept = sort_largest(hood.order, size, np.uint64(hood.users.size))
     for n in range(kept):
         slot = np.uint64(hood.order.order[n])
         hood.users[n], hood.similarities[n] = found[slot], similar[slot]
@@ -250,15 +247,11 @@ def _append(items: Any, size: Any, row: Any) -> Any:
 @part
 def keep_best(items: Any, size: Any, hood: Any) -> Any:
     """Writes the loose items that stay, and their gains, to `items`. Returns their number."""
-    order, kept = hood.order, min(size, _WALK_ITEMS)
     for n in range(size):
-        order.order[n] = np.uint32(n)
-    if kept < size:
-        for n in range(size):
-            order.loose_rows[n] = np.uint32(_ALL_BITS - bits_of(items.loose[n, 0]))
-        sort_rows(order, size)
+        hood.order.loose[n, 0] = items.loose[n, 0]
+    kept = sort_largest(hood.order, size, _WALK_ITEMS)
     for n in range(kept):
-        place = np.uint64(order.order[n])
+        place = np.uint64(hood.order.order[n])
         items.rows[n], items.gains[n, 0] = items.loose_rows[place], items.loose[place, 0]
     return kept
 

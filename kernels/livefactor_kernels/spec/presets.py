@@ -115,7 +115,7 @@ _PRESETS: dict[str, ModelSpec] = {
             neighbor_roots=True,
             recent_start=4.0,
             baskets=True,
-            walk_users=100,
+            walk_users=64,
             early_events=8192,
         ),
         auto=Auto(ratings_events=1000),
