@@ -213,7 +213,8 @@ IN_SIMULATOR = (
 """The specs that run on the simulator in `make test`, which takes a second for a millisecond of a
 device.
 
-The files of the GPU tests learn with the other optimisers, losses and rules there. All of `SPECS` run on a device, and with the marker `long`.
+The files of the GPU tests learn with the other optimisers, losses and rules there. All of `SPECS`
+run on a device, and with the marker `long`.
 """
 
 
