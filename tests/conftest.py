@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,9 +47,23 @@ _TALLY = pytest.StashKey[Tally]()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     folders = tuple(tests / name for name in _TIMED)
+    # Thousands of items stand in hundreds of files, and a look at the parents of a path is slow.
+    timed: dict[Path, bool] = {}
     for item in items:
-        if any(folder in item.path.parents for folder in folders):
+        if item.path not in timed:
+            timed[item.path] = any(folder in item.path.parents for folder in folders)
+        if timed[item.path]:
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_collection_finish() -> None:
+    """Exempt modules and tests from the search for cyclic garbage, because they live to the end.
+
+    A full collection looks at all objects that live. A process that compiles kernels spends a tenth
+    of its time on that.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

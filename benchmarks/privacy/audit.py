@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binom
 
 CONFIDENCE = 0.95
 EPSILON_MAX = 50.0
@@ -30,6 +29,9 @@ class Found(NamedTuple):
 
 def likelihood(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
     """The bound on the probability of so many right guesses, or more."""
+    # The import takes two seconds of a processor.
+    from scipy.stats import binom
+
     q = 1.0 / (1.0 + np.exp(-epsilon))
     steps = np.arange(1, right + 1)
     below = binom.cdf(right - 1, guesses, q) - binom.cdf(right - steps - 1, guesses, q)

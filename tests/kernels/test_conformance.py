@@ -29,6 +29,8 @@ if SIMULATED:
     simulated_blocks.install()
 
 EVENTS = 9 if SIMULATED else 60
+EXAMPLES = [1] if SIMULATED else [3, pytest.param(10, marks=pytest.mark.long)]
+"""Streams that each spec learns: few in `make test`, and more in `make test-long`."""
 COMPILED = specs_of("cuda") if SIMULATED else [*specs_of("cpu"), *specs_of("cuda")]
 """All backends that are compared with the reference. The simulator of GPU kernels does not repeat
 the CPU.
@@ -79,18 +81,23 @@ def varied(spec: ModelSpec, data: st.DataObject) -> ModelSpec:
 
 
 @each_spec
-@settings(max_examples=1 if SIMULATED else 5)
-@given(data=st.data())
-def test_any_stream_in_any_grouping_gives_the_bits_of_the_reference(backend, spec, data) -> None:
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_any_stream_in_any_grouping_gives_the_bits_of_the_reference(backend, spec, examples) -> None:
     """Records of any sizes, also empty ones. One call applies several of them."""
-    spec = spec if SIMULATED else varied(spec, data)
-    sizes = data.draw(st.lists(st.integers(0, EVENTS), min_size=1, max_size=4), "sizes")
-    seed, at_once = data.draw(st.integers(0, 2**32), "seed"), data.draw(st.integers(1, 4), "at once")
-    model, judge = create_backend(backend, spec), ReferenceModel(spec)
-    stream = draw_stream(seed, spec, sizes)
-    learn(model, stream, at_once)
-    learn(judge, stream)
-    assert_same(model, judge)
+
+    @settings(max_examples=examples)
+    @given(data=st.data())
+    def learns_alike(data: st.DataObject) -> None:
+        chosen = spec if SIMULATED else varied(spec, data)
+        sizes = data.draw(st.lists(st.integers(0, EVENTS), min_size=1, max_size=4), "sizes")
+        seed, at_once = data.draw(st.integers(0, 2**32), "seed"), data.draw(st.integers(1, 4), "at once")
+        model, judge = create_backend(backend, chosen), ReferenceModel(chosen)
+        stream = draw_stream(seed, chosen, sizes)
+        learn(model, stream, at_once)
+        learn(judge, stream)
+        assert_same(model, judge)
+
+    learns_alike()
 
 
 @each_spec

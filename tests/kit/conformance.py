@@ -202,17 +202,11 @@ IN_SIMULATOR = (
     "squared-0-adagrad-b7",
     "bpr-3-ftrl-b7-bfloat16",
     "logistic-3-lazy_adam-b1",
-    "bpr-3-rowwise_adagrad-b7",
-    "logistic-0-sgd-b1",
-    "dropout-bpr",
     "adaptive-micro",
-    "adaptive-negatives-replay",
     "replay-squared-micro",
-    "solve-implicit",
     "solve-replay",
     "solve-squared",
     "history-bpr-counts",
-    "softmax-popularity",
     "softmax-uniform-B1",
     "softmax-in-batch-groups",
     "softmax-replay",
@@ -220,7 +214,8 @@ IN_SIMULATOR = (
 """The specs that run on the simulator in `make test`, which takes a second for a millisecond of a
 device.
 
-All of `SPECS` run on a device, and with the marker `long`.
+The files of the GPU tests learn with the other optimisers, losses and rules there. All of `SPECS`
+run on a device, and with the marker `long`.
 """
 
 
@@ -228,7 +223,6 @@ READ_IN_SIMULATOR = (
     "bpr-3-ftrl-b7-bfloat16",
     "logistic-3-lazy_adam-b1",
     "adaptive-micro",
-    "replay-squared-micro",
     "solve-replay",
     "history-bpr-counts",
     "softmax-replay",

@@ -47,6 +47,8 @@ def target(request) -> tuple[int, int]:
 ALIKE = {
     *("dropped_logistic_users", "dropped_logistic_items", "dropped_logistic_walk"),
     *("softmax_adam_users", "softmax_adam_lanes", "adam_lanes", "ftrl_lanes", "solve_64", "solve_128"),
+    # Other short kernels of the same method have their formulas.
+    *("rowwise_lanes", "dropped_bpr_walk", "bpr_walk"),
     *("rival_hogwild", "rival_float16_hogwild", "rival_errors", "rival_row_block", "rival_row_step"),
 }
 """Kernels with the formulas of another kernel, and kernels of benchmarks alone."""

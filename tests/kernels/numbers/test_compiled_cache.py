@@ -7,9 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ import pytest
 import livefactor_kernels
 import synthetic
 from livefactor_server.judging import choice
+from numba_forks import Done, Forks, Script
 
 KERNELS = Path(livefactor_kernels.__file__).parent
 SERVER = Path(choice.__file__).parents[1]
@@ -101,17 +100,25 @@ def added(number):
 """
 
 
-def run(script: str, *paths: Path, arguments: tuple[str, ...] = (), **variables: str) -> str:
-    """The output of a script in its own process, which finds modules in `paths` first."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        env=environment(*paths, **variables),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(forks: Forks) -> Run:
+    """Provide `run(script, *paths, arguments=, **variables)`, which gives a script's output.
+
+    It runs in its own process, which finds modules in `paths` first.
+    """
+
+    def run(script: str, *paths: Path, arguments: tuple[str, ...] = (), **variables: str) -> str:
+        return succeeded(forks.run(Script(script, arguments, environment(*paths, **variables)))[0]).stdout
+
+    return run
+
+
+def succeeded(done: Done) -> Done:
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 def environment(*paths: Path, **variables: str) -> dict[str, str]:
@@ -121,7 +128,7 @@ def environment(*paths: Path, **variables: str) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_an_edit_of_an_inlined_function_is_in_the_next_process_s_results(tmp_path) -> None:
+def test_an_edit_of_an_inlined_function_is_in_the_next_process_s_results(tmp_path, run: Run) -> None:
     for folder in (KERNELS, SERVER):
         shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
     # The unchanged copy finds the code that other tests compiled, where they share a folder. If the
@@ -139,21 +146,19 @@ def test_an_edit_of_an_inlined_function_is_in_the_next_process_s_results(tmp_pat
     assert [room for room in before if after[room] == before[room]] == []
 
 
-def test_processes_that_compile_variants_at_once_find_their_own_later(tmp_path) -> None:
+def test_processes_that_compile_variants_at_once_find_their_own_later(
+    tmp_path, forks: Forks, run: Run
+) -> None:
     """The processes share one cache. The variants of a kernel differ only in a value of its
     closure.
     """
     (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
     numbers = [str(number) for number in range(8)]
     writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", VARIANTS, *numbers[writer:], *numbers[:writer]],
-            env=environment(tmp_path, KERNELS.parent),
-            stdout=subprocess.PIPE,
-        )
+        Script(VARIANTS, [*numbers[writer:], *numbers[:writer]], environment(tmp_path, KERNELS.parent))
         for writer in (0, 2, 4)
     ]
-    assert [writer.communicate()[0].strip() for writer in writers] == [b"True"] * 3
+    assert [done.stdout for done in forks.run(*writers)] == ["True\n"] * 3
     files = kept(tmp_path)
     assert len(files) == len(numbers)
     assert run(VARIANTS, tmp_path, KERNELS.parent, arguments=tuple(numbers)) == "True\n"
@@ -165,7 +170,7 @@ def kept(folder: Path) -> Mapping[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.livefactor")}
 
 
-def test_code_of_another_source_is_removed(tmp_path) -> None:
+def test_code_of_another_source_is_removed(tmp_path, run: Run) -> None:
     module = tmp_path / "variants.py"
     module.write_text(VARIANTS_MODULE)
     run(VARIANTS, tmp_path, KERNELS.parent, arguments=("1", "2"))
@@ -176,7 +181,7 @@ def test_code_of_another_source_is_removed(tmp_path) -> None:
     assert not first.keys() & kept(tmp_path).keys()
 
 
-def test_copies_of_a_source_share_code_in_the_folder_of_the_variable(tmp_path) -> None:
+def test_copies_of_a_source_share_code_in_the_folder_of_the_variable(tmp_path, run: Run) -> None:
     """Code of another source stays there for a week, since another copy may use it."""
     shared = tmp_path / "shared"
 
@@ -199,17 +204,16 @@ def test_copies_of_a_source_share_code_in_the_folder_of_the_variable(tmp_path) -
     assert not first.keys() & kept(shared).keys()
 
 
-def test_without_a_folder_that_can_be_written_code_is_kept_among_temporary_files(tmp_path) -> None:
+def test_without_a_folder_that_can_be_written_code_is_kept_among_temporary_files(
+    tmp_path, forks: Forks
+) -> None:
     (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
     # A file where a folder belongs refuses writing to root, too.
     (tmp_path / "__pycache__").write_text("")
     (tmp_path / "temporary").mkdir()
     folders = {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull, "TMPDIR": str(tmp_path / "temporary")}
-    command = [sys.executable, "-c", VARIANTS, "1", "2"]
-    variables = environment(tmp_path, KERNELS.parent, **folders)
-    results = [
-        subprocess.run(command, env=variables, capture_output=True, text=True, check=True) for _ in range(2)
-    ]
+    script = Script(VARIANTS, ["1", "2"], environment(tmp_path, KERNELS.parent, **folders))
+    results = [succeeded(forks.run(script)[0]) for _ in range(2)]
     assert [done.stdout for done in results] == ["True\n"] * 2
     for done in results:
         (line,) = done.stderr.splitlines()
@@ -217,23 +221,23 @@ def test_without_a_folder_that_can_be_written_code_is_kept_among_temporary_files
     assert len(kept(tmp_path / "temporary")) == 2
 
 
-def test_without_any_folder_that_can_be_written_a_kernel_is_compiled_and_not_kept(tmp_path) -> None:
+def test_without_any_folder_that_can_be_written_a_kernel_is_compiled_and_not_kept(
+    tmp_path, forks: Forks
+) -> None:
     (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
     (tmp_path / "__pycache__").write_text("")
     folders = {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull}
     # `tempfile` finds no folder where every candidate is a file.
     nowhere = "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/dev/null']\n"
-    done = subprocess.run(
-        [sys.executable, "-c", nowhere + VARIANTS, "1", "2"],
-        env=environment(tmp_path, KERNELS.parent, **folders), capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    script = Script(nowhere + VARIANTS, ["1", "2"], environment(tmp_path, KERNELS.parent, **folders))
+    done = succeeded(forks.run(script)[0])
     assert done.stdout == "True\n"
     (line,) = done.stderr.splitlines()
     assert "RuntimeWarning: compiled kernels are not kept" in line
     assert kept(tmp_path) == {}
 
 
-def test_a_temporary_folder_that_others_can_write_is_not_used(tmp_path) -> None:
+def test_a_temporary_folder_that_others_can_write_is_not_used(tmp_path, run: Run) -> None:
     (tmp_path / "variants.py").write_text(VARIANTS_MODULE)
     (tmp_path / "__pycache__").write_text("")
     planted = tmp_path / "temporary" / f"livefactor-kernels-{os.getuid()}"

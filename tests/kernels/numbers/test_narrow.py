@@ -4,6 +4,8 @@ lanes.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,6 +25,7 @@ MOST = {FactorDtype.FLOAT16: 65504.0, FactorDtype.BFLOAT16: 1e6}
 WORDS = st.integers(0, 2**32 - 1)
 
 
+@cache
 def representable(dtype: FactorDtype) -> np.ndarray:
     """All finite values of a factor in a narrow type, as stored.
 

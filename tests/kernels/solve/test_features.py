@@ -125,7 +125,7 @@ def learn(model: Backend, turns: range, seed: int = 4) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_kernels_have_the_bits_of_the_reference(spec: ModelSpec, seed: int) -> None:
     fast, judge = CpuModel(spec), ReferenceModel(spec)
     for turn in range(20):

@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from livefactor_kernels.spec.checks import check
 from livefactor_kernels.spec.model import Merge, Privacy, SpecError
@@ -116,6 +115,9 @@ def test_no_contribution_is_longer_than_the_clip() -> None:
 def test_the_noise_is_normal_and_never_twice_the_same() -> None:
     drawn = normal(1_000_001)
     assert len(drawn) == 1_000_001 and abs(drawn.std() - 1) < 0.005
+    # The import takes two seconds of a processor, and each process of a run collects this file.
+    from scipy import stats
+
     assert stats.kstest(drawn[:200_000], "norm").pvalue > 1e-6
     assert not np.array_equal(drawn[:100], normal(100))
     privacy = Privacy(8.0, 1e-6, 0, 0.5, 4.0)
