@@ -191,7 +191,7 @@ GOLDEN_SPECS = {
     "clicks": "63e51217ace23fa2",
     "purchases": "19bcfaa2a77c1250",
     "news": "708c75acb1128cc9",
-    "auto": "d7afb5c6f259ef09",
+    "auto": "e4817b2d32d3f5fc",
 }
 
 
