@@ -48,6 +48,8 @@ from livefactor_kernels.spec.model import ModelSpec
 
 KINDS = len(COUNT_HALF_LIVES)
 """Number of experts with gains from counts."""
+NEAR_LANE, WALK_LANE = np.uint64(KINDS), np.uint64(KINDS + 1)
+"""Lanes of the gains from similar users and from walks."""
 _0, _1, _4, _32 = np.uint64(0), np.uint64(1), np.uint64(4), np.uint64(32)
 _STEPS = np.uint64(DECAY_STEPS)
 _FOLDS, _KINDS, _LEARNED = np.uint64(FOLDS), np.uint64(KINDS), np.uint64(NEIGHBORS)

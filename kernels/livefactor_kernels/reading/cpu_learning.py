@@ -31,6 +31,8 @@ from livefactor_kernels.reading import (
 )
 from livefactor_kernels.reading.cpu_experts import (
     KINDS,
+    NEAR_LANE,
+    WALK_LANE,
     add_gains,
     dots_of,
     find_followers,
@@ -71,8 +73,6 @@ from livefactor_kernels.tables.recent import Recent
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
 _CANDIDATES, _OWN_MAX, _AHEAD = np.uint64(CANDIDATES), np.uint64(OWN_MAX), np.uint64(8)
 _OLDEST = np.int64(DECAY_STEPS - 1)
-_NEAR, _WALKED = np.uint64(KINDS), np.uint64(KINDS + 1)
-"""Lanes of the gains from similar users and from walks."""
 _F0, _F1, _D0, _D1 = np.float32(0.0), np.float32(1.0), np.float64(0.0), np.float64(1.0)
 
 
@@ -302,14 +302,14 @@ def _count_followers(
             desk.norms, gains,
         )  # fmt: skip
     if hood.users.size:
-        size = _add_similar(tables, person, user, hood, room.shelf, followers, size, _NEAR)
+        size = _add_similar(tables, person, user, hood, room.shelf, followers, size, NEAR_LANE)
     if desk.walk.users.size:
         found = _add_similar(tables, person, user, desk.walk, room.trail, walked, _0, _0)
         for n in range(found):
             own = np.float32(tables.seen[np.uint64(walked.loose_rows[n])])
             walked.loose[n, 0] /= np.sqrt(own + _F1)
         kept = keep_best(walked, found, desk.walk)
-        size = add_gained(walked.rows[:kept], walked.gains[:kept, 0], hood, followers, size, _WALKED)
+        size = add_gained(walked.rows[:kept], walked.gains[:kept, 0], hood, followers, size, WALK_LANE)
     sort_gains(followers, size, weights, last, count, desk)
     return size
 
@@ -419,10 +419,10 @@ def _standardise(tables: Any, room: Any, size: Any, first_own: Any, found: Any, 
         own[0], own[1], own[2] = np.float64(a), np.float64(b), np.float64(c)
         for kind in range(KINDS):
             own[COUNTS + kind] = np.float64(gains[place, kind]) if place < found else _D0
-        has_similar = gains.shape[1] > KINDS and place < found
-        own[NEIGHBORS] = np.float64(gains[place, KINDS]) if has_similar else _D0
-        has_walks = gains.shape[1] > KINDS + 1 and place < found
-        own[WALK] = np.float64(gains[place, KINDS + 1]) if has_walks else _D0
+        has_similar = gains.shape[1] > NEAR_LANE and place < found
+        own[NEIGHBORS] = np.float64(gains[place, NEAR_LANE]) if has_similar else _D0
+        has_walks = gains.shape[1] > WALK_LANE and place < found
+        own[WALK] = np.float64(gains[place, WALK_LANE]) if has_walks else _D0
         own[REPEATS] = _D0
         if n == _0 or n >= first_own:
             at = place_of(repeats.rows, kept, row)

@@ -170,9 +170,7 @@ def find_neighbors(user: Any, events: Any, first: Any, last: Any, hood: Any) -> 
             if marks[slot] != mark:
                 marks[slot] = mark
                 similar[slot] += weight
-    for n in range(size):
-        hood.order.loose[n, 0] = similar[n]
-    kept = sort_largest(hood.order, size, np.uint64(hood.users.size))
+    kept = sort_largest(similar, size, np.uint64(hood.users.size), hood.order)
     for n in range(kept):
         slot = np.uint64(hood.order.order[n])
         hood.users[n], hood.similarities[n] = found[slot], similar[slot]
@@ -247,9 +245,7 @@ def _append(items: Any, size: Any, row: Any) -> Any:
 @part
 def keep_best(items: Any, size: Any, hood: Any) -> Any:
     """Writes the loose items that stay, and their gains, to `items`. Returns their number."""
-    for n in range(size):
-        hood.order.loose[n, 0] = items.loose[n, 0]
-    kept = sort_largest(hood.order, size, _WALK_ITEMS)
+    kept = sort_largest(items.loose[:, 0], size, _WALK_ITEMS, hood.order)
     for n in range(kept):
         place = np.uint64(hood.order.order[n])
         items.rows[n], items.gains[n, 0] = items.loose_rows[place], items.loose[place, 0]

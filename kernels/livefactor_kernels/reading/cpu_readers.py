@@ -17,6 +17,8 @@ from livefactor_kernels.numbers.parts import inlined
 from livefactor_kernels.reading import COUNTS, EXPERTS, FOLDS, NEIGHBORS, POPULARITY, REPEATS, WALK
 from livefactor_kernels.reading.cpu_experts import (
     KINDS,
+    NEAR_LANE,
+    WALK_LANE,
     Decays,
     Desk,
     add_gains,
@@ -41,8 +43,6 @@ from livefactor_kernels.spec.model import ModelSpec
 
 _0, _1, _4 = np.uint64(0), np.uint64(1), np.uint64(4)
 _F0, _D0, _D1 = np.float32(0.0), np.float64(0.0), np.float64(1.0)
-_NEAR, _WALKED = np.uint64(KINDS), np.uint64(KINDS + 1)
-"""Lanes of the gains from similar users and from walks."""
 
 
 class Followers(NamedTuple):
@@ -201,10 +201,10 @@ def _merge(parts: Any, found: Any, kept: Any, desk: Any, rows: Any, gains: Any, 
         if first < found and followers[first] == row:
             for kind in range(KINDS):
                 gain += parts[COUNTS + kind] * np.float64(counts[first, kind])
-            if counts.shape[1] > KINDS:
-                gain += parts[NEIGHBORS] * np.float64(counts[first, KINDS])
-            if counts.shape[1] > KINDS + 1:
-                gain += parts[WALK] * np.float64(counts[first, KINDS + 1])
+            if counts.shape[1] > NEAR_LANE:
+                gain += parts[NEIGHBORS] * np.float64(counts[first, NEAR_LANE])
+            if counts.shape[1] > WALK_LANE:
+                gain += parts[WALK] * np.float64(counts[first, WALK_LANE])
             first += _1
         rows[at], gains[at] = row, np.float32(gain)
         at += _1
@@ -241,11 +241,13 @@ def livefactor_combine_kernel(
         if neighbors.ends.size:
             near, end = np.uint64(neighbors.ends[user]), np.uint64(neighbors.ends[user + _1])
             own, similar = weigh_own(person, desk.hood), neighbors.similarities[near:end]
-            size = add_neighbors(neighbors.events, near, similar, own, desk.hood, desk.followers, size, _NEAR)
+            size = add_neighbors(
+                neighbors.events, near, similar, own, desk.hood, desk.followers, size, NEAR_LANE
+            )
         if walks.ends.size:
             begin, end = np.uint64(walks.ends[user]), np.uint64(walks.ends[user + _1])
             walked, worth = walks.rows[begin:end], walks.gains[begin:end]
-            size = add_gained(walked, worth, desk.hood, desk.followers, size, _WALKED)
+            size = add_gained(walked, worth, desk.hood, desk.followers, size, WALK_LANE)
         sort_gains(desk.followers, size, desk.count_weights, last, count, desk)
         kept = find_repeats(person, decays.repeats, count, desk)
         popularity_moments(mix, count, desk)

@@ -93,17 +93,17 @@ def _bucket_of(buckets: Any, before: Any, most: Any) -> Any:
 
 
 @part
-def sort_largest(rows: Any, size: Any, most: Any) -> Any:
-    """Finds the `most` largest of the numbers loose[:size, 0], which are at least 0.
+def sort_largest(numbers: Any, size: Any, most: Any, rows: Any) -> Any:
+    """Finds the `most` largest of numbers float32[size], which are at least 0.
 
-    It writes their places to order, the largest first, and equal ones by place. The radix sort of
-    all numbers takes four passes over them. Most of them are left out before: by the exponent, and
-    then by the first bits of the mantissa. Returns how many there are.
+    It writes their places to rows.order, the largest first, and equal ones by place. The radix sort
+    of all numbers takes four passes over them. Most of them are left out before: by the exponent,
+    and then by the first bits of the mantissa. Returns how many there are.
     """
     keys, places, buckets = rows.loose_rows, rows.rows, rows.buckets
     for n in range(size):
         # The bits of numbers from 0 on have their order.
-        keys[n], places[n] = np.uint32(_ALL_BITS - bits_of(rows.loose[n, 0])), np.uint32(n)
+        keys[n], places[n] = np.uint32(_ALL_BITS - bits_of(numbers[n])), np.uint32(n)
     kept = size
     if size > most + _FEW:
         buckets[:] = np.uint32(0)
