@@ -39,6 +39,21 @@ from livefactor_kernels.tables import ITEMS, USERS
 from livefactor_kernels.tables.start import Start
 from synthetic import make_spec, push
 
+
+def mix_spec(mix: Mix, start_events: float = 0.0) -> ModelSpec:
+    """A spec of rule SOLVE with a mix."""
+    return make_spec(
+        Loss.IMPLICIT,
+        k=20,
+        rule=Rule.SOLVE,
+        micro_batch=100,
+        history=History(32, 64),
+        solve=Solve(0.0, 4, 2, 10.0, start_events=start_events),
+        counts=Counts(16, 8),
+        mix=mix,
+    )
+
+
 SPECS: dict[str, ModelSpec] = {
     "squared": make_spec(Loss.SQUARED, k=64),
     "squared_adagrad_micro": make_spec(Loss.SQUARED, OptimizerKind.ADAGRAD, k=20, micro_batch=100),
@@ -123,76 +138,13 @@ SPECS: dict[str, ModelSpec] = {
         solve=Solve(0.5, 4, 2),
         features=Features(64, 5, 3.0),
     ),
-    "solve_start": make_spec(
-        Loss.IMPLICIT,
-        k=20,
-        rule=Rule.SOLVE,
-        micro_batch=100,
-        history=History(32, 64),
-        solve=Solve(0.0, 4, 2, 10.0, start_events=8.0),
-        counts=Counts(16, 8),
-        mix=Mix(0.05),
-    ),
-    "solve_mix": make_spec(
-        Loss.IMPLICIT,
-        k=20,
-        rule=Rule.SOLVE,
-        micro_batch=100,
-        history=History(32, 64),
-        solve=Solve(0.0, 4, 2, 10.0),
-        counts=Counts(16, 8),
-        mix=Mix(0.05),
-    ),
-    "solve_mix_recent": make_spec(
-        Loss.IMPLICIT,
-        k=20,
-        rule=Rule.SOLVE,
-        micro_batch=100,
-        history=History(32, 64),
-        solve=Solve(0.0, 4, 2, 10.0),
-        counts=Counts(16, 8),
-        mix=Mix(0.05, 1.0),
-    ),
-    "solve_mix_similar": make_spec(
-        Loss.IMPLICIT,
-        k=20,
-        rule=Rule.SOLVE,
-        micro_batch=100,
-        history=History(32, 64),
-        solve=Solve(0.0, 4, 2, 10.0),
-        counts=Counts(16, 8),
-        mix=Mix(0.05, 1.0, 6),
-    ),
-    "solve_mix_roots": make_spec(
-        Loss.IMPLICIT,
-        k=20,
-        rule=Rule.SOLVE,
-        micro_batch=100,
-        history=History(32, 64),
-        solve=Solve(0.0, 4, 2, 10.0),
-        counts=Counts(16, 8),
-        mix=Mix(0.05, 1.0, 6, 2, True, 3.0),
-    ),
-    "solve_mix_baskets": make_spec(
-        Loss.IMPLICIT,
-        k=20,
-        rule=Rule.SOLVE,
-        micro_batch=100,
-        history=History(32, 64),
-        solve=Solve(0.0, 4, 2, 10.0),
-        counts=Counts(16, 8),
-        mix=Mix(0.05, 1.0, 6, 1, True, 3.0, True),
-    ),
-    "solve_mix_walks": make_spec(
-        Loss.IMPLICIT,
-        k=20,
-        rule=Rule.SOLVE,
-        micro_batch=100,
-        history=History(32, 64),
-        solve=Solve(0.0, 4, 2, 10.0),
-        counts=Counts(16, 8),
-        mix=Mix(0.05, 1.0, 6, 1, True, 3.0, True, 10, 1000),
-    ),
+    "solve_start": mix_spec(Mix(0.05), start_events=8.0),
+    "solve_mix": mix_spec(Mix(0.05)),
+    "solve_mix_recent": mix_spec(Mix(0.05, 1.0)),
+    "solve_mix_similar": mix_spec(Mix(0.05, 1.0, 6)),
+    "solve_mix_roots": mix_spec(Mix(0.05, 1.0, 6, 2, True, 3.0)),
+    "solve_mix_baskets": mix_spec(Mix(0.05, 1.0, 6, 1, True, 3.0, True)),
+    "solve_mix_walks": mix_spec(Mix(0.05, 1.0, 6, 1, True, 3.0, True, 10, 1000)),
     "solve_squared": make_spec(
         Loss.SQUARED, k=20, rule=Rule.SOLVE, micro_batch=7, history=History(32, 64), solve=Solve(0.0, 4, 2)
     ),
