@@ -116,6 +116,8 @@ def test_all_parts_of_one_model_add_up(name: str, tmp_path: Path) -> None:
             even, odd = (answer.scores for answer in scorer.score([40, 41], NAMES))
             # Popularity is the same for both.
             assert (even - odd)[::2].mean() > (even - odd)[1::2].mean()
+            if name == "clicks":
+                assert even[::2].mean() > even[1::2].mean() and odd[1::2].mean() > odd[::2].mean()
         with server.auditor(model="films") as auditor:
             auditor.snapshot()
     assert replay_model(tmp_path / "models" / "films", "reference", None).good
